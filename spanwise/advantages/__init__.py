@@ -1,0 +1,53 @@
+"""Rewards, values and spans to credit: pure functions of torch tensors.
+
+``recurrence`` bootstraps from a critic at span boundaries, ``group`` compares the rows
+of one prompt, ``tree`` gives every turn of a search tree its own credit.
+"""
+
+from spanwise.advantages.group import (
+    centred_advantages,
+    global_advantages,
+    group_advantages,
+    leave_one_out_advantages,
+    to_tokens,
+    whiten,
+)
+from spanwise.advantages.recurrence import (
+    length_adaptive_lambda,
+    span_advantages,
+    span_returns,
+)
+from spanwise.advantages.tree import (
+    child_mean_values,
+    child_softmax_values,
+    gather_nodes,
+    leaf_counts,
+    leaf_mean_values,
+    node_value,
+    normalised_leaf_rewards,
+    over_both,
+    over_parent,
+    over_root,
+)
+
+__all__ = [
+    "centred_advantages",
+    "child_mean_values",
+    "child_softmax_values",
+    "gather_nodes",
+    "global_advantages",
+    "group_advantages",
+    "leaf_counts",
+    "leaf_mean_values",
+    "leave_one_out_advantages",
+    "length_adaptive_lambda",
+    "node_value",
+    "normalised_leaf_rewards",
+    "over_both",
+    "over_parent",
+    "over_root",
+    "span_advantages",
+    "span_returns",
+    "to_tokens",
+    "whiten",
+]

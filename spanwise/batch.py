@@ -1,0 +1,165 @@
+"""Trees to tensors: the only place where tokens, masks, turns and rewards are aligned.
+
+Every tensor of a batch that has a ``T`` axis is indexed by the token itself:
+``rollout_logprobs[i, t]`` is the log-prob *of* ``tokens[i, t]``, and so is every
+log-prob, value and advantage that is computed from a batch later on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spanwise.tree import Node, Path, Tree
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Branches as rows, and the turns they are made of as nodes.
+
+    ``N`` branches, right-padded to ``T`` tokens; ``M`` nodes over all trees, a parent
+    before its children. Branches without a reward are left out, and counted.
+    """
+
+    tokens: Tensor
+    """``[N, T]`` int64, 0 where padded."""
+
+    lengths: Tensor
+    """``[N]`` int64, tokens of the branch, prompt and observations included."""
+
+    mask: Tensor
+    """``[N, T]`` bool, True on tokens that the model sampled."""
+
+    turns: Tensor
+    """``[N, T]`` int64, number of the turn within its branch; -1 where mask is False."""
+
+    nodes: Tensor
+    """``[N, T]`` int64, number of the node over the batch; -1 where mask is False."""
+
+    rollout_logprobs: Tensor
+    """``[N, T]`` float32, as the engine reported at temperature 1; 0 where mask is False."""
+
+    rewards: Tensor
+    """``[N]`` float32, outcome of the branch."""
+
+    groups: Tensor
+    """``[N]`` int64, number of the tree."""
+
+    leaves: Tensor
+    """``[N]`` int64, node at which the branch ends."""
+
+    parents: Tensor
+    """``[M]`` int64, parent of each node; -1 for a root."""
+
+    entropies: Tensor
+    """``[M]`` float32, ``H`` of each node, in nats; 0 for a root."""
+
+    num_excluded: int
+    """Branches that have no reward and are not in the batch."""
+
+    @staticmethod
+    def from_trees(trees: Sequence[Tree]) -> Batch:
+        """Lay out the branches of some trees, in order.
+
+        Raises:
+          ValueError: if no branch of any tree has a reward.
+
+        Example:
+          >>> from spanwise.tree import Node
+          >>> root = Node(path=(), observation=(5, 6), stop="prompt")
+          >>> def turn(*path, stop, observation=(), reward=None):
+          ...     return Node(path=path, tokens=(1, 2), logprobs=(-1.0, -3.0), stop=stop,
+          ...         sampling_logprobs=(-1.0, -3.0), observation=observation, reward=reward)
+          >>> batch = Batch.from_trees([Tree(task_id="t", nodes=(root,
+          ...     turn(0, stop="call", observation=(9,)), turn(0, 0, stop="answer", reward=1.0),
+          ...     turn(1, stop="answer", reward=0.0)))])
+          >>> batch.turns.tolist()
+          [[-1, -1, 0, 0, -1, 1, 1], [-1, -1, 0, 0, -1, -1, -1]]
+          >>> batch.nodes[1].tolist(), batch.parents.tolist(), batch.entropies.tolist()
+          ([-1, -1, 3, 3, -1, -1, -1], [-1, 0, 1, 0], [0.0, 2.0, 2.0, 2.0])
+        """
+        numbers: dict[tuple[int, Path], int] = {}
+        parents: list[int] = []
+        entropies: list[float] = []
+        rows: list[_Row] = []
+        num_excluded = 0
+        for group, tree in enumerate(trees):
+            for node in tree.nodes:
+                parents.append(numbers[group, node.path[:-1]] if node.path else -1)
+                entropies.append(node.entropy)
+                numbers[group, node.path] = len(numbers)
+            for branch in tree.branches():
+                if branch.leaf.reward is None:
+                    num_excluded += 1
+                else:
+                    path_numbers = [numbers[group, n.path] for n in branch.nodes]
+                    rows.append(_Row.of(branch.nodes, path_numbers, group))
+        if not rows:
+            raise ValueError(
+                f"none of the {num_excluded} branches has a reward: there is nothing to train on"
+            )
+        return Batch(
+            tokens=_pad([r.tokens for r in rows], 0, torch.int64),
+            lengths=torch.tensor([len(r.tokens) for r in rows]),
+            mask=_pad([r.nodes for r in rows], -1, torch.int64) >= 0,
+            turns=_pad([r.turns for r in rows], -1, torch.int64),
+            nodes=_pad([r.nodes for r in rows], -1, torch.int64),
+            rollout_logprobs=_pad([r.logprobs for r in rows], 0.0, torch.float32),
+            rewards=torch.tensor([r.reward for r in rows], dtype=torch.float32),
+            groups=torch.tensor([r.group for r in rows]),
+            leaves=torch.tensor([r.leaf for r in rows]),
+            parents=torch.tensor(parents),
+            entropies=torch.tensor(entropies, dtype=torch.float32),
+            num_excluded=num_excluded,
+        )
+
+    @property
+    def num_rows(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def num_model_tokens(self) -> int:
+        return int(self.mask.sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    tokens: list[int]
+    turns: list[int]
+    nodes: list[int]
+    logprobs: list[float]
+    reward: float
+    group: int
+    leaf: int
+
+    @staticmethod
+    def of(path: Sequence[Node], numbers: Sequence[int], group: int) -> _Row:
+        tokens: list[int] = []
+        turns: list[int] = []
+        nodes: list[int] = []
+        logprobs: list[float] = []
+        for depth, (node, number) in enumerate(zip(path, numbers, strict=True)):
+            sampled, given = len(node.tokens), len(node.observation)
+            tokens += [*node.tokens, *node.observation]
+            turns += [depth - 1] * sampled + [-1] * given
+            nodes += [number] * sampled + [-1] * given
+            logprobs += [*node.logprobs, *[0.0] * given]
+        reward = path[-1].reward
+        assert reward is not None
+        return _Row(
+            tokens=tokens,
+            turns=turns,
+            nodes=nodes,
+            logprobs=logprobs,
+            reward=reward,
+            group=group,
+            leaf=numbers[-1],
+        )
+
+
+def _pad(rows: Sequence[Sequence[float]], value: float, dtype: torch.dtype) -> Tensor:
+    width = max(len(r) for r in rows)
+    return torch.tensor([[*r, *[value] * (width - len(r))] for r in rows], dtype=dtype)

@@ -1,0 +1,199 @@
+"""The command line; the only file that imports tyro.
+
+spanwise train RECIPE [--option value ...]     train, and show what was learned
+spanwise eval RUN_OR_MODEL [--option value]    answer held-out questions
+spanwise show RUN [--step N] [--tree N]        one search tree with its credit
+spanwise build-base [--option value ...]       fit the small model that ships with spanwise
+
+RECIPE is the name of a recipe or your own file's, FILE.py:FUNCTION.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from spanwise.envs.base import Split
+    from spanwise.train.config import TrainConfig
+
+C = TypeVar("C")
+
+
+class UsageError(ValueError):
+    """The command line asks for something that is not there."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; what the user got wrong is one line, not a traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "train": _train,
+        "eval": _eval,
+        "show": _show,
+        "build-base": _build_base,
+    }
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    try:
+        if arguments[0] not in commands:
+            raise UsageError(f"no command {arguments[0]!r}; there are {', '.join(commands)}")
+        commands[arguments[0]](arguments[1:])
+    except ValueError as error:  # UsageError, ModelError, RunError and refused settings
+        print(f"spanwise: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("spanwise: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _train(arguments: list[str]) -> None:
+    spec, rest = _target(arguments, "train RECIPE", default_help=True)
+    config = _configured(spec, rest)
+
+    from spanwise.display import Display, results_table, tree_to_show, tree_view
+    from spanwise.train import train
+
+    folder = config.folder or _new_folder(spec)
+    console = (display := Display()).console
+    log = train(config, recipe=spec, arguments=rest, folder=folder, display=display)
+    console.print(results_table(log.read_summary(), group_name=config.evaluation.group_by))
+    if steps := log.tree_steps():
+        console.print(f"\nOne search tree of step {steps[0]}\n", style="bold", highlight=False)
+        console.print(tree_view(tree_to_show(log.read_trees(steps[0]))))
+        console.print(f"\nanother tree  spanwise show {folder} --step {steps[-1]}", highlight=False)
+    console.print(f"more scores   spanwise eval {folder} --num-tasks 400", highlight=False)
+    console.print(f"run folder    {folder}", highlight=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Answer held-out questions, sampled and greedily."""
+
+    recipe: str = "at2po_search"
+    """Whose tasks and limits; a run folder brings its own."""
+
+    num_tasks: int = 300
+    """The first so many of the split."""
+
+    split: Split = "test"
+    """Which tasks."""
+
+    seed: int = 0
+    """Of the sampled answers."""
+
+
+def _eval(arguments: list[str]) -> None:
+    target, rest = _target(arguments, "eval RUN_OR_MODEL")
+    options = _parsed(EvalOptions(), rest, "spanwise eval TARGET")
+
+    from spanwise.display import Display, scores_table
+    from spanwise.rollout.base import Site
+    from spanwise.runlog import RunLog
+    from spanwise.train.evaluate import measure
+
+    if (Path(target) / "config.json").is_file() and (Path(target) / "checkpoints").is_dir():
+        log = RunLog.open(Path(target))
+        record, path = log.read_config(), log.checkpoint_path("final")
+        if not path.is_dir():
+            raise UsageError(f"{target} has no finished checkpoint yet ({path} is missing)")
+        config = _configured(record["recipe"], record["arguments"])
+        model = dataclasses.replace(config.model, path=str(path))
+    else:
+        config = _configured(options.recipe, [])
+        model = dataclasses.replace(config.model, path=target)
+    tokenizer = model.load_tokenizer()
+    config.env.check(tokenizer)
+    sampler = config.sampler.build(model.load(), tokenizer)
+    site = Site(env=config.env, sampler=sampler, tokenizer=tokenizer, seed=options.seed)
+    evaluation = dataclasses.replace(
+        config.evaluation, num_tasks=options.num_tasks, split=options.split
+    )
+    display = Display()
+    with display.waiting(f"answering {options.num_tasks} questions, sampled and greedily"):
+        measured = measure(site, config.rollout, evaluation)
+    table = scores_table(measured.summary(), title=target, group_name=evaluation.group_by)
+    display.console.print(table)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions:
+    """Print one search tree of a run with its credit."""
+
+    step: int | None = None
+    """The step whose trees to look at; by default the first that was kept."""
+
+    tree: int | None = None
+    """Which of its trees, from 0; by default the one with the most even outcomes."""
+
+
+def _show(arguments: list[str]) -> None:
+    target, rest = _target(arguments, "show RUN")
+    options = _parsed(ShowOptions(), rest, "spanwise show RUN")
+
+    from spanwise.display import Display, tree_to_show, tree_view
+    from spanwise.runlog import RunLog
+
+    log = RunLog.open(Path(target))
+    steps = log.tree_steps()
+    step = options.step if options.step is not None else next(iter(steps), None)
+    if step not in steps:
+        kept = f"steps {steps[0]} to {steps[-1]}" if steps else "none"
+        raise UsageError(f"{target} has no trees of step {step}; kept are {kept}")
+    records = log.read_trees(step)
+    if options.tree is not None and not 0 <= options.tree < len(records):
+        raise UsageError(f"step {step} has trees 0 to {len(records) - 1}, not {options.tree}")
+    record = tree_to_show(records) if options.tree is None else records[options.tree]
+    console = Display().console
+    console.print(f"step {step}, tree {records.index(record)}\n", style="bold", highlight=False)
+    console.print(tree_view(record))
+
+
+def _build_base(arguments: list[str]) -> None:
+    from spanwise.models.base_model import BaseModelRecipe, fit_base_model
+
+    recipe = _parsed(BaseModelRecipe(), arguments, "spanwise build-base")
+    fit_base_model(recipe)
+
+
+def _target(
+    arguments: list[str], usage: str, *, default_help: bool = False
+) -> tuple[str, list[str]]:
+    """The word after the command, and the options after it."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], arguments[1:]
+    if default_help:
+        from spanwise import recipes
+
+        raise UsageError(
+            f"use spanwise {usage} [--option value ...]; the recipes are "
+            f"{', '.join(recipes.names())}, or FILE.py:FUNCTION; RECIPE --help lists the options"
+        )
+    raise UsageError(f"use spanwise {usage} [--option value ...]")
+
+
+def _configured(spec: str, arguments: Sequence[str]) -> TrainConfig:
+    """The recipe's configuration with the options of the command line."""
+    from spanwise import recipes
+
+    recipe = recipes.find(spec)
+    return _parsed(recipe(), arguments, f"spanwise train {spec}")
+
+
+def _parsed(default: C, arguments: Sequence[str], prog: str) -> C:
+    import tyro
+
+    kind: Any = type(default)
+    return tyro.cli(kind, default=default, args=list(arguments), prog=prog)
+
+
+def _new_folder(spec: str) -> Path:
+    name = spec.rpartition(":")[2]
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"

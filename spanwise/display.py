@@ -1,0 +1,177 @@
+"""What a person sees in the terminal: progress, the result, one tree with its credit.
+
+Text of the model is shown as text: markup and control characters in it do nothing.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree as RichTree
+
+
+class Display:
+    """Progress on a console; plain lines where it is no terminal."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Say what is going on until it is done."""
+        if self.console.is_terminal:
+            with self.console.status(what):
+                yield
+        else:
+            self.console.print(what, highlight=False)
+            yield
+
+    @contextmanager
+    def steps(self, total: int) -> Iterator[StepProgress]:
+        """A bar over the training steps with the time left."""
+        progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            TextColumn("step {task.completed}/{task.total}"),
+            TextColumn("[green]{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        with progress:
+            task = progress.add_task("training", total=total, figures="")
+            yield StepProgress(self.console, progress, task, total)
+
+
+class StepProgress:
+    """Moves the bar; without a terminal, prints about twenty lines over the run."""
+
+    def __init__(self, console: Console, progress: Progress, task: TaskID, total: int) -> None:
+        self._console, self._progress, self._task, self._total = console, progress, task, total
+
+    def step(self, metrics: Mapping[str, Any]) -> None:
+        """One step is done."""
+        figures = (
+            f"exact match {metrics['chain/exact_match']:.2f}  "
+            f"tool calls {metrics['tool_calls']:.1f}  entropy {metrics['turn_entropy']:.2f}"
+        )
+        self._progress.update(self._task, advance=1, figures=figures)
+        step = metrics["step"]
+        every = max(1, self._total // 20)
+        if not self._console.is_terminal and (step % every == 0 or step == self._total):
+            line = f"step {step}/{self._total}  {figures}"
+            self._console.print(line, highlight=False)
+
+
+def results_table(summary: Mapping[str, Any], *, group_name: str = "hops") -> Table:
+    """Held-out exact match before and after, in all and by group, with counts."""
+    before, after = summary["before"], summary["after"]
+    table = Table(title=f"Held-out exact match, {summary['recipe']}, seed {summary['seed']}")
+    table.add_column(group_name)
+    table.add_column("questions", justify="right")
+    for kind in ("sampled", "greedy"):
+        for when in ("before", "after", "gain"):
+            table.add_column(f"{kind} {when}", justify="right")
+    rows = [("all", before, after)]
+    rows += [(k, before["by_group"][k], after["by_group"][k]) for k in before["by_group"]]
+    for name, old, new in rows:
+        cells: list[str] = []
+        for key in ("exact_match", "greedy"):
+            gain = 100 * (new[key] - old[key])
+            cells += [f"{100 * old[key]:.1f}%", f"{100 * new[key]:.1f}%", f"{gain:+.1f}"]
+        table.add_row(name, str(old["n"]), *cells, style="bold" if name == "all" else "")
+    return table
+
+
+def scores_table(measured: Mapping[str, Any], *, title: str, group_name: str = "hops") -> Table:
+    """Exact match of one measurement, in all and by group."""
+    table = Table(title=f"Held-out exact match, {title}")
+    for name in (group_name, "questions", "sampled", "greedy"):
+        table.add_column(name, justify="right")
+    for name, row in [("all", measured), *measured["by_group"].items()]:
+        shares = [f"{100 * row[key]:.1f}%" for key in ("exact_match", "greedy")]
+        table.add_row(name, str(row["n"]), *shares, style="bold" if name == "all" else "")
+    return table
+
+
+def tree_view(record: Mapping[str, Any]) -> Group:
+    """One tree of a run folder: each turn with its entropy, its credit and why it is there."""
+    task, nodes = record["task"], record["nodes"]
+    head = Text.assemble(
+        ("question ", "dim"),
+        printable(task["question"]),
+        ("   answer ", "dim"),
+        (printable(" / ".join(task["answers"])), "bold"),
+    )
+    root = RichTree(Text("prompt", style="dim"))
+    branches = {(): root}
+    for node in nodes[1:]:
+        path = tuple(node["path"])
+        branches[path] = branches[path[:-1]].add(_turn(node))
+    legend = Text(
+        "H entropy of the turn (nats a token)   V value   A advantage   "
+        "+r: fresh turn sampled in round r because the turn named was undecided",
+        style="dim",
+    )
+    return Group(head, root, legend)
+
+
+def tree_to_show(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The tree that shows most: right and wrong leaves as even as can be, then few nodes."""
+
+    def interest(record: Mapping[str, Any]) -> tuple[float, int]:
+        rewards = [n["reward"] for n in record["nodes"] if n["reward"] is not None]
+        right = sum(r > 0 for r in rewards) / max(len(rewards), 1)
+        return abs(right - 0.5), len(record["nodes"])
+
+    return min(records, key=interest)
+
+
+def printable(text: str) -> str:
+    r"""Text without control characters, line breaks as spaces.
+
+    Example:
+      >>> printable("a\x1b[31mred\n\u202eb")
+      'a[31mred b'
+    """
+    text = " ".join(text.split())
+    return "".join(c for c in text if unicodedata.category(c)[0] != "C")
+
+
+def _turn(node: Mapping[str, Any]) -> Text:
+    """One line for one turn."""
+    outcome, label = node["outcome"], Text()
+    expansion = node["expansion"]
+    if expansion:
+        label.append(f"+{expansion['round']} ", style="bold magenta")
+    if "query" in outcome:
+        label.append("search ", style="dim").append(printable(outcome["query"]), style="cyan")
+    elif "answer" in outcome:
+        right = outcome.get("exact_match")
+        label.append("answer ", style="dim")
+        label.append(printable(outcome["answer"]), style="green" if right else "red")
+    else:
+        label.append(printable(node["text"])[:80], style="red")
+    if node["stop"] not in ("call", "answer"):
+        label.append(f"  {node['stop']}", style="bold red")
+    if node["failure"]:
+        label.append(f" ({printable(node['failure']['message'])})", style="red")
+    label.append(f"   H {node['entropy']:.2f}", style="dim")
+    if node["reward"] is not None:
+        label.append(f"  reward {node['reward']:g}")
+    if node["value"] is not None:
+        label.append(f"  V {node['value']:+.2f}", style="dim")
+    advantage = node["advantage"]
+    colour = "green" if advantage > 0 else "red" if advantage < 0 else "dim"
+    label.append(f"  A {advantage:+.2f}", style=colour)
+    if expansion:
+        of = ".".join(map(str, expansion["of"])) or "prompt"
+        label.append(f"   beside {of}, score {expansion['score']:.2f}", style="magenta")
+    return label

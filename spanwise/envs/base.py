@@ -1,0 +1,96 @@
+"""What a task family offers: prompts, and an answer to each turn of the model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from spanwise.tree import Failure, Stop
+
+Split = Literal["train", "dev", "test"]
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that environments and rollouts use."""
+
+    def encode(self, text: str, **options: Any) -> list[int]: ...
+    def decode(self, token_ids: Any, **options: Any) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One question."""
+
+    id: str
+    """Unique over all splits; draws are seeded by it."""
+
+    question: str
+    answers: tuple[str, ...]
+    """Any of these is right."""
+
+    info: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """For tables and metrics, such as ``{"hops": 2}``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One turn of the model as the environment sees it."""
+
+    text: str
+    truncated: bool = False
+    """The token limit cut it."""
+
+    outcome: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What the environment said of it (empty for the newest turn)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """The environment's answer to a turn."""
+
+    stop: Stop
+    """``call``: the trajectory goes on after ``observation``; else it ends here."""
+
+    observation: str = ""
+    reward: float | None = None
+    """Set when the trajectory ends, unless ``failure`` says why there is none."""
+
+    failure: Failure | None = None
+    outcome: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        if self.stop == "call" and not self.observation:
+            raise ValueError("a reply that goes on needs an observation")
+        if self.stop != "call" and (self.reward is None) == (self.failure is None):
+            raise ValueError("a reply that ends needs a reward, or a failure that says why not")
+
+
+class Environment(ABC):
+    """A family of tasks. Holds no trajectory: a search may fork at any turn.
+
+    Subclasses are frozen keyword-only dataclasses whose fields are the options.
+    """
+
+    stop_strings: tuple[str, ...] = ()
+    """The sampler ends a turn at any of these."""
+
+    @abstractmethod
+    def tasks(self, split: Split) -> Sequence[Task]:
+        """The tasks of a split, always the same ones in the same order."""
+
+    @abstractmethod
+    def messages(self, task: Task) -> list[dict[str, str]]:
+        """The chat that opens the trajectory, for the tokenizer's chat template."""
+
+    @abstractmethod
+    async def reply(self, task: Task, turns: Sequence[Turn]) -> Reply:
+        """Answer the newest turn, ``turns[-1]``. A function of its arguments alone."""
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Refuse a tokenizer that cannot write what this environment needs.
+
+        Raises:
+          ValueError: one line that names what is missing.
+        """

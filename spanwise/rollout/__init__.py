@@ -1,0 +1,7 @@
+"""Rollouts: a Sampler driven through an Environment gives a Tree."""
+
+from spanwise.rollout.base import Rollout, Site
+from spanwise.rollout.chains import Chains
+from spanwise.rollout.tree_search import TreeSearch
+
+__all__ = ["Chains", "Rollout", "Site", "TreeSearch"]

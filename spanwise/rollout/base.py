@@ -1,0 +1,155 @@
+"""A Sampler driven through an Environment gives a Tree."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from spanwise.envs.base import Environment, Reply, Task, Tokenizer, Turn
+from spanwise.rollout.seeds import seed_of
+from spanwise.samplers.base import Completion, EngineError, Request, Sampler, Sampling
+from spanwise.tree import Expansion, Failure, Node, Path, Tree
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Where rollouts happen: what stays the same from one tree to the next."""
+
+    env: Environment
+    sampler: Sampler
+    tokenizer: Any
+    seed: int
+    """Of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout(ABC):
+    """How the trajectories of one prompt are sampled."""
+
+    sampling: Sampling = Sampling()
+    max_turn_tokens: int = 64
+    """Limit of one turn of the model."""
+
+    max_response_tokens: int = 256
+    """Limit of a whole trajectory after the prompt, observations included."""
+
+    @abstractmethod
+    async def __call__(self, site: Site, task: Task, *, step: int) -> Tree:
+        """Sample one tree. The same site, task and step give the same tree."""
+
+
+class Growth:
+    """One tree while it grows: chains are added to it until it is frozen.
+
+    Chains grow at the same time and each writes only its own nodes, so a slow tool
+    holds up its own chain alone.
+    """
+
+    def __init__(self, rollout: Rollout, site: Site, task: Task, step: int) -> None:
+        self.rollout, self.site, self.task, self.step = rollout, site, task, step
+        prompt = prompt_tokens(site.tokenizer, site.env, task)
+        self.nodes: dict[Path, Node] = {
+            (): Node(path=(), observation=prompt, stop="prompt", observation_text=task.question)
+        }
+
+    def next_child(self, parent: Path) -> Path:
+        """The path of a child that does not exist yet."""
+        return (*parent, sum(path[:-1] == parent for path in self.nodes if path))
+
+    async def chains(self, starts: Sequence[tuple[Path, Expansion | None]]) -> None:
+        """Grow a chain from each start, all at once."""
+        async with asyncio.TaskGroup() as group:
+            for path, expansion in starts:
+                group.create_task(self.chain(path, expansion))
+
+    async def chain(self, path: Path, expansion: Expansion | None = None) -> None:
+        """Sample the turn at ``path`` and go on to the end of the trajectory."""
+        while True:
+            node = await self.turn(path)
+            self.nodes[path] = replace(node, expansion=expansion)
+            if node.is_leaf:
+                return
+            path, expansion = (*path, 0), None
+
+    async def turn(self, path: Path) -> Node:
+        """Sample one turn and have the environment answer it."""
+        before = [self.nodes[path[:depth]] for depth in range(len(path))]
+        context = tuple(t for n in before for t in (*n.tokens, *n.observation))
+        room = self._room(len(context))
+        request = Request(
+            prompt=context,
+            seed=seed_of(self.site.seed, self.step, self.task.id, path, 0),
+            max_tokens=min(self.rollout.max_turn_tokens, room),
+            stop=self.site.env.stop_strings,
+            sampling=self.rollout.sampling,
+        )
+        try:
+            completion = await self.site.sampler.sample(request)
+        except EngineError as error:
+            return Node(path=path, stop="failure", failure=_failure("engine_error", error))
+        text = self.site.tokenizer.decode(completion.tokens, skip_special_tokens=False)
+        turns = [Turn(text=n.text, outcome=n.outcome) for n in before[1:]]
+        turns.append(Turn(text=text, truncated=completion.finish == "length"))
+        reply = await self._reply(turns)
+        observation = encode(self.site.tokenizer, reply.observation)
+        if reply.stop == "call" and self._room(len(context + completion.tokens + observation)) < 1:
+            turns[-1] = replace(turns[-1], truncated=True)
+            reply, observation = await self._reply(turns), ()
+        return _node(path, completion, text, reply, observation)
+
+    def _room(self, used: int) -> int:
+        return len(self.nodes[()].observation) + self.rollout.max_response_tokens - used
+
+    async def _reply(self, turns: Sequence[Turn]) -> Reply:
+        """The environment's answer; what it raises, or a reward of NaN, becomes a failure."""
+        try:
+            reply = await self.site.env.reply(self.task, turns)
+        except Exception as error:
+            return Reply(stop="failure", failure=_failure("reward_error", error))
+        if reply.reward is not None and not math.isfinite(reply.reward):
+            error = ValueError(f"the reward is {reply.reward}")
+            return Reply(stop="failure", failure=_failure("reward_error", error))
+        return reply
+
+    def freeze(self) -> Tree:
+        """The tree as it is now."""
+        return Tree(task_id=self.task.id, nodes=tuple(self.nodes[p] for p in sorted(self.nodes)))
+
+
+def prompt_tokens(tokenizer: Any, env: Environment, task: Task) -> tuple[int, ...]:
+    """The task's chat, through the tokenizer's own chat template."""
+    text = tokenizer.apply_chat_template(
+        env.messages(task), add_generation_prompt=True, tokenize=False
+    )
+    return encode(tokenizer, text)
+
+
+def encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Text that did not come from the model, to tokens, once."""
+    return tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
+
+
+def _failure(kind: str, error: BaseException) -> Failure:
+    return Failure(kind=kind, message=f"{type(error).__name__}: {error}")
+
+
+def _node(
+    path: Path, completion: Completion, text: str, reply: Reply, observation: tuple[int, ...]
+) -> Node:
+    return Node(
+        path=path,
+        tokens=completion.tokens,
+        logprobs=completion.logprobs,
+        sampling_logprobs=completion.sampling_logprobs,
+        observation=observation,
+        stop=reply.stop,
+        reward=reply.reward,
+        failure=reply.failure,
+        text=text,
+        observation_text=reply.observation if observation else "",
+        outcome=reply.outcome,
+    )

@@ -1,0 +1,131 @@
+"""Tree search over turns: fork where the model was undecided.
+
+As in AT²PO (arXiv 2601.04767), the trajectories of a prompt grow in rounds. Each round
+picks the turns that the model was least sure of and samples each of them anew, and on
+to the end of the trajectory.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from spanwise.envs.base import Task
+from spanwise.rollout.base import Growth, Rollout, Site
+from spanwise.rollout.seeds import seed_of
+from spanwise.tree import Expansion, Node, Path, Tree
+
+Ranked = list[tuple[Path, float]]
+"""Nodes to sample anew with the score of each, best first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeSearch(Rollout):
+    """``num_chains`` trajectories, then ``num_rounds`` rounds of ``num_expansions`` forks.
+
+    The tree has exactly ``num_chains + num_rounds * num_expansions`` leaves
+    (``M + L K`` in the paper's letters). With no rounds it is ``Chains``.
+    """
+
+    num_chains: int = 10
+    """``M``."""
+
+    num_rounds: int = 2
+    """``L``."""
+
+    num_expansions: int = 6
+    """``K``, for each round."""
+
+    sibling_penalty: float = 0.05
+    """``α``, taken off the entropy in nats for each sibling that a turn already has."""
+
+    choose: Literal["entropy", "random"] = "entropy"
+    """``random`` is the baseline: every turn that called a tool is as likely."""
+
+    def __post_init__(self) -> None:
+        if self.num_chains < 1 or self.num_rounds < 0 or self.num_expansions < 0:
+            raise ValueError(
+                "tree search needs num_chains >= 1, num_rounds >= 0 and num_expansions >= 0, got "
+                f"{self.num_chains}, {self.num_rounds} and {self.num_expansions}"
+            )
+
+    @property
+    def num_leaves(self) -> int:
+        return self.num_chains + self.num_rounds * self.num_expansions
+
+    async def __call__(self, site: Site, task: Task, *, step: int) -> Tree:
+        growth = Growth(self, site, task, step)
+        await growth.chains([((i,), None) for i in range(self.num_chains)])
+        for number in range(1, self.num_rounds + 1):
+            seed = seed_of(site.seed, step, task.id, "choose", number)
+            ranked = self.rank(list(growth.nodes.values()), seed)
+            await growth.chains(_siblings(growth, go_round(ranked, self.num_expansions), number))
+        return growth.freeze()
+
+    def rank(self, nodes: Sequence[Node], seed: int) -> Ranked:
+        """The turns that may be sampled anew, best first.
+
+        Args:
+          nodes: All nodes of the tree so far. Candidates are those that called a tool.
+          seed: For the ``random`` choice.
+        """
+        if self.choose == "entropy":
+            return by_entropy(nodes, self.sibling_penalty)
+        candidates = sorted(n.path for n in nodes if n.stop == "call")
+        random.Random(seed).shuffle(candidates)
+        return [(path, 0.0) for path in candidates]
+
+
+def by_entropy(nodes: Sequence[Node], sibling_penalty: float) -> Ranked:
+    """Rank the turns that called a tool by ``H(n) - α b(n)``, highest first.
+
+    ``b(n)`` is the number of siblings of ``n``. Ties go to the smaller path. The root is
+    no turn and no candidate, although the official code counts it with ``H = 0``; it is
+    forked as a last resort (see ``go_round``).
+
+    Example:
+      >>> def call(*path, logprob):
+      ...     return Node(path=path, tokens=(1,), logprobs=(logprob,),
+      ...                 sampling_logprobs=(logprob,), stop="call")
+      >>> by_entropy([call(0, logprob=-0.5), call(1, logprob=-0.5), call(0, 0, logprob=-0.48)],
+      ...            sibling_penalty=0.05)
+      [((0, 0), 0.48), ((0,), 0.45), ((1,), 0.45)]
+    """
+    siblings: dict[Path, int] = {}
+    for node in nodes:
+        if node.path:
+            siblings[node.path[:-1]] = siblings.get(node.path[:-1], -1) + 1
+    scored = [
+        (n.path, n.entropy - sibling_penalty * siblings[n.path[:-1]])
+        for n in nodes
+        if n.stop == "call"
+    ]
+    return sorted(scored, key=lambda item: (-item[1], item[0]))
+
+
+def go_round(ranked: Ranked, count: int) -> Ranked:
+    """The first ``count``, going round again if there are fewer; the root if there are none.
+
+    Example:
+      >>> go_round([((0,), 0.5), ((1,), 0.2)], 3)
+      [((0,), 0.5), ((1,), 0.2), ((0,), 0.5)]
+      >>> go_round([], 2)
+      [((), 0.0), ((), 0.0)]
+    """
+    ranked = ranked or [((), 0.0)]
+    return [ranked[i % len(ranked)] for i in range(count)]
+
+
+def _siblings(growth: Growth, chosen: Ranked, number: int) -> list[tuple[Path, Expansion]]:
+    """A fresh path beside each chosen node (below it, for the root)."""
+    added: dict[Path, int] = {}
+    starts: list[tuple[Path, Expansion]] = []
+    for path, score in chosen:
+        parent = path[:-1]
+        first = growth.next_child(parent)
+        child = (*parent, first[-1] + added.get(parent, 0))
+        added[parent] = added.get(parent, 0) + 1
+        starts.append((child, Expansion(round=number, of=path, score=score)))
+    return starts

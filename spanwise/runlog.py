@@ -1,0 +1,220 @@
+"""The run folder: everything a run leaves behind, in plain files.
+
+    config.json             the resolved configuration, and where it came from
+    metrics.jsonl           one line for each step
+    trees/step_00001.jsonl  one line for each tree of the step, with its credit
+    checkpoints/NAME/       the model in Hugging Face format
+    summary.json            before, after, time and tokens; written last
+
+``schema`` in ``config.json`` counts the layout. Whole files are replaced atomically;
+lines are appended whole. Nothing here is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spanwise.tree import Expansion, Failure, Node, Tree
+
+SCHEMA = 1
+
+
+class RunError(ValueError):
+    """A run folder cannot be used; the message says why and what to do."""
+
+
+class RunLog:
+    """Writes and reads one run folder.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     log = RunLog.create(Path(folder) / "run", {"recipe": "demo"})
+      ...     log.write_metrics({"step": 1, "reward": 0.5})
+      ...     log.read_metrics()
+      [{'step': 1, 'reward': 0.5}]
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def create(cls, folder: Path, config: Mapping[str, Any]) -> RunLog:
+        """Start a new run folder.
+
+        Raises:
+          RunError: if the folder holds a run already, or cannot be written.
+        """
+        log = cls(folder)
+        if log.config_path.exists():
+            raise RunError(f"{folder} holds a run already; give another --folder")
+        try:
+            (folder / "trees").mkdir(parents=True, exist_ok=True)
+            (folder / "checkpoints").mkdir(exist_ok=True)
+            _write_json(log.config_path, {"schema": SCHEMA, **config})
+        except OSError as error:
+            raise RunError(f"cannot write the run folder {folder}: {error.strerror}") from error
+        return log
+
+    @classmethod
+    def open(cls, folder: Path) -> RunLog:
+        """Open an existing run folder.
+
+        Raises:
+          RunError: if there is none, or a newer version wrote it.
+        """
+        log = cls(folder)
+        if not log.config_path.is_file():
+            raise RunError(f"{folder} is no run folder: it has no config.json")
+        schema = log.read_config().get("schema")
+        if schema != SCHEMA:
+            raise RunError(
+                f"{folder} was written with schema {schema}, this version reads {SCHEMA}"
+            )
+        return log
+
+    @property
+    def config_path(self) -> Path:
+        return self.folder / "config.json"
+
+    @property
+    def summary_path(self) -> Path:
+        return self.folder / "summary.json"
+
+    def checkpoint_path(self, name: str) -> Path:
+        return self.folder / "checkpoints" / name
+
+    def trees_path(self, step: int) -> Path:
+        return self.folder / "trees" / f"step_{step:05d}.jsonl"
+
+    def read_config(self) -> dict[str, Any]:
+        return _read_json(self.config_path)
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Append one step; figures that are not finite become null."""
+        finite = {name: _finite(value) for name, value in metrics.items()}
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(_dumps(finite) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        path = self.folder / "metrics.jsonl"
+        return list(_read_lines(path)) if path.exists() else []
+
+    def write_trees(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
+        """Write the trees of one step (see ``tree_record``)."""
+        text = "".join(_dumps(record) + "\n" for record in records)
+        _write_text(self.trees_path(step), text)
+
+    def read_trees(self, step: int) -> list[dict[str, Any]]:
+        return list(_read_lines(self.trees_path(step)))
+
+    def tree_steps(self) -> list[int]:
+        """The steps whose trees are there, in order."""
+        return sorted(int(p.stem.removeprefix("step_")) for p in self.folder.glob("trees/step_*"))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        _write_json(self.summary_path, summary)
+
+    def read_summary(self) -> dict[str, Any]:
+        return _read_json(self.summary_path)
+
+
+def tree_record(
+    tree: Tree,
+    task: Mapping[str, Any],
+    *,
+    advantages: Sequence[float],
+    values: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """One tree with its credit, for a line of ``trees/``.
+
+    Args:
+      tree: What was sampled.
+      task: Question, answers and what else belongs to the task.
+      advantages: Of each node of ``tree.nodes``.
+      values: Of each node, where the credit has values.
+    """
+    nodes: list[dict[str, Any]] = []
+    for index, node in enumerate(tree.nodes):
+        record = dataclasses.asdict(node)
+        record["entropy"] = node.entropy
+        record["advantage"] = advantages[index]
+        record["value"] = None if values is None else values[index]
+        nodes.append(record)
+    return {"task": {"id": tree.task_id, **task}, "nodes": nodes}
+
+
+def tree_of(record: Mapping[str, Any]) -> Tree:
+    """The tree that ``tree_record`` was made from.
+
+    Example:
+      >>> tree = Tree(task_id="t", nodes=(Node(path=(), observation=(1,), stop="prompt"),))
+      >>> tree_of(tree_record(tree, {"question": "?"}, advantages=[0.0])) == tree
+      True
+    """
+    names = {f.name for f in dataclasses.fields(Node)}
+    nodes: list[Node] = []
+    for entry in record["nodes"]:
+        fields = {name: entry[name] for name in names}
+        for name in ("path", "tokens", "logprobs", "sampling_logprobs", "observation"):
+            fields[name] = tuple(fields[name])
+        if fields["failure"] is not None:
+            fields["failure"] = Failure(**fields["failure"])
+        if fields["expansion"] is not None:
+            expansion: dict[str, Any] = fields["expansion"]
+            fields["expansion"] = Expansion(
+                round=expansion["round"], of=tuple(expansion["of"]), score=expansion["score"]
+            )
+        nodes.append(Node(**fields))
+    return Tree(task_id=record["task"]["id"], nodes=tuple(nodes))
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain)
+
+
+def _finite(value: Any) -> Any:
+    """None for NaN and infinity, which JSON has no word for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} does not belong in a run folder: {value!r}")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    _write_text(path, json.dumps(value, ensure_ascii=False, indent=2, default=_plain) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Replace a file in one step: a reader sees the old one or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {path}: {error}") from error
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line)
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {path}: {error}") from error

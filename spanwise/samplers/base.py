@@ -1,0 +1,79 @@
+"""What every sampling engine offers: token ids in, token ids and log-probs out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is drawn."""
+
+    temperature: float = 1.0
+    """0 takes the most likely token."""
+
+    top_p: float = 1.0
+    """Keep the smallest set of tokens with at least this probability."""
+
+    top_k: int = 0
+    """Keep this many tokens; 0 keeps all."""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError(
+                f"sampling needs temperature >= 0, 0 < top_p <= 1 and top_k >= 0, got {self}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One turn to sample."""
+
+    prompt: tuple[int, ...]
+    seed: int
+    """Alone decides the draw: not the batch, not the order of completion."""
+
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    """The turn ends with the token that completes one of these strings."""
+
+    sampling: Sampling = Sampling()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """The sampled turn. The token that stopped it is part of it."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """Of the tokens under the model at temperature 1."""
+
+    sampling_logprobs: tuple[float, ...]
+    """Of the tokens under the distribution they were drawn from."""
+
+    finish: Literal["stop", "eos", "length"]
+
+
+class Sampler(ABC):
+    """Draws turns from a model. Many ``sample`` calls are under way at once."""
+
+    @abstractmethod
+    async def sample(self, request: Request) -> Completion:
+        """Draw one turn.
+
+        Raises:
+          EngineError: if the engine cannot; the branch is then left out of the update.
+        """
+
+    @abstractmethod
+    def update_weights(self, model: Any) -> None:
+        """Sample from ``model`` as it is now; nothing cached from before is used."""
+
+    def close(self) -> None:
+        """Give back what the engine holds."""
+
+
+class EngineError(RuntimeError):
+    """The sampling engine failed on a request."""

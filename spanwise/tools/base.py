@@ -1,0 +1,88 @@
+"""Tools that an agent may call. Every call has a deadline that is enforced."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class ToolError(RuntimeError):
+    """A tool could not answer. The message is one line for a person."""
+
+
+class ToolTimeout(ToolError):
+    """A tool did not answer before its deadline."""
+
+
+class Tool(ABC):
+    """One tool: text in, text out. ``call`` runs in a thread of its own.
+
+    Subclasses are frozen keyword-only dataclasses; ``deadline_s`` is an option.
+    """
+
+    deadline_s: float
+
+    @abstractmethod
+    def call(self, query: str) -> Any:
+        """Answer a query.
+
+        Raises:
+          ToolError: if it cannot.
+        """
+
+    async def __call__(self, query: str) -> Any:
+        """Answer a query before the deadline.
+
+        Raises:
+          ToolTimeout: at the deadline; the thread is left behind.
+          ToolError: if the tool raised anything.
+        """
+        try:
+            return await run_with_deadline(lambda: self.call(query), self.deadline_s)
+        except TimeoutError:
+            raise ToolTimeout(
+                f"{type(self).__name__} gave no answer in {self.deadline_s:g} s"
+            ) from None
+        except ToolError:
+            raise
+        except Exception as error:
+            raise ToolError(f"{type(self).__name__} raised {error!r}") from error
+
+
+async def run_with_deadline(function: Callable[[], T], deadline_s: float) -> T:
+    """Run a blocking function in a daemon thread of its own, for a limited time.
+
+    A thread of its own, not one of a pool: calls that hang can then neither fill a
+    pool nor keep the process from ending.
+
+    Raises:
+      TimeoutError: at the deadline, although the thread may still run.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if done.done():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = function()
+        except BaseException as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return await asyncio.wait_for(done, deadline_s)

@@ -1,0 +1,197 @@
+"""Search tools: BM25 over documents in memory, and a retriever reached by HTTP."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import bm25s
+import numpy as np
+
+from spanwise.tools.base import Tool, ToolError
+
+MAX_REPLY_BYTES = 1_000_000
+"""A retriever's reply above this is refused unread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A passage and the title of the page it stands on."""
+
+    title: str
+    text: str
+
+
+def search_terms(text: str) -> list[str]:
+    """The words that BM25 sees, in lower case and without punctuation.
+
+    Example:
+      >>> search_terms("The mother of Alan Grove?")
+      ['the', 'mother', 'of', 'alan', 'grove']
+    """
+    return re.findall(r"\w+", text.lower())
+
+
+class DocumentIndex:
+    """BM25 over titles plus BM25 over texts.
+
+    A name stands in the texts of many documents that are about somebody else, so texts
+    alone rank them alike. The title says whom a document is about:
+
+        score(q, d) = BM25(q, title of d) + BM25(q, text of d)
+
+    Args:
+      documents: What is searched.
+
+    Raises:
+      ValueError: if there are no documents, or none has a title word or a text word.
+
+    Example:
+      >>> index = DocumentIndex([
+      ...     Document(title="Ada Beck", text="the mother of Ada Beck is Ida Cole ."),
+      ...     Document(title="Leo Dale", text="the mother of Leo Dale is Ada Beck .")])
+      >>> [found.title for found in index.search("mother of Ada Beck", 1)]
+      ['Ada Beck']
+    """
+
+    def __init__(self, documents: Sequence[Document]) -> None:
+        titles = [search_terms(document.title) for document in documents]
+        texts = [search_terms(document.text) for document in documents]
+        if not any(titles) or not any(texts):
+            raise ValueError(
+                f"cannot index {len(documents)} documents: no words in their titles or texts"
+            )
+        self.documents = tuple(documents)
+        self._fields = [_bm25(titles), _bm25(texts)]
+
+    def search(self, query: str, num_documents: int) -> tuple[Document, ...]:
+        """The best documents, best first; ties in the order they were indexed.
+
+        Args:
+          query: Words, in any order.
+          num_documents: At most this many; documents without a word of the query are
+            never returned.
+        """
+        terms = search_terms(query)
+        scores = np.zeros(len(self.documents), dtype=np.float64)
+        for field in self._fields:
+            known = [term for term in terms if term in field.vocab_dict]
+            if known:
+                scores += field.get_scores(known)
+        best = np.argsort(-scores, kind="stable")[:num_documents]
+        return tuple(self.documents[i] for i in best if scores[i] > 0)
+
+
+def _bm25(corpus: list[list[str]]) -> Any:
+    field = bm25s.BM25(backend="numpy")
+    field.index(corpus, show_progress=False)
+    return field
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchTool(Tool):
+    """Searches an index in memory."""
+
+    index: DocumentIndex
+    num_documents: int = 3
+    deadline_s: float = 10.0
+
+    def call(self, query: str) -> tuple[Document, ...]:
+        """The best documents for the query, best first."""
+        return self.index.search(query, self.num_documents)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieverClient(Tool):
+    """Asks a retrieval server, in the wire format that Search-R1's server speaks.
+
+        POST {"queries": [query], "topk": num_documents, "return_scores": true}
+        -> {"result": [[{"document": {"contents": "title\\ntext"}, "score": 0.7}, ...]]}
+
+    A document's title is the first line of ``contents``, without quotation marks, unless
+    it has ``title`` and ``text`` of its own.
+
+    Args:
+      url: The address posted to, such as ``http://127.0.0.1:8000/retrieve``.
+      num_documents: Documents a query.
+      deadline_s: Seconds a call may take in all.
+
+    Raises:
+      ValueError: if the address is not http or https.
+    """
+
+    url: str
+    num_documents: int = 3
+    deadline_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError(
+                f"retriever address {self.url!r} must look like http://127.0.0.1:8000/retrieve"
+            )
+
+    def call(self, query: str) -> tuple[Document, ...]:
+        """The server's documents for the query, in its order.
+
+        Raises:
+          ToolError: if the server cannot be reached, answers with an error, or answers
+            something that is not a list of documents.
+        """
+        wish = {"queries": [query], "topk": self.num_documents, "return_scores": True}
+        request = urllib.request.Request(
+            self.url,
+            data=json.dumps(wish).encode(),
+            headers={"Content-Type": "application/json"},
+            method="POST",
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=self.deadline_s) as response:
+                body = response.read(MAX_REPLY_BYTES + 1)
+        except urllib.error.HTTPError as error:
+            raise ToolError(f"retriever {self.url} answered HTTP {error.code}") from error
+        except OSError as error:
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            raise ToolError(f"retriever {self.url} cannot be reached: {reason}") from error
+        if len(body) > MAX_REPLY_BYTES:
+            raise ToolError(f"retriever {self.url} answered more than {MAX_REPLY_BYTES} bytes")
+        try:
+            reply: object = json.loads(body)
+        except ValueError as error:  # not JSON, or not text at all
+            raise ToolError(f"retriever {self.url} did not answer in JSON") from error
+        return self._documents(reply)[: self.num_documents]
+
+    def _documents(self, reply: object) -> tuple[Document, ...]:
+        try:
+            hits = cast(Any, reply)["result"][0]
+            if not isinstance(hits, list):
+                raise TypeError
+            return tuple(_document(hit) for hit in cast(list[Any], hits))
+        except (KeyError, IndexError, TypeError):
+            raise ToolError(
+                f"retriever {self.url} answered JSON of another shape than "
+                '{"result": [[{"document": {"contents": "title\\ntext"}}]]}'
+            ) from None
+
+
+def _document(hit: Any) -> Document:
+    document = hit.get("document", hit) if isinstance(hit, dict) else None
+    if not isinstance(document, dict):
+        raise TypeError
+    fields = cast(dict[str, Any], document)
+    if "contents" in fields:
+        title, _, text = fields["contents"].partition("\n") if _is_text(fields["contents"]) else ""
+        return Document(title=title.strip(' "'), text=text)
+    if not _is_text(fields["title"]) or not _is_text(fields["text"]):
+        raise TypeError
+    return Document(title=fields["title"], text=fields["text"])
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)

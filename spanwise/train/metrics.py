@@ -1,0 +1,57 @@
+"""What a step's trees say of the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from spanwise.batch import Batch
+from spanwise.tree import Branch, Tree
+
+
+def tree_metrics(trees: Sequence[Tree], batch: Batch) -> dict[str, Any]:
+    """Figures of one step's rollouts.
+
+    ``reward`` and ``exact_match`` are means over all scored branches. Tree search visits
+    undecided places more often than the policy would, so ``chain/reward`` and
+    ``chain/exact_match`` give the means over the branches that no expansion touched:
+    these estimate the policy itself.
+    """
+    branches = [b for tree in trees for b in tree.branches()]
+    scored = [b for b in branches if b.leaf.reward is not None]
+    chains = [b for b in scored if all(n.expansion is None for n in b.nodes)]
+    turns = [n for tree in trees for n in tree.nodes[1:] if n.tokens]
+    unique = sum(tree.unique_tokens for tree in trees)
+    total = sum(tree.total_tokens for tree in trees)
+    sampled = sum(len(n.tokens) for n in turns)
+    return {
+        "reward": _mean([b.leaf.reward or 0.0 for b in scored]),
+        "exact_match": _mean([_exact_match(b) for b in scored]),
+        "chain/reward": _mean([b.leaf.reward or 0.0 for b in chains]),
+        "chain/exact_match": _mean([_exact_match(b) for b in chains]),
+        "tool_calls": _mean([sum(n.stop == "call" for n in b.turns) for b in scored]),
+        "turn_entropy": _mean([n.entropy for n in turns]),
+        "turn_tokens": sampled / max(len(turns), 1),
+        "branches": len(branches),
+        "excluded": batch.num_excluded,
+        **_stops(branches),
+        "sampled_tokens": sampled,
+        "trained_tokens": batch.num_model_tokens,
+        "unique_tokens": unique,
+        "unique_to_total": unique / total,
+    }
+
+
+def _stops(branches: Sequence[Branch]) -> dict[str, float]:
+    """Share of branches by why they ended."""
+    kinds = ("answer", "malformed", "length", "budget", "failure")
+    counts = {kind: sum(b.leaf.stop == kind for b in branches) for kind in kinds}
+    return {f"stop/{kind}": count / len(branches) for kind, count in counts.items()}
+
+
+def _exact_match(branch: Branch) -> float:
+    return float(bool(branch.leaf.outcome.get("exact_match", False)))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

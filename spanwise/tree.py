@@ -1,0 +1,222 @@
+"""The record of what happened: a tree of turns, from the prompt to the leaves.
+
+A ``Node`` is one turn and holds only the tokens it adds: the ``tokens`` that the
+model sampled, and the ``observation`` that the environment put after them. The root
+is the node without model tokens whose observation is the prompt. Siblings are
+different turns after the same observation, so a shared observation is stored (and
+its tool is called) once.
+
+A ``Branch`` is the path from the root to one leaf: one finished trajectory, one row
+of the training batch. Everything after the rollout is a function of the tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Literal
+
+Path = tuple[int, ...]
+"""Names a node by the child numbers that lead to it from the root, ``()``."""
+
+Stop = Literal["prompt", "call", "answer", "malformed", "length", "budget", "failure"]
+"""Why a turn ended. ``call`` alone is followed by another turn.
+
+``prompt``: the root. ``call``: a tool was called. ``answer``: a final answer.
+``malformed``: neither could be read from the turn. ``length``: cut by the token
+limit. ``budget``: no turn or tool call was left. ``failure``: see ``Node.failure``.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Something outside the model went wrong; the branch has no reward."""
+
+    kind: str
+    """``tool_timeout``, ``tool_error``, ``reward_error`` or ``engine_error``."""
+
+    message: str
+    """One line for a person."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expansion:
+    """Why tree search sampled this node: it is a fresh sibling of ``of``."""
+
+    round: int
+    """1 for the first round of expansion."""
+
+    of: Path
+    """The node that was chosen; ``()`` if the search had to branch at the root."""
+
+    score: float
+    """What it was chosen by, entropy minus the penalty for siblings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One turn: what the model sampled and what the environment answered.
+
+    Example:
+      >>> turn = Node(path=(0,), tokens=(7, 8), logprobs=(-1.0, -2.0),
+      ...             sampling_logprobs=(-1.0, -2.0), observation=(9,), stop="call")
+      >>> turn.entropy
+      1.5
+    """
+
+    path: Path
+    tokens: tuple[int, ...] = ()
+    """Sampled by the model."""
+
+    logprobs: tuple[float, ...] = ()
+    """Of ``tokens`` under the model at temperature 1, as the engine reported."""
+
+    sampling_logprobs: tuple[float, ...] = ()
+    """Of ``tokens`` under the distribution they were drawn from."""
+
+    observation: tuple[int, ...] = ()
+    """Put by the environment after the turn; at the root, the prompt."""
+
+    stop: Stop
+    reward: float | None = None
+    """Of the trajectory that ends here. None: not a leaf, or never scored."""
+
+    failure: Failure | None = None
+    expansion: Expansion | None = None
+    text: str = ""
+    """``tokens``, decoded."""
+
+    observation_text: str = ""
+    outcome: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What the environment says of the turn: query, documents, answer, exact match."""
+
+    def __post_init__(self) -> None:
+        if not len(self.tokens) == len(self.logprobs) == len(self.sampling_logprobs):
+            raise ValueError(
+                f"node {self.path}: {len(self.tokens)} tokens, {len(self.logprobs)} logprobs "
+                f"and {len(self.sampling_logprobs)} sampling_logprobs; all three must match"
+            )
+
+    @property
+    def is_leaf(self) -> bool:
+        return self.stop not in ("prompt", "call")
+
+    @property
+    def entropy(self) -> float:
+        """``H(n)``: mean negative log-prob of the turn's tokens, in nats; 0 if none.
+
+        One sample's estimate of the turn's entropy per token (AT²PO, arXiv 2601.04767).
+        """
+        return -sum(self.logprobs) / len(self.logprobs) if self.logprobs else 0.0
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The nodes from the root to one leaf: one trajectory, one training sample."""
+
+    nodes: tuple[Node, ...]
+
+    @property
+    def leaf(self) -> Node:
+        return self.nodes[-1]
+
+    @property
+    def turns(self) -> tuple[Node, ...]:
+        """The nodes with model tokens: all but the root."""
+        return self.nodes[1:]
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Prompt, turns and observations in order."""
+        return tuple(t for n in self.nodes for t in (*n.tokens, *n.observation))
+
+    @property
+    def mask(self) -> tuple[bool, ...]:
+        """True on the tokens that the model sampled."""
+        return tuple(
+            m for n in self.nodes for m in [True] * len(n.tokens) + [False] * len(n.observation)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tree:
+    """All trajectories of one prompt.
+
+    Args:
+      task_id: The task whose prompt this is.
+      nodes: Every node once, the root first, sorted by path.
+
+    Raises:
+      ValueError: if a node stands twice, has no parent, or follows a leaf.
+
+    Example:
+      >>> def turn(*path, stop, reward=None):
+      ...     return Node(path=path, tokens=(1,), logprobs=(-1.0,),
+      ...                 sampling_logprobs=(-1.0,), stop=stop, reward=reward)
+      >>> tree = Tree(task_id="t", nodes=(Node(path=(), observation=(5, 6), stop="prompt"),
+      ...     turn(0, stop="call"), turn(0, 0, stop="answer", reward=1.0),
+      ...     turn(0, 1, stop="answer", reward=0.0)))
+      >>> [branch.leaf.reward for branch in tree.branches()]
+      [1.0, 0.0]
+      >>> tree.total_tokens, tree.unique_tokens
+      (8, 5)
+    """
+
+    task_id: str
+    nodes: tuple[Node, ...]
+
+    def __post_init__(self) -> None:
+        paths = [n.path for n in self.nodes]
+        if not paths or paths[0] != () or any(a >= b for a, b in pairwise(paths)):
+            raise ValueError(f"tree {self.task_id}: nodes must be the root, then sorted by path")
+        for node in self.nodes[1:]:
+            parent = self._by_path.get(node.path[:-1])
+            if parent is None:
+                raise ValueError(f"tree {self.task_id}: node {node.path} has no parent")
+            if parent.is_leaf:
+                raise ValueError(f"tree {self.task_id}: node {node.path} follows a leaf")
+
+    @cached_property
+    def _by_path(self) -> dict[Path, Node]:
+        return {n.path: n for n in self.nodes}
+
+    @cached_property
+    def _children(self) -> dict[Path, list[Node]]:
+        children: dict[Path, list[Node]] = {n.path: [] for n in self.nodes}
+        for node in self.nodes[1:]:
+            children[node.path[:-1]].append(node)
+        return children
+
+    @property
+    def root(self) -> Node:
+        return self.nodes[0]
+
+    def node(self, path: Path) -> Node:
+        return self._by_path[path]
+
+    def children(self, node: Node) -> Sequence[Node]:
+        return self._children[node.path]
+
+    def leaves(self) -> list[Node]:
+        return [n for n in self.nodes if n.is_leaf]
+
+    def branch(self, leaf: Node) -> Branch:
+        return Branch(
+            tuple(self._by_path[leaf.path[:depth]] for depth in range(len(leaf.path) + 1))
+        )
+
+    def branches(self) -> Iterator[Branch]:
+        """One for each leaf, in the order of their paths."""
+        return (self.branch(leaf) for leaf in self.leaves())
+
+    @property
+    def unique_tokens(self) -> int:
+        """Tokens when each shared one counts once."""
+        return sum(len(n.tokens) + len(n.observation) for n in self.nodes)
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of all branches, shared ones once for each."""
+        return sum(len(b.tokens) for b in self.branches())

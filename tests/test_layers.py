@@ -1,0 +1,88 @@
+"""Imports point up the list of architecture: a module knows those before it, never those after."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "spanwise"
+LAYERS = [
+    "spans",
+    "advantages",
+    "losses",
+    "tree",
+    "batch",
+    "credit",
+    "tools",
+    "envs",
+    "samplers",
+    "rollout",
+    "models",
+    "runlog",
+    "display",
+    "train",
+    "recipes",
+    "cli",
+    "__main__",
+]
+
+
+def layer_of(module: str) -> int:
+    return LAYERS.index(module.split(".")[1])
+
+
+def imported(file: Path) -> set[str]:
+    """Modules of spanwise that a file imports, with the names taken from the package itself."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "spanwise":
+                found |= {f"spanwise.{alias.name}" for alias in node.names}
+            else:
+                found.add(node.module)
+    return {name for name in found if name.startswith("spanwise.")}
+
+
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_up(file: Path) -> None:
+    own = ".".join(("spanwise", *file.relative_to(PACKAGE).with_suffix("").parts))
+    down = {name for name in imported(file) if layer_of(name) > layer_of(own)}
+    assert not down, f"{own} imports what comes after it: {sorted(down)}"
+
+
+def test_only_the_command_line_knows_tyro() -> None:
+    users = [p.name for p in FILES if "tyro" in p.read_text(encoding="utf-8").split()]
+    assert users == ["cli.py"]
+
+
+@pytest.mark.parametrize("module", ["spans", "advantages", "losses"])
+def test_the_core_loads_torch_alone(module: str) -> None:
+    """Of what is installed, importing the core loads nothing that torch does not load."""
+    script = (
+        "import sys, torch\n"
+        "before = {m.split('.')[0] for m in sys.modules}\n"
+        f"import spanwise.{module}\n"
+        "after = {m.split('.')[0] for m in sys.modules}\n"
+        "print(sorted(after - before - set(sys.stdlib_module_names) - {'spanwise'}))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_tree_and_run_folder_need_the_standard_library_alone() -> None:
+    script = (
+        "import sys, spanwise.tree, spanwise.runlog\n"
+        "third = {m.split('.')[0] for m in sys.modules} - set(sys.stdlib_module_names)\n"
+        "print('torch' in third, 'numpy' in third, 'rich' in third)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False", "False", "False"]

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from spanwise.runlog import RunError, RunLog, tree_of, tree_record
+from spanwise.tree import Expansion, Failure, Node, Tree
+
+TREE = Tree(
+    task_id="t",
+    nodes=(
+        Node(path=(), observation=(5, 6), stop="prompt"),
+        Node(
+            path=(0,),
+            tokens=(1, 2),
+            logprobs=(-0.1, -0.25),
+            sampling_logprobs=(-0.1, -0.5),
+            observation=(9,),
+            stop="call",
+            text="call ‮",
+            outcome={"query": "q", "documents": ["a", "b"]},
+        ),
+        Node(path=(0, 0), stop="failure", failure=Failure(kind="engine_error", message="m")),
+        Node(
+            path=(0, 1),
+            tokens=(3,),
+            logprobs=(-1.5,),
+            sampling_logprobs=(-1.5,),
+            stop="answer",
+            reward=1.0,
+            expansion=Expansion(round=1, of=(0, 0), score=0.25),
+        ),
+    ),
+)
+
+
+def test_trees_come_back_as_they_were(tmp_path: Path) -> None:
+    log = RunLog.create(tmp_path / "run", {"recipe": "r"})
+    record = tree_record(TREE, {"question": "?"}, advantages=[0.0, 1.0, 0.0, -1.0])
+    log.write_trees(3, [record, record])
+    assert log.tree_steps() == [3]
+    back = RunLog.open(tmp_path / "run").read_trees(3)
+    assert [tree_of(entry) for entry in back] == [TREE, TREE]
+    assert back[0]["nodes"][1]["advantage"] == 1.0 and back[0]["nodes"][1]["value"] is None
+
+
+def test_a_run_is_never_written_over(tmp_path: Path) -> None:
+    RunLog.create(tmp_path, {"recipe": "r"})
+    with pytest.raises(RunError, match="holds a run already"):
+        RunLog.create(tmp_path, {"recipe": "r"})
+
+
+def test_unusable_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no run folder"):
+        RunLog.open(tmp_path)
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(RunError, match="cannot write the run folder"):
+        RunLog.create(blocked / "run", {})
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    (newer / "config.json").write_text(json.dumps({"schema": 999}))
+    with pytest.raises(RunError, match="schema 999"):
+        RunLog.open(newer)
+    (newer / "config.json").write_text("{")
+    with pytest.raises(RunError, match=r"config\.json"):
+        RunLog.open(newer)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    log = RunLog.create(tmp_path / "run", {})
+    log.write_summary({"recipe": "first"})
+    with pytest.raises(TypeError, match="does not belong"):
+        log.write_summary({"recipe": object()})
+    assert log.read_summary() == {"recipe": "first"}
+
+
+def test_figures_that_are_not_numbers_are_still_json(tmp_path: Path) -> None:
+    log = RunLog.create(tmp_path / "run", {})
+    log.write_metrics({"loss": float("nan"), "norm": float("inf"), "ok": 1.0})
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {"loss": None, "norm": None, "ok": 1.0}

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+
+from spanwise.tree import Node, Stop, Tree
+
+
+def turn(*path: int, stop: Stop = "answer", tokens: int = 1, observation: int = 0) -> Node:
+    return Node(
+        path=path,
+        tokens=(1,) * tokens,
+        logprobs=(-1.0,) * tokens,
+        sampling_logprobs=(-1.0,) * tokens,
+        observation=(9,) * observation,
+        stop=stop,
+        reward=0.0 if stop == "answer" else None,
+    )
+
+
+ROOT = Node(path=(), observation=(5, 6, 7), stop="prompt")
+
+
+def test_tokens_are_counted_once_or_for_each_branch() -> None:
+    tree = Tree(
+        task_id="t",
+        nodes=(
+            ROOT,  # 3
+            turn(0, stop="call", tokens=4, observation=2),  # 6
+            turn(0, 0, tokens=5),
+            turn(0, 1, tokens=7),
+            turn(1, tokens=2),
+        ),
+    )
+    assert tree.unique_tokens == 3 + 6 + 5 + 7 + 2
+    assert tree.total_tokens == (3 + 6 + 5) + (3 + 6 + 7) + (3 + 2)
+    assert [len(b.tokens) for b in tree.branches()] == [14, 16, 5]
+    assert [sum(b.mask) for b in tree.branches()] == [9, 11, 2]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ((), "root"),
+        ((turn(0),), "root"),
+        ((ROOT, turn(0), turn(0)), "sorted by path"),
+        ((ROOT, turn(1), turn(0)), "sorted by path"),
+        ((ROOT, turn(0, 0)), "no parent"),
+        ((ROOT, turn(0), turn(0, 0)), "follows a leaf"),
+    ],
+)
+def test_what_is_no_tree_is_refused(nodes: tuple[Node, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Tree(task_id="t", nodes=nodes)
+
+
+def test_log_probs_must_match_the_tokens() -> None:
+    with pytest.raises(ValueError, match="must match"):
+        Node(path=(0,), tokens=(1, 2), logprobs=(0.0,), sampling_logprobs=(0.0, 0.0), stop="call")
