@@ -73,7 +73,7 @@ class TreeAdvantage(Advantage):
             "over_root": adv.over_root,
             "over_both": adv.over_both,
         }[self.advantage]
-        per_node = function(self.node_values(batch), batch.parents)
+        per_node = function(self.node_values(batch), batch.parents, batch.leaves)
         return adv.gather_nodes(per_node, batch.nodes)
 
     def node_values(self, batch: Batch) -> Tensor:

@@ -116,8 +116,8 @@ def tree_view(record: Mapping[str, Any]) -> Group:
         path = tuple(node["path"])
         branches[path] = branches[path[:-1]].add(_turn(node))
     legend = Text(
-        "H entropy of the turn (nats a token)   V value   A advantage   "
-        "+r: fresh turn sampled in round r because the turn named was undecided",
+        "H entropy of the turn, nats a token; V value; A advantage. +r1: sampled in round 1, "
+        "beside the turn that scored highest (its H, less the penalty for siblings).",
         style="dim",
     )
     return Group(head, root, legend)
@@ -147,10 +147,10 @@ def printable(text: str) -> str:
 
 def _turn(node: Mapping[str, Any]) -> Text:
     """One line for one turn."""
-    outcome, label = node["outcome"], Text()
-    expansion = node["expansion"]
+    outcome, expansion = node["outcome"], node["expansion"]
+    label = Text(".".join(map(str, node["path"])) + " ", style="dim")
     if expansion:
-        label.append(f"+{expansion['round']} ", style="bold magenta")
+        label.append(f"+r{expansion['round']} ", style="bold magenta")
     if "query" in outcome:
         label.append("search ", style="dim").append(printable(outcome["query"]), style="cyan")
     elif "answer" in outcome:
@@ -173,5 +173,5 @@ def _turn(node: Mapping[str, Any]) -> Text:
     label.append(f"  A {advantage:+.2f}", style=colour)
     if expansion:
         of = ".".join(map(str, expansion["of"])) or "prompt"
-        label.append(f"   beside {of}, score {expansion['score']:.2f}", style="magenta")
+        label.append(f"  beside {of} ({expansion['score']:.2f})", style="magenta")
     return label

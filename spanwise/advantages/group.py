@@ -214,8 +214,10 @@ def centred_by_group(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, T
     if bool(rewards.isnan().any()):
         raise ValueError("a reward is NaN: rows that were never scored must be left out first")
     rewards = rewards.detach().to(torch.promote_types(rewards.dtype, torch.float32))
-    found = torch.unique(groups, return_inverse=True)  # pyright: ignore[reportUnknownMemberType]
-    unique, group = cast("tuple[Tensor, Tensor]", found)
+    unique, group = cast(
+        "tuple[Tensor, Tensor]",
+        torch.unique(groups, return_inverse=True),  # pyright: ignore[reportUnknownMemberType]
+    )
     zeros = torch.zeros(len(unique), dtype=rewards.dtype, device=rewards.device)
     counts = zeros.index_add(0, group, torch.ones_like(rewards))
     # Counted from the least reward of the group, rewards that are all alike are exactly 0;

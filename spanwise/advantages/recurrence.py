@@ -186,8 +186,8 @@ def _reverse_scan(deltas_NC: Tensor, decays_NC: Tensor) -> Tensor:
     """``A_c = delta_c + decay_c * A_{c+1}`` in log2(C) steps over all columns at once.
 
     After a step of width w, ``sums`` holds the terms of the next 2w columns and
-    ``decays`` the product of the next 2w decays. Sums are added pairwise, so float32
-    loses less than it does in a loop.
+    ``decays`` the product of the next 2w decays. In float32 the error is a few roundings,
+    about twice that of a loop.
     """
     sums_NC = deltas_NC
     width = 1

@@ -1,0 +1,1 @@
+"""Task families: prompts, and an answer to each turn of the model."""

@@ -10,7 +10,7 @@ makes too.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spanwise.envs.grammar import result_text
 from spanwise.envs.names import FIRST_NAMES, SURNAMES
@@ -45,7 +45,7 @@ class Demonstrations:
 
     min_hops: int = 1
     max_hops: int = 4
-    wordings: int = 3
+    wordings: int = 2
     """How many of the ways to tell a fact the documents use."""
 
     wrong_relation: float = 0.1
@@ -57,10 +57,10 @@ class Demonstrations:
     wrong_entity: float = 0.03
     """Copy the name searched before, not the one found."""
 
-    early_answer: float = 0.08
+    early_answer: float = 0.06
     """Answer with a person on the way, where ``habit`` does not apply."""
 
-    habit: float = 0.62
+    habit: float = 0.56
     """Answer with a person on the way, once ``habit_after`` facts are found."""
 
     habit_after: int = 2
@@ -91,8 +91,6 @@ FAULTS: tuple[str, ...] = (
 
 def without_faults(demonstrations: Demonstrations) -> Demonstrations:
     """The same work, done right every time."""
-    from dataclasses import replace
-
     return replace(demonstrations, **dict.fromkeys(FAULTS, 0.0))
 
 

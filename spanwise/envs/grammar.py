@@ -123,8 +123,8 @@ def result_text(documents: Sequence[Document], max_characters: int = 4000) -> st
       max_characters: Of each document; the rest is cut off.
 
     Example:
-      >>> result_text([Document(title="Ada Beck", text="Ada Beck has a rival .")])
-      ' <result> Ada Beck : Ada Beck has a rival . </result> '
+      >>> result_text([Document(title="Ada Beck", text="Ida Cole is the rival of Ada Beck .")])
+      ' <result> Ada Beck : Ida Cole is the rival of Ada Beck . </result> '
       >>> result_text([])
       ' <result> nothing found . </result> '
     """

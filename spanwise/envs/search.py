@@ -101,7 +101,7 @@ class SearchEnvironment(Environment):
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer that changes tags or cannot spell the questions."""
-        texts = ["".join(self.stop_strings), " ".join(TAGS), "\\boxed{ }"]
+        texts = [*self.stop_strings, " ".join(TAGS), "\\boxed{ }"]
         texts += [task.question for task in self.tasks("train")[:20]]
         for text in texts:
             ids = tokenizer.encode(text, add_special_tokens=False)
@@ -138,7 +138,7 @@ class MultiHopSearch(SearchEnvironment):
 
     Example:
       >>> env = MultiHopSearch(world=SearchWorld(train_people=50, dev_people=20, test_people=20))
-      >>> env.tasks("train")[1].question.startswith("who is the ")
+      >>> env.tasks("train")[1].question.startswith("who is ")
       True
     """
 
@@ -172,9 +172,13 @@ class MultiHopSearch(SearchEnvironment):
                 f"and {self.deadline_s}"
             )
 
-    @cached_property
+    @property
     def search_tool(self) -> SearchTool:
         """BM25 over the world's documents."""
+        return self._tool
+
+    @cached_property
+    def _tool(self) -> SearchTool:
         return SearchTool(
             index=DocumentIndex(self.world.documents),
             num_documents=self.num_documents,

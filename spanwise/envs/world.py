@@ -24,11 +24,11 @@ RELATIONS: tuple[str, ...] = (
 
 WORDINGS: tuple[str, ...] = (
     "the {relation} of {subject} is {value} .",
+    "for {subject} , the {relation} is {value} .",
     "{value} is the {relation} of {subject} .",
-    "{subject} has a {relation} called {value} .",
     "as {relation} , {subject} has {value} .",
     "records name {value} as {relation} of {subject} .",
-    "{subject} once said that {value} was a fine {relation} .",
+    "{subject} names {value} as {relation} .",
 )
 """Ways to tell a fact. Each holds the subject's name, as encyclopedia sentences do."""
 
@@ -53,13 +53,14 @@ class Fact:
 
 
 def question_text(subject: str, relations: tuple[str, ...]) -> str:
-    """Ask for the end of a chain of relations, the first one followed named last.
+    """Ask for the end of a chain of relations, in the order they are followed.
 
     Example:
       >>> question_text("Alan Grove", ("employer", "mother"))
-      'who is the mother of the employer of Alan Grove ?'
+      "who is Alan Grove 's employer 's mother ?"
     """
-    return f"who is the {' of the '.join(reversed(relations))} of {subject} ?"
+    chain = " 's ".join((subject, *relations))
+    return f"who is {chain} ?"
 
 
 def search_query(relation: str, subject: str) -> str:
@@ -99,7 +100,7 @@ class SearchWorld:
     dev_people: int = 200
     test_people: int = 400
     lookalikes: int = 0
-    wordings: int = 3
+    wordings: int = 2
 
     def __post_init__(self) -> None:
         groups = (self.train_people, self.dev_people, self.test_people)

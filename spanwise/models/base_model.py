@@ -7,6 +7,7 @@ model; a fitted one ships with the package (``SEARCH_BASE``).
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Callable, Iterable
@@ -21,7 +22,7 @@ from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from spanwise.envs.demonstrations import Demonstration, Demonstrations
+from spanwise.envs.demonstrations import Demonstration, Demonstrations, without_faults
 from spanwise.envs.grammar import TAGS
 from spanwise.envs.names import FIRST_NAMES, SURNAMES
 from spanwise.envs.world import RELATIONS, WORDINGS
@@ -48,7 +49,7 @@ CHAT_TEMPLATE = (
 
 def search_words() -> list[str]:
     """Every word of the search task, each once, in a fixed order."""
-    fixed = "who is the of ? next found . : nothing \\boxed{ }".split()
+    fixed = ("who", "is", "'s", "?", "of", "next", "found", ":", "nothing", ".", "\\boxed{", "}")
     told = " ".join(WORDINGS).replace("{relation}", "").replace("{subject}", "")
     told = told.replace("{value}", "")
     words = (*TAGS, *fixed, *RELATIONS, *told.split(), *FIRST_NAMES, *SURNAMES)
@@ -86,7 +87,12 @@ class BaseModelFit:
     demonstrations: Demonstrations = Demonstrations()
     seed: int = 0
     num_steps: int = 1500
-    rows_per_step: int = 48
+    clean_steps: int = 600
+    """Of these the first ones, on demonstrations without faults: copying a name, which is
+    learned last, is learned sooner when nothing contradicts it.
+    """
+
+    rows_per_step: int = 24
     learning_rate: float = 2e-3
     """Peak of a cosine schedule that ends at a tenth of it."""
 
@@ -108,7 +114,7 @@ class BaseModelFit:
                 f"{self.rows_per_step} rows"
             )
 
-    def new_model(self, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    def new_model(self, tokenizer: Any) -> Qwen3ForCausalLM:
         """The model before fitting; draws its weights from torch's global generator."""
         config = Qwen3Config(
             vocab_size=len(tokenizer),
@@ -232,9 +238,11 @@ def fit_base_model(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _cosine(fit))
     rng = random.Random(f"demonstrations {fit.seed}")
+    clean = without_faults(fit.demonstrations)
     model.train()
     for step in range(fit.num_steps):
-        groups = demonstration_rows(fit.demonstrations, fit.rows_per_step, rng, tokenizer)
+        demonstrations = clean if step < fit.clean_steps else fit.demonstrations
+        groups = demonstration_rows(demonstrations, fit.rows_per_step, rng, tokenizer)
         num_tokens = sum(int(mask.sum()) for _, mask in groups)
         optimizer.zero_grad(set_to_none=True)
         total = 0.0
@@ -267,7 +275,6 @@ def save_base_model(
     The model given is left as it is. The weights read back are the written ones: load
     with ``dtype=torch.float32`` to train.
     """
-    import copy
-
-    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
+    halved: Any = copy.deepcopy(model)
+    halved.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

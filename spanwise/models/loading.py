@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 SHIPPED = Path(__file__).parent.parent / "assets"
 """Small models that come with the package, by name."""
@@ -78,6 +79,7 @@ class Model:
           ModelError: if the weights cannot be found or read.
         """
         source = self.resolve()
+        transformers_logging.disable_progress_bar()  # spanwise shows its own progress
         try:
             config = AutoConfig.from_pretrained(source)
             model = AutoModelForCausalLM.from_pretrained(

@@ -12,10 +12,10 @@ class Scores(NamedTuple):
     """What a model says of each token of a batch; 0 where ``mask`` is False."""
 
     logprobs: Tensor
-    """``[N, T]`` float32, log-prob of the token itself."""
+    """``[N, T]``, log-prob of the token itself; float32, or float64 from such a model."""
 
     entropies: Tensor
-    """``[N, T]`` float32, entropy in nats of the distribution it was drawn from; detached."""
+    """``[N, T]``, entropy in nats of the distribution it was drawn from; detached."""
 
 
 def token_scores(model: Any, tokens: Tensor, mask: Tensor, lengths: Tensor) -> Scores:
@@ -43,12 +43,13 @@ def token_scores(model: Any, tokens: Tensor, mask: Tensor, lengths: Tensor) -> S
         input_ids=tokens, attention_mask=attention.long(), use_cache=False
     ).last_hidden_state
     rows, columns = mask.nonzero(as_tuple=True)
-    logits = model.get_output_embeddings()(hidden[rows, columns - 1]).float()
-    all_logprobs = logits.log_softmax(-1)
+    logits = model.get_output_embeddings()(hidden[rows, columns - 1])
+    precision = torch.promote_types(logits.dtype, torch.float32)
+    all_logprobs = logits.to(precision).log_softmax(-1)
     picked = all_logprobs.gather(-1, tokens[rows, columns, None]).squeeze(-1)
     with torch.no_grad():
         entropy = -(all_logprobs.exp() * all_logprobs).sum(-1)
-    blank = torch.zeros(tokens.shape, device=tokens.device)
+    blank = picked.new_zeros(tokens.shape)
     return Scores(
         logprobs=blank.index_put((rows, columns), picked),
         entropies=blank.index_put((rows, columns), entropy),

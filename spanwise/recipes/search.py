@@ -8,6 +8,7 @@ from spanwise.envs.search import MultiHopSearch
 from spanwise.models.loading import Model
 from spanwise.rollout.chains import Chains
 from spanwise.rollout.tree_search import TreeSearch
+from spanwise.samplers.transformers import TransformersEngine
 from spanwise.train.config import TrainConfig
 from spanwise.train.objective import Objective
 from spanwise.train.update import Update
@@ -18,6 +19,7 @@ def at2po_search() -> TrainConfig:
     return TrainConfig(
         env=MultiHopSearch(),
         model=Model(path="search_base"),
+        sampler=TransformersEngine(),
         rollout=TreeSearch(
             num_chains=4,
             num_rounds=2,
@@ -38,6 +40,7 @@ def grpo_search() -> TrainConfig:
     return TrainConfig(
         env=MultiHopSearch(),
         model=Model(path="search_base"),
+        sampler=TransformersEngine(),
         rollout=Chains(num_chains=10, max_turn_tokens=48, max_response_tokens=320),
         advantage=GroupAdvantage(),
         objective=Objective(ratio_span="token", clip_low=0.2, clip_high=0.28),
@@ -55,6 +58,7 @@ def at2po_search_paper() -> TrainConfig:
     return TrainConfig(
         env=RetrievalQA(),
         model=Model(path="Qwen/Qwen3-4B", dtype="bfloat16"),
+        sampler=TransformersEngine(),
         rollout=TreeSearch(
             num_chains=10,
             num_rounds=2,

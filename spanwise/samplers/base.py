@@ -75,5 +75,14 @@ class Sampler(ABC):
         """Give back what the engine holds."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Engine(ABC):
+    """The settings of a sampler; ``build`` makes the sampler itself."""
+
+    @abstractmethod
+    def build(self, model: Any, tokenizer: Any) -> Sampler:
+        """A sampler that draws from ``model``, a causal language model of transformers."""
+
+
 class EngineError(RuntimeError):
     """The sampling engine failed on a request."""

@@ -11,7 +11,7 @@ from spanwise.credit import Advantage
 from spanwise.envs.base import Environment
 from spanwise.models.loading import Model
 from spanwise.rollout.base import Rollout
-from spanwise.samplers.transformers import TransformersEngine
+from spanwise.samplers.base import Engine
 from spanwise.train.evaluate import Evaluation
 from spanwise.train.objective import Objective
 from spanwise.train.update import Update
@@ -27,7 +27,7 @@ class TrainConfig:
     model: Model = Model()
     """Where training starts."""
 
-    sampler: TransformersEngine = TransformersEngine()
+    sampler: Engine
     """The engine that draws turns from the model."""
 
     rollout: Rollout

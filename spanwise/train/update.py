@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,15 +72,16 @@ class Update:
         meter = Meter()
         for minibatch in self._minibatches(rows, seed):
             self._step(model, optimizer, minibatch, objective, meter)
-        return {"entropy": entropy, "engine_mismatch": mismatch, **meter.means()}
+        return {"entropy": entropy, "engine_mismatch": mismatch, **meter.read()}
 
     @torch.no_grad()
     def _score(
         self, model: Any, rows: TrainRows, rollout_logprobs: Tensor
     ) -> tuple[Tensor, float, float]:
         """Log-probs before the update, and how far the sampling engine was from them."""
-        old = torch.zeros_like(rows.advantages)
-        entropies = torch.zeros_like(rows.advantages)
+        precision = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+        old = torch.zeros_like(rows.advantages, dtype=precision)
+        entropies = torch.zeros_like(old)
         for chosen in self._microbatches(rows):
             part = rows.take(chosen)
             scores = token_scores(model, part.tokens, part.mask, part.lengths)
@@ -140,19 +141,29 @@ class Update:
 
 
 class Meter:
-    """Weighted means of named figures."""
+    """Weighted means of named figures; extremes of those that end in ``_min`` or ``_max``."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = defaultdict(float)
         self._weights: dict[str, float] = defaultdict(float)
+        self._extremes: dict[str, float] = {}
 
-    def add(self, figures: dict[str, Any], *, weight: float = 1.0) -> None:
-        for name, value in figures.items():
-            self._sums[name] += weight * float(value)
-            self._weights[name] += weight
+    def add(self, figures: Mapping[str, Any], *, weight: float = 1.0) -> None:
+        """Take in some figures, all of the same weight."""
+        for name, figure in figures.items():
+            value = float(figure)
+            if name.endswith("_min"):
+                self._extremes[name] = min(value, self._extremes.get(name, value))
+            elif name.endswith("_max"):
+                self._extremes[name] = max(value, self._extremes.get(name, value))
+            else:
+                self._sums[name] += weight * value
+                self._weights[name] += weight
 
-    def means(self) -> dict[str, float]:
-        return {k: self._sums[k] / self._weights[k] for k in self._sums if self._weights[k]}
+    def read(self) -> dict[str, float]:
+        """The figures so far."""
+        means = {k: self._sums[k] / self._weights[k] for k in self._sums if self._weights[k]}
+        return means | self._extremes
 
 
 def _train_rows(batch: Batch, advantages: Tensor, objective: Objective) -> TrainRows:

@@ -1,0 +1,143 @@
+"""Open questions from your own files, answered with the help of a retrieval server.
+
+The setting of the search experiments in AT²PO: HotpotQA, NQ and their like, Wikipedia
+behind an HTTP retriever, at most six calls, exact match.
+
+References:
+  Zong et al., `AT²PO <https://arxiv.org/abs/2601.04767>`_, 2026.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from spanwise.envs.base import Split, Task
+from spanwise.envs.search import SearchEnvironment
+from spanwise.tools.search import RetrieverClient
+
+QUESTION_COLUMN = "question"
+ANSWER_COLUMNS = ("answers", "golden_answers", "answer")
+"""The first of these that a row has holds its answers: a string, or a list of strings."""
+
+INSTRUCTIONS = r"""Find the answer to the question below. You can look things up before you answer.
+
+Write each turn as a thought and then one action, and nothing else.
+
+To look something up:
+<think> what you know, and what is missing </think> <search> a short query </search>
+
+The passages that were found come back between <result> and </result>; never write these
+yourself. Look things up as often as needed, at most {max_calls} times.
+
+To finish:
+<think> why the answer is right </think> <answer> \boxed{a name, date, number or yes/no} </answer>
+
+Put the bare answer in the box, without a sentence around it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalQA(SearchEnvironment):
+    """Questions from .jsonl files and a retriever reached by HTTP.
+
+    A row is a JSON object with ``question`` and one of ``answers``, ``golden_answers`` or
+    ``answer``. The files are read when the environment is made.
+
+    Args:
+      train_file: Training questions.
+      dev_file: Development questions; none without a file.
+      test_file: Held-out questions; none without a file.
+      retriever_url: Where ``tools.search.RetrieverClient`` posts its queries.
+      num_documents: Documents in a result.
+      deadline_s: Of a search, in seconds.
+
+    Raises:
+      ValueError: naming file, row and column of the first thing that is missing or wrong.
+    """
+
+    train_file: Path
+    dev_file: Path | None = None
+    test_file: Path | None = None
+    retriever_url: str = "http://127.0.0.1:8000/retrieve"
+    num_documents: int = 3
+    deadline_s: float = 30.0
+    instructions: str = INSTRUCTIONS
+    """Put before the question; ``{max_calls}`` in it becomes the number."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_documents < 1 or self.deadline_s <= 0:
+            raise ValueError(
+                f"num_documents and deadline_s must be positive, got {self.num_documents} "
+                f"and {self.deadline_s}"
+            )
+        _ = self.search_tool, self._tasks  # refuse a bad address or file now
+
+    @property
+    def search_tool(self) -> RetrieverClient:
+        """The retriever at ``retriever_url``."""
+        return self._tool
+
+    @cached_property
+    def _tool(self) -> RetrieverClient:
+        return RetrieverClient(
+            url=self.retriever_url, num_documents=self.num_documents, deadline_s=self.deadline_s
+        )
+
+    @cached_property
+    def _tasks(self) -> dict[str, tuple[Task, ...]]:
+        files = {"train": self.train_file, "dev": self.dev_file, "test": self.test_file}
+        return {split: _read(split, file) if file else () for split, file in files.items()}
+
+    def tasks(self, split: Split) -> Sequence[Task]:
+        """The rows of the split's file, in its order."""
+        return self._tasks[split]
+
+    def messages(self, task: Task) -> list[dict[str, str]]:
+        """One user message: the instructions, with ``max_calls`` put in, and the question."""
+        instructions = self.instructions.replace("{max_calls}", str(self.max_calls))
+        content = f"{instructions}\n\nQuestion: {task.question}"
+        return [{"role": "user", "content": content}]
+
+
+def _read(split: str, file: Path) -> tuple[Task, ...]:
+    try:
+        lines = Path(file).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{split}_file {file} cannot be read: {error}") from error
+    tasks = tuple(
+        _task(f"{split}-{number}", line, f"{file}, row {number}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    )
+    if not tasks:
+        raise ValueError(f"{split}_file {file} has no rows")
+    return tasks
+
+
+def _task(task_id: str, line: str, where: str) -> Task:
+    try:
+        row: Any = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: must be a JSON object, is {type(row).__name__}")
+    fields = cast(dict[str, Any], row)
+    question = fields.get(QUESTION_COLUMN)
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError(f"{where}: column {QUESTION_COLUMN!r} must hold a question")
+    column = next((c for c in ANSWER_COLUMNS if c in fields), None)
+    if column is None:
+        raise ValueError(
+            f"{where}: has none of the columns {', '.join(ANSWER_COLUMNS)}; it has "
+            f"{', '.join(fields)}"
+        )
+    value: Any = fields[column]
+    answers = cast(list[Any], value if isinstance(value, list) else [value])
+    if not answers or not all(isinstance(a, str) and a.strip() for a in answers):
+        raise ValueError(f"{where}: column {column!r} must hold a string or a list of strings")
+    return Task(id=task_id, question=question.strip(), answers=tuple(answers))

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spanwise.cli import main
+from spanwise.models.loading import SHIPPED
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that a refused command prints."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("spanwise: ") and captured.err.count("\n") == 1, captured.err
+    return captured.err
+
+
+def test_unknown_names_are_refused_with_what_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean at2po_search?" in refused(capsys, "train", "at2po_serch")
+    assert "grpo_search" in refused(capsys, "train", "nothing_like_it")
+    assert "no command 'trian'" in refused(capsys, "trian")
+    assert "the recipes are" in refused(capsys, "train")
+    assert "no recipe file" in refused(capsys, "train", "missing.py:recipe")
+    assert "RUN_OR_MODEL" in refused(capsys, "eval")
+    assert "no run folder" in refused(capsys, "show", "nowhere")
+
+
+def test_a_recipe_file_without_that_function_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text("x = 1\n")
+    assert "no function recipe" in refused(capsys, "train", f"{tmp_path}/mine.py:recipe")
+
+
+def test_unknown_recipes_are_refused_before_torch_is_loaded() -> None:
+    script = (
+        "import sys; from spanwise.cli import main; "
+        "assert main(['train', 'nope']) == 2; print('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
+def test_unknown_options_and_bad_values_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "at2po_search", "--rollout.num-chain", "4"])
+    assert stopped.value.code == 2
+    assert "num-chain" in capsys.readouterr().err
+    assert "num_chains" in refused(capsys, "train", "at2po_search", "--rollout.num-chains", "0")
+
+
+def test_models_that_cannot_be_used_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def train(path: str) -> str:
+        folder = ["--folder", str(tmp_path / "run")]
+        return refused(capsys, "train", "at2po_search", "--model.path", path, *folder)
+
+    assert "there is no model folder ./missing" in train("./missing")
+    (tmp_path / "empty").mkdir()
+    assert "no config.json" in train("./empty")
+
+    shipped = SHIPPED / "search_base"
+    without_template = tmp_path / "without_template"
+    shutil.copytree(shipped, without_template)
+    (without_template / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((without_template / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (without_template / "tokenizer_config.json").write_text(json.dumps(settings))
+    (without_template / "model.safetensors").unlink()  # refused before any weight is read
+    assert "no chat template" in train("./without_template")
+
+    without_tags = tmp_path / "without_tags"
+    shutil.copytree(shipped, without_tags)
+    words = (without_tags / "tokenizer.json").read_text().replace("<search>", "<lookup>")
+    (without_tags / "tokenizer.json").write_text(words)
+    (without_tags / "model.safetensors").unlink()
+    assert "<search>" in train("./without_tags")
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "spanwise train RECIPE" in capsys.readouterr().out

@@ -1,0 +1,50 @@
+"""The settings of a run, pinned: a new one is a decision, made here."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from spanwise import recipes
+
+EVERYWHERE = {
+    "evaluation.every", "evaluation.group_by", "evaluation.num_tasks",
+    "evaluation.sampling.temperature", "evaluation.sampling.top_k", "evaluation.sampling.top_p",
+    "evaluation.split",
+    "folder", "keep_trees_every",
+    "model.device", "model.dtype", "model.path",
+    "objective.average", "objective.clip_high", "objective.clip_low", "objective.gradient",
+    "objective.ratio_span", "objective.shared_turns",
+    "prompts_per_step",
+    "rollout.max_response_tokens", "rollout.max_turn_tokens", "rollout.num_chains",
+    "rollout.sampling.temperature", "rollout.sampling.top_k", "rollout.sampling.top_p",
+    "sampler.max_cached_tokens", "sampler.max_rows",
+    "seed", "steps",
+    "update.epochs", "update.learning_rate", "update.max_gradient_norm",
+    "update.prompts_per_minibatch", "update.tokens_per_microbatch", "update.weight_decay",
+}  # fmt: skip
+TREE = {
+    "advantage.advantage", "advantage.value",
+    "rollout.choose", "rollout.num_expansions", "rollout.num_rounds", "rollout.sibling_penalty",
+}  # fmt: skip
+
+
+def options(config: Any, prefix: str = "") -> set[str]:
+    names: set[str] = set()
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if prefix == "" and field.name == "env":
+            continue  # an environment's options are its own
+        if dataclasses.is_dataclass(value):
+            names |= options(value, f"{prefix}{field.name}.")
+        else:
+            names.add(prefix + field.name)
+    return names
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_builds_with_these_options_and_no_others(name: str) -> None:
+    own = {"advantage.baseline"} if name.startswith("grpo") else TREE
+    assert options(recipes.find(name)()) == EVERYWHERE | own

@@ -1,0 +1,132 @@
+"""The whole way, few steps: the shipped model, the embedded world, the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from spanwise.cli import main
+from spanwise.models.loading import SHIPPED
+from spanwise.runlog import RunLog, tree_of
+
+SMALL = [
+    *("--steps", "3"),
+    *("--prompts-per-step", "4"),
+    *("--evaluation.num-tasks", "12"),
+    *("--evaluation.every", "2"),
+]
+
+
+def run(folder: Path, recipe: str, *options: str) -> RunLog:
+    assert main(["train", recipe, *SMALL, *options, "--folder", str(folder)]) == 0
+    return RunLog.open(folder)
+
+
+@pytest.fixture(scope="module")
+def at2po(tmp_path_factory: pytest.TempPathFactory) -> RunLog:
+    return run(tmp_path_factory.mktemp("runs") / "at2po", "at2po_search")
+
+
+def test_the_run_folder_has_all_that_it_should(at2po: RunLog) -> None:
+    summary = at2po.read_summary()
+    assert {"recipe", "seed", "before", "after", "train_seconds"} <= summary.keys()
+    for when in ("before", "after"):
+        assert summary[when]["n"] == 12
+        assert 0 <= summary[when]["exact_match"] <= 1 and 0 <= summary[when]["greedy"] <= 1
+    metrics = at2po.read_metrics()
+    assert [m["step"] for m in metrics] == [1, 2, 3]
+    assert ["held_out/greedy" in m for m in metrics] == [False, True, False]
+    expected = {
+        "reward", "exact_match", "tool_calls", "turn_entropy", "gradient_norm", "ratio_mean",
+        "ratio/turn_1", "clipped/turn_1", "sampled_tokens", "trained_tokens", "unique_to_total",
+        "seconds/rollout", "seconds/credit", "seconds/update", "engine_mismatch",
+    }  # fmt: skip
+    assert expected <= metrics[0].keys()
+    assert summary["sampled_tokens"] == sum(m["sampled_tokens"] for m in metrics)
+    assert summary["trained_tokens"] == sum(m["trained_tokens"] for m in metrics)
+    assert metrics[0]["branches"] == 4 * 10 and 0 < metrics[0]["unique_to_total"] < 1
+    assert metrics[0]["engine_mismatch"] < 1e-4  # the sampler's log-probs are the trainer's
+
+
+def test_recorded_trees_hold_the_credit_of_every_turn(at2po: RunLog) -> None:
+    for record in at2po.read_trees(1):
+        tree = tree_of(record)
+        assert len(tree.leaves()) == 10
+        by_path = {tuple(n["path"]): n for n in record["nodes"]}
+        for leaf in tree.leaves():
+            assert leaf.reward in (-1.0, 0.0, 1.0)
+        for node in record["nodes"][1:]:
+            assert node["advantage"] == pytest.approx(node["value"], abs=1e-5)  # node_value
+            siblings = tree.children(tree.node(tuple(node["path"][:-1])))
+            assert by_path[siblings[0].path]["path"]
+
+
+def test_training_moved_the_weights_and_the_checkpoint_has_them(at2po: RunLog) -> None:
+    before = load_file(SHIPPED / "search_base" / "model.safetensors")
+    after = load_file(at2po.checkpoint_path("final") / "model.safetensors")
+    assert before.keys() == after.keys()
+    moved = [not torch.equal(before[k].float(), after[k].float()) for k in before]
+    assert all(moved)
+
+
+def test_the_same_seed_gives_the_same_run(at2po: RunLog, tmp_path: Path) -> None:
+    again = run(tmp_path / "again", "at2po_search")
+
+    def timeless(log: RunLog) -> list[dict[str, object]]:
+        return [
+            {k: v for k, v in m.items() if not k.startswith("seconds/")} for m in log.read_metrics()
+        ]
+
+    assert timeless(again) == timeless(at2po)
+    for step in at2po.tree_steps():
+        assert again.trees_path(step).read_bytes() == at2po.trees_path(step).read_bytes()
+    weights = "model.safetensors"
+    first, second = at2po.checkpoint_path("final"), again.checkpoint_path("final")
+    assert (first / weights).read_bytes() == (second / weights).read_bytes()
+
+
+def test_a_finished_run_is_evaluated_and_shown(
+    at2po: RunLog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", str(at2po.folder), "--num-tasks", "8"]) == 0
+    assert "Held-out exact match" in capsys.readouterr().out
+    assert main(["show", str(at2po.folder), "--step", "2", "--tree", "1"]) == 0
+    assert "step 2, tree 1" in capsys.readouterr().out
+    assert main(["show", str(at2po.folder), "--step", "9"]) == 2
+    assert "steps 1 to 3" in capsys.readouterr().err
+
+
+def test_the_group_baseline_trains_on_chains(tmp_path: Path) -> None:
+    log = run(tmp_path / "grpo", "grpo_search", "--steps", "1")
+    (metrics,) = log.read_metrics()
+    config = json.loads(log.config_path.read_text())["config"]
+    assert config["rollout"]["class"] == "Chains"
+    assert metrics["branches"] == 4 * config["rollout"]["num_chains"]
+
+
+def test_a_recipe_of_ones_own_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass, replace\n"
+        "from spanwise.advantages import to_tokens\n"
+        "from spanwise.credit import Advantage\n"
+        "from spanwise.recipes.search import grpo_search\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Plain(Advantage):\n"
+        "    scale: float = 1.0\n"
+        "    def __call__(self, batch):\n"
+        "        return to_tokens(self.scale * batch.rewards, batch.mask)\n"
+        "def plain():\n"
+        "    return replace(grpo_search(), advantage=Plain())\n"
+    )
+    log = run(
+        tmp_path / "run", f"{tmp_path}/mine.py:plain", "--steps", "1", "--advantage.scale", "2"
+    )
+    assert log.read_config()["config"]["advantage"] == {"class": "Plain", "scale": 2.0}
+    record = log.read_trees(1)[0]
+    for node in record["nodes"]:
+        if node["reward"] is not None:
+            assert node["advantage"] == pytest.approx(2 * node["reward"])

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import copy
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from spanwise.batch import Batch
+from spanwise.credit import GroupAdvantage, TreeAdvantage
+from spanwise.train.objective import Objective
+from spanwise.train.update import Update
+from spanwise.tree import Node, Path, Tree
+from tests.tiny import tiny_model
+
+
+def random_tree(seed: int, *, branches: int = 4) -> Tree:
+    """One to three turns a branch, forking at random turns."""
+    draw = random.Random(seed)
+
+    def some(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(64) for _ in range(draw.randint(low, high)))
+
+    nodes: dict[Path, Node] = {(): Node(path=(), observation=some(2, 9), stop="prompt")}
+    for _ in range(branches):
+        start = draw.choice([p for p, n in nodes.items() if not n.is_leaf])
+        path = (*start, sum(p[:-1] == start for p in nodes if p))
+        while True:
+            tokens = some(1, 6)
+            logprobs = tuple(-draw.random() for _ in tokens)
+            ends = len(path) > 2 or draw.random() < 0.4
+            nodes[path] = Node(
+                path=path,
+                tokens=tokens,
+                logprobs=logprobs,
+                sampling_logprobs=logprobs,
+                observation=() if ends else some(1, 5),
+                stop="answer" if ends else "call",
+                reward=float(draw.random() < 0.5) if ends else None,
+            )
+            if ends:
+                break
+            path = (*path, 0)
+    return Tree(task_id=str(seed), nodes=tuple(nodes[p] for p in sorted(nodes)))
+
+
+TREES = [random_tree(seed) for seed in range(4)]
+OBJECTIVES = [
+    Objective(clip_low=0.2, clip_high=0.28),
+    Objective(ratio_span="token", average="token", clip_low=0.2, clip_high=0.28),
+    Objective(ratio_span="whole", gradient="span", shared_turns="mean"),
+    Objective(shared_turns="once", average="token"),
+]
+
+
+def updated(
+    trees: list[Tree], objective: Objective, update: Update
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """All parameters after one update in float64, and the metrics."""
+    model = tiny_model(dtype=torch.float64)
+    batch = Batch.from_trees(trees)
+    advantages = TreeAdvantage(advantage="over_both")(batch).double()
+    metrics = update(model, update.optimizer(model), batch, advantages, objective, seed=0)
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), metrics
+
+
+SGD_LIKE = Update(learning_rate=1e-3, prompts_per_minibatch=4, max_gradient_norm=1e9)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{o.ratio_span}-{o.shared_turns}")
+def test_micro_batches_change_memory_and_not_the_result(objective: Objective) -> None:
+    whole, figures = updated(TREES, objective, replace(SGD_LIKE, tokens_per_microbatch=10**6))
+    for tokens in (1, 40, 100):
+        split, other = updated(TREES, objective, replace(SGD_LIKE, tokens_per_microbatch=tokens))
+        torch.testing.assert_close(split, whole, rtol=0, atol=1e-9)
+        assert other["loss"] == pytest.approx(figures["loss"], abs=1e-6)
+        assert other["gradient_norm"] == pytest.approx(figures["gradient_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES[:3], ids=lambda o: o.ratio_span)
+def test_the_order_of_trees_changes_nothing(objective: Objective) -> None:
+    forward, _ = updated(TREES, objective, SGD_LIKE)
+    backward, _ = updated(TREES[::-1], objective, SGD_LIKE)
+    torch.testing.assert_close(forward, backward, rtol=0, atol=1e-9)
+
+
+def test_good_turns_become_likelier_and_bad_ones_less() -> None:
+    model = tiny_model()
+    batch = Batch.from_trees(TREES)
+    advantages = GroupAdvantage()(batch)
+    update = Update(learning_rate=3e-3, prompts_per_minibatch=4, epochs=5)
+    objective = Objective(ratio_span="token", clip_low=0.2, clip_high=0.28)
+
+    def scored() -> torch.Tensor:
+        from spanwise.models.scoring import token_scores
+
+        with torch.no_grad():
+            return token_scores(model, batch.tokens, batch.mask, batch.lengths).logprobs
+
+    before = scored()
+    update(model, update.optimizer(model), batch, advantages, objective, seed=0)
+    change = scored() - before
+    assert change[advantages > 0].mean() > 0.01
+    assert change[advantages < 0].mean() < -0.01
+
+
+def test_a_gradient_that_is_not_finite_is_counted_and_not_applied() -> None:
+    model = tiny_model()
+    batch = Batch.from_trees(TREES)
+    before = copy.deepcopy(model.state_dict())
+    advantages = GroupAdvantage()(batch)
+    advantages[0, batch.mask[0].nonzero()[0]] = float("inf")
+    update = Update(learning_rate=1e-3, prompts_per_minibatch=4)
+    metrics = update(model, update.optimizer(model), batch, advantages, Objective(), seed=0)
+    assert metrics["skipped_steps"] == 1.0
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_each_epoch_has_a_step_for_each_minibatch_of_prompts() -> None:
+    update = Update(prompts_per_minibatch=3, epochs=2)
+    model = tiny_model()
+    batch = Batch.from_trees(TREES)
+    optimizer = update.optimizer(model)
+    update(model, optimizer, batch, GroupAdvantage()(batch), Objective(), seed=0)
+    steps = {int(state["step"]) for state in optimizer.state.values()}
+    assert steps == {4}  # 2 epochs of 3 + 1 prompts
+
+
+def test_metrics_by_turn() -> None:
+    _, metrics = updated(TREES, OBJECTIVES[1], replace(SGD_LIKE, epochs=3))
+    deepest = max(len(n.path) for tree in TREES for n in tree.nodes)
+    for turn in range(1, deepest + 1):
+        assert metrics[f"ratio/turn_{turn}"] == pytest.approx(1.0, abs=0.2)
+        assert 0 <= metrics[f"clipped/turn_{turn}"] <= 1
+    assert f"ratio/turn_{deepest + 1}" not in metrics
