@@ -34,13 +34,21 @@ class Demonstration:
 
 @dataclass(frozen=True, kw_only=True)
 class Demonstrations:
-    """How questions are worked, and how often each fault is made.
+    r"""How questions are worked, and how often each fault is made.
 
     Every probability is for one decision: ``p`` of a question with ``h`` hops is used up
     to ``h`` times. After a fault the work goes on as if nothing were wrong.
 
     Raises:
       ValueError: if a probability is not between 0 and 1, or the hops are not 1 to 10.
+
+    Example:
+      >>> right = without_faults(Demonstrations(min_hops=1, max_hops=1))
+      >>> demonstration = right.draw(random.Random(0))
+      >>> demonstration.question
+      "who is Amos Glover 's neighbour ?"
+      >>> demonstration.turns[1][0]
+      '<think> found </think> <answer> \\boxed{ Louis Norton } </answer>'
     """
 
     min_hops: int = 1
@@ -54,18 +62,20 @@ class Demonstrations:
     skipped_hop: float = 0.06
     """Search the relation after the next one, and go on behind it."""
 
-    wrong_entity: float = 0.03
+    wrong_entity: float = 0.02
     """Copy the name searched before, not the one found."""
 
     early_answer: float = 0.06
     """Answer with a person on the way, where ``habit`` does not apply."""
 
-    habit: float = 0.56
+    habit: float = 0.48
     """Answer with a person on the way, once ``habit_after`` facts are found."""
 
     habit_after: int = 2
+    """Facts after which the habit applies, and ``early_answer`` no longer."""
+
     broken_format: float = 0.01
-    """Close the thought with a search tag, or call the tool twice, at any turn."""
+    """Leave the thought of a search unclosed, or leave it out; the tool does not answer."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_hops <= self.max_hops <= len(RELATIONS):

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from spanwise.envs.base import Split, Task
+from spanwise.envs.base import Split, Task, Tokenizer
 from spanwise.envs.search import SearchEnvironment
 from spanwise.tools.search import RetrieverClient
 
@@ -45,26 +45,29 @@ class RetrievalQA(SearchEnvironment):
     """Questions from .jsonl files and a retriever reached by HTTP.
 
     A row is a JSON object with ``question`` and one of ``answers``, ``golden_answers`` or
-    ``answer``. The files are read when the environment is made.
-
-    Args:
-      train_file: Training questions.
-      dev_file: Development questions; none without a file.
-      test_file: Held-out questions; none without a file.
-      retriever_url: Where ``tools.search.RetrieverClient`` posts its queries.
-      num_documents: Documents in a result.
-      deadline_s: Of a search, in seconds.
-
-    Raises:
-      ValueError: naming file, row and column of the first thing that is missing or wrong.
+    ``answer``. All files are read by ``check``, before a run loads its model, or by
+    ``tasks``; what is missing or wrong in them raises a ``ValueError`` that names the
+    file, the row and the column.
     """
 
-    train_file: Path
+    train_file: Path | None = None
+    """Questions to train on, one JSON object a line."""
+
     dev_file: Path | None = None
+    """Questions to choose settings by."""
+
     test_file: Path | None = None
+    """Questions to report."""
+
     retriever_url: str = "http://127.0.0.1:8000/retrieve"
+    """Where queries are posted; see ``tools.search.RetrieverClient``."""
+
     num_documents: int = 3
+    """Documents in a result."""
+
     deadline_s: float = 30.0
+    """Of a search, in seconds."""
+
     instructions: str = INSTRUCTIONS
     """Put before the question; ``{max_calls}`` in it becomes the number."""
 
@@ -75,7 +78,7 @@ class RetrievalQA(SearchEnvironment):
                 f"num_documents and deadline_s must be positive, got {self.num_documents} "
                 f"and {self.deadline_s}"
             )
-        _ = self.search_tool, self._tasks  # refuse a bad address or file now
+        _ = self.search_tool  # refuses a bad address
 
     @property
     def search_tool(self) -> RetrieverClient:
@@ -89,13 +92,25 @@ class RetrievalQA(SearchEnvironment):
         )
 
     @cached_property
-    def _tasks(self) -> dict[str, tuple[Task, ...]]:
-        files = {"train": self.train_file, "dev": self.dev_file, "test": self.test_file}
-        return {split: _read(split, file) if file else () for split, file in files.items()}
+    def _tasks(self) -> dict[Split, tuple[Task, ...]]:
+        files: dict[Split, Path | None] = {
+            "train": self.train_file, "dev": self.dev_file, "test": self.test_file
+        }  # fmt: skip
+        return {split: _tasks_in(file, split) for split, file in files.items() if file is not None}
 
     def tasks(self, split: Split) -> Sequence[Task]:
         """The rows of the split's file, in its order."""
+        if split not in self._tasks:
+            raise ValueError(
+                f"no {split} questions: set {split}_file to a .jsonl file with the columns "
+                f"{QUESTION_COLUMN} and {' or '.join(ANSWER_COLUMNS)}"
+            )
         return self._tasks[split]
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Refuse missing or wrong training questions, and a tokenizer that changes a tag."""
+        self.tasks("train")
+        super().check(tokenizer)
 
     def messages(self, task: Task) -> list[dict[str, str]]:
         """One user message: the instructions, with ``max_calls`` put in, and the question."""
@@ -104,9 +119,9 @@ class RetrievalQA(SearchEnvironment):
         return [{"role": "user", "content": content}]
 
 
-def _read(split: str, file: Path) -> tuple[Task, ...]:
+def _tasks_in(file: Path, split: Split) -> tuple[Task, ...]:
     try:
-        lines = Path(file).read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{split}_file {file} cannot be read: {error}") from error
     tasks = tuple(

@@ -100,17 +100,19 @@ class SearchEnvironment(Environment):
         return Reply(stop="call", observation=result_text(documents), outcome=outcome)
 
     def check(self, tokenizer: Tokenizer) -> None:
-        """Refuse a tokenizer that changes tags or cannot spell the questions."""
-        texts = [*self.stop_strings, " ".join(TAGS), "\\boxed{ }"]
-        texts += [task.question for task in self.tasks("train")[:20]]
-        for text in texts:
-            ids = tokenizer.encode(text, add_special_tokens=False)
-            back = tokenizer.decode(ids, skip_special_tokens=False)
-            if back.split() != text.split():
-                raise ValueError(
-                    f"this tokenizer reads {text!r} back as {back!r}; {type(self).__name__} "
-                    "needs one that keeps its tags and questions as they are"
-                )
+        """Refuse a tokenizer that changes a tag."""
+        _check_round_trip(tokenizer, [*TAGS, "\\boxed{ }"], type(self).__name__)
+
+
+def _check_round_trip(tokenizer: Tokenizer, texts: Sequence[str], needed_by: str) -> None:
+    for text in texts:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        back = tokenizer.decode(ids, skip_special_tokens=False)
+        if back.split() != text.split():
+            raise ValueError(
+                f"the tokenizer reads {text!r} back as {back!r}; {needed_by} needs one that "
+                "keeps it as it is"
+            )
 
 
 def _broken(stop: Stop, fault: str) -> Reply:
@@ -198,3 +200,10 @@ class MultiHopSearch(SearchEnvironment):
     def tasks(self, split: Split) -> Sequence[Task]:
         """Questions with equally many of each number of hops; ``info["hops"]`` says it."""
         return self._tasks[split]
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Refuse a tokenizer that changes a tag, a question or a document."""
+        super().check(tokenizer)
+        texts = [task.question for task in self.tasks("train")[:20]]
+        texts += [result_text([document]) for document in self.world.documents[:20]]
+        _check_round_trip(tokenizer, texts, type(self).__name__)

@@ -2,7 +2,7 @@
 
 A Qwen3-architecture model with a tokenizer whose tokens are whole words, fitted on
 imperfect demonstrations. It is saved in Hugging Face format and loaded like any other
-model; a fitted one ships with the package (``SEARCH_BASE``).
+model; the one that ``BaseModelRecipe()`` gives ships with spanwise as ``search_base``.
 """
 
 from __future__ import annotations
@@ -26,9 +26,6 @@ from spanwise.envs.demonstrations import Demonstration, Demonstrations, without_
 from spanwise.envs.grammar import TAGS
 from spanwise.envs.names import FIRST_NAMES, SURNAMES
 from spanwise.envs.world import RELATIONS, WORDINGS
-
-SEARCH_BASE = Path(__file__).parent.parent / "assets" / "search_base"
-"""The fitted model that ships with the package."""
 
 ROWS_PER_GROUP = 12
 """Demonstrations that share a width while fitting."""
@@ -64,6 +61,11 @@ def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
 
     Args:
       words: The vocabulary, without the special tokens.
+
+    Example:
+      >>> tokenizer = word_tokenizer(["Ada", "Beck", "<think>"])
+      >>> tokenizer.decode(tokenizer.encode(" <think>  Ada Beck "))
+      '<think> Ada Beck'
     """
     special = [PAD, EOS, UNKNOWN, USER, ASSISTANT]
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys([*special, *words]))}
@@ -81,7 +83,7 @@ def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseModelFit:
+class BaseModelRecipe:
     """How the base model is shaped and fitted."""
 
     demonstrations: Demonstrations = Demonstrations()
@@ -215,15 +217,15 @@ def demonstration_loss(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def fit_base_model(
-    fit: BaseModelFit, on_step: Callable[[FitProgress], None] | None = None
+    recipe: BaseModelRecipe, on_step: Callable[[FitProgress], None] | None = None
 ) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
     """Make the base model: build it, and fit it on fresh demonstrations at every step.
 
-    The same ``fit`` on the same machine with the same number of torch threads gives
+    The same ``recipe`` on the same machine with the same number of torch threads gives
     the same weights.
 
     Args:
-      fit: Shape, data and schedule.
+      recipe: Shape, data and schedule.
       on_step: Called after every step.
 
     Returns:
@@ -231,18 +233,21 @@ def fit_base_model(
     """
     tokenizer = word_tokenizer(search_words())
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(fit.seed)
-        model = fit.new_model(tokenizer)
+        torch.manual_seed(recipe.seed)
+        model = recipe.new_model(tokenizer)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=fit.learning_rate, betas=(0.9, 0.98), weight_decay=fit.weight_decay
+        model.parameters(),
+        lr=recipe.learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=recipe.weight_decay,
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _cosine(fit))
-    rng = random.Random(f"demonstrations {fit.seed}")
-    clean = without_faults(fit.demonstrations)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _cosine(recipe))
+    rng = random.Random(f"demonstrations {recipe.seed}")
+    clean = without_faults(recipe.demonstrations)
     model.train()
-    for step in range(fit.num_steps):
-        demonstrations = clean if step < fit.clean_steps else fit.demonstrations
-        groups = demonstration_rows(demonstrations, fit.rows_per_step, rng, tokenizer)
+    for step in range(recipe.num_steps):
+        demonstrations = clean if step < recipe.clean_steps else recipe.demonstrations
+        groups = demonstration_rows(demonstrations, recipe.rows_per_step, rng, tokenizer)
         num_tokens = sum(int(mask.sum()) for _, mask in groups)
         optimizer.zero_grad(set_to_none=True)
         total = 0.0
@@ -254,14 +259,14 @@ def fit_base_model(
         optimizer.step()
         schedule.step()
         if on_step is not None:
-            on_step(FitProgress(step=step + 1, num_steps=fit.num_steps, loss=total))
+            on_step(FitProgress(step=step + 1, num_steps=recipe.num_steps, loss=total))
     return model.eval(), tokenizer
 
 
-def _cosine(fit: BaseModelFit) -> Callable[[int], float]:
+def _cosine(recipe: BaseModelRecipe) -> Callable[[int], float]:
     def factor(step: int) -> float:
-        warm = min(1.0, (step + 1) / max(1, fit.warmup_steps))
-        done = step / fit.num_steps
+        warm = min(1.0, (step + 1) / max(1, recipe.warmup_steps))
+        done = step / recipe.num_steps
         return warm * (0.1 + 0.9 * 0.5 * (1.0 + math.cos(math.pi * done)))
 
     return factor

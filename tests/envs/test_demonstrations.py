@@ -46,7 +46,9 @@ def test_the_same_seed_draws_the_same_and_names_are_fresh_in_every_row():
 
 def near(count: int, trials: int, probability: float) -> bool:
     """Within five standard deviations of a binomial."""
-    return abs(count - trials * probability) <= 5 * (trials * probability * (1 - probability)) ** 0.5
+    return (
+        abs(count - trials * probability) <= 5 * (trials * probability * (1 - probability)) ** 0.5
+    )
 
 
 def only(**odds: float) -> list[Demonstration]:

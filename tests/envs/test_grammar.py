@@ -75,7 +75,10 @@ def test_what_is_accepted_was_written_by_the_rules(text: str):
         return
     # an oracle that takes the turn apart by splitting instead of by scanning for tags
     kind = "search" if isinstance(parsed, Call) else "answer"
-    before, thought, rest = text.partition("<think>")[0], *text.split("<think>")[1].split("</think>")
+    before, thought, rest = (
+        text.partition("<think>")[0],
+        *text.split("<think>")[1].split("</think>"),
+    )
     between, inside = rest.split(f"<{kind}>")
     inside, after = inside.split(f"</{kind}>")
     assert not before.strip() and not between.strip() and not after.strip()

@@ -1,0 +1,118 @@
+"""How much recipes learn: held-out scores before, during and after, over seeds.
+
+    python -m bench.learning at2po_search grpo_search --seeds 0 1 2 3 4 --every 10
+
+Each run starts from the same model and is measured on the same held-out questions.
+Recipes are compared at the same number of *sampled tokens*: see the curve of each run.
+Writes ``bench/results/learning_RECIPES.json`` and prints a table; the run folders are
+kept under ``runs/learning``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.machine import machine
+from spanwise import recipes
+from spanwise.display import Display
+from spanwise.runlog import RunLog
+from spanwise.train import train
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def one_run(recipe: str, seed: int, every: int, folder: Path) -> dict[str, Any]:
+    """Train once, or read the run if it is there, and give its scores and curve."""
+    if not (folder / "summary.json").exists():
+        config = recipes.find(recipe)()
+        evaluation = dataclasses.replace(config.evaluation, every=every)
+        config = dataclasses.replace(
+            config, seed=seed, evaluation=evaluation, keep_trees_every=config.steps
+        )
+        train(config, recipe=recipe, folder=folder, display=Display())
+    log = RunLog.open(folder)
+    summary = log.read_summary()
+    curve = [
+        {
+            "step": m["step"],
+            "sampled_tokens": m["total_sampled_tokens"],
+            "exact_match": round(m["held_out/exact_match"], 4),
+            "greedy": round(m["held_out/greedy"], 4),
+        }
+        for m in log.read_metrics()
+        if "held_out/exact_match" in m
+    ]
+    evaluation_s = sum(m.get("seconds/evaluation", 0.0) for m in log.read_metrics())
+    return {
+        "case": f"{recipe}, seed {seed}",
+        "before": summary["before"],
+        "after": summary["after"],
+        "train_seconds": round(summary["train_seconds"] - evaluation_s, 1),
+        "sampled_tokens": summary["sampled_tokens"],
+        "trained_tokens": summary["trained_tokens"],
+        "peak_memory_mb": summary["peak_memory_mb"],
+        "curve": curve,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipes", nargs="+")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--every", type=int, default=10, help="steps between measurements")
+    parser.add_argument("--name", default=None, help="of the results file")
+    arguments = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for recipe in arguments.recipes:
+        for seed in arguments.seeds:
+            folder = Path("runs/learning") / f"{recipe}-{seed}-{commit()}"
+            rows.append(one_run(recipe, seed, arguments.every, folder))
+            show(rows[-1])
+        mine = [row for row in rows if row["case"].startswith(f"{recipe},")]
+        for key in ("exact_match", "greedy"):
+            gains = [100 * (row["after"][key] - row["before"][key]) for row in mine]
+            print(
+                f"{recipe}: {key} gain median {statistics.median(gains):+.1f}, min {min(gains):+.1f}"
+            )
+    name = arguments.name or "learning_" + "_".join(arguments.recipes)
+    RESULTS.mkdir(exist_ok=True)
+    result = {
+        "name": name,
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "rows": rows,
+    }
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def show(row: dict[str, Any]) -> None:
+    before, after = row["before"], row["after"]
+    print(
+        f"{row['case']}: sampled {before['exact_match']:.3f} -> {after['exact_match']:.3f}, "
+        f"greedy {before['greedy']:.3f} -> {after['greedy']:.3f}, n {after['n']}, "
+        f"{row['train_seconds']} s, {row['sampled_tokens']} tokens sampled, "
+        f"{row['peak_memory_mb']} MiB",
+        flush=True,
+    )
+    for point in row["curve"]:
+        print(f"    {point}")
+
+
+def commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()

@@ -1,0 +1,86 @@
+"""Stop strings, matched on tokens as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from spanwise.envs.base import Tokenizer
+
+_REPLACEMENT = "\ufffd"
+
+
+class StopStrings:
+    """Makes the finders of one tokenizer, each set of stop strings once.
+
+    Args:
+      tokenizer: Decodes the tokens.
+      vocab_size: Of the model; ids that the tokenizer does not know have no text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._texts: list[str] | None = None
+        self._finders: dict[tuple[str, ...], StopFinder] = {}
+
+    def finder(self, stop: tuple[str, ...]) -> StopFinder:
+        """The finder of these stop strings.
+
+        Raises:
+          ValueError: if one of them is empty.
+        """
+        if stop not in self._finders:
+            if stop and self._texts is None:
+                self._texts = [decoded(self._tokenizer, [i]) for i in range(self._vocab_size)]
+            self._finders[stop] = StopFinder(self._tokenizer, stop, self._texts or [])
+        return self._finders[stop]
+
+
+class StopFinder:
+    """Says whether the newest token of a turn completed a stop string.
+
+    Decoding at every token would cost more than sampling it, so a table says which
+    tokens can complete a string at all: those with its last character in their text, and
+    those that end in the middle of a character. Only then is the end of the turn decoded.
+
+    Args:
+      tokenizer: Decodes the tokens.
+      stop: The strings.
+      texts: Of every token id by itself; empty if ``stop`` is.
+
+    Example:
+      >>> class Letters:
+      ...     def encode(self, text, **options): return [ord(c) - 97 for c in text]
+      ...     def decode(self, ids, **options): return "".join(chr(97 + i) for i in ids)
+      >>> finder = StopStrings(Letters(), 26).finder(("bc",))
+      >>> finder.completed([0, 1]), finder.completed([0, 1, 2]), finder.completed([2])
+      (False, True, False)
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], texts: Sequence[str]) -> None:
+        if not all(stop):
+            raise ValueError(f"a stop string must not be empty, got {stop!r}")
+        self._tokenizer = tokenizer
+        self._stop = stop
+        ends = {s[-1] for s in stop}
+        # Tokenizers add and strip spaces between tokens: no table can tell where one appears.
+        anywhere = any(c.isspace() for c in ends)
+        self._may_complete = [
+            anywhere or _REPLACEMENT in text or not ends.isdisjoint(text) for text in texts
+        ]
+        # A character is at most four tokens of one byte; the rest is slack for tokens without text.
+        self._window = 4 * max(map(len, stop), default=0) + 8
+
+    def completed(self, tokens: Sequence[int]) -> bool:
+        """Whether ``tokens[-1]`` completed a stop string; earlier tokens did not."""
+        if not self._stop or not self._may_complete[tokens[-1]]:
+            return False
+        text = decoded(self._tokenizer, tokens[-self._window :])
+        return any(s in text for s in self._stop)
+
+
+def decoded(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    """The text of the tokens as they are: special tokens shown, spaces left alone."""
+    return tokenizer.decode(
+        list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
