@@ -74,20 +74,18 @@ def results_table(summary: Mapping[str, Any], *, group_name: str = "hops") -> Ta
     """Held-out exact match before and after, in all and by group, with counts."""
     before, after = summary["before"], summary["after"]
     table = Table(title=f"Held-out exact match, {summary['recipe']}, seed {summary['seed']}")
-    table.add_column(group_name)
-    table.add_column("questions", justify="right")
-    for kind in ("sampled", "greedy"):
-        for when in ("before", "after", "gain"):
-            table.add_column(f"{kind} {when}", justify="right")
+    for name in (group_name, "questions", "sampled, before → after", "greedy, before → after"):
+        table.add_column(name, justify="right")
     rows = [("all", before, after)]
     rows += [(k, before["by_group"][k], after["by_group"][k]) for k in before["by_group"]]
     for name, old, new in rows:
-        cells: list[str] = []
-        for key in ("exact_match", "greedy"):
-            gain = 100 * (new[key] - old[key])
-            cells += [f"{100 * old[key]:.1f}%", f"{100 * new[key]:.1f}%", f"{gain:+.1f}"]
+        cells = [_change(old[key], new[key]) for key in ("exact_match", "greedy")]
         table.add_row(name, str(old["n"]), *cells, style="bold" if name == "all" else "")
     return table
+
+
+def _change(before: float, after: float) -> str:
+    return f"{100 * before:.1f}% → {100 * after:.1f}%  {100 * (after - before):+6.1f}"
 
 
 def scores_table(measured: Mapping[str, Any], *, title: str, group_name: str = "hops") -> Table:

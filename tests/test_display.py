@@ -61,7 +61,7 @@ def test_results_before_and_after() -> None:
     text = shown(results_table(summary))
     assert "demo, seed 3" in text
     row = next(line for line in text.splitlines() if " all " in line)
-    for cell in ("8", "25.0%", "75.0%", "+50.0", "12.5%", "37.5%", "+25.0"):
+    for cell in ("8", "25.0% → 75.0%   +50.0", "12.5% → 37.5%   +25.0"):
         assert cell in row
 
 

@@ -30,13 +30,13 @@ class TreeSearch(Rollout):
     """
 
     num_chains: int = 10
-    """``M``."""
+    """``M``: trajectories sampled from the prompt before any fork."""
 
     num_rounds: int = 2
-    """``L``."""
+    """``L``: rounds of forking."""
 
     num_expansions: int = 6
-    """``K``, for each round."""
+    """``K``: forks in each round."""
 
     sibling_penalty: float = 0.05
     """``α``, taken off the entropy in nats for each sibling that a turn already has."""
