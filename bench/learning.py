@@ -16,6 +16,7 @@ import json
 import statistics
 import subprocess
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def one_run(recipe: str, seed: int, every: int, folder: Path) -> dict[str, Any]:
     evaluation_s = sum(m.get("seconds/evaluation", 0.0) for m in log.read_metrics())
     return {
         "case": f"{recipe}, seed {seed}",
+        "recipe": recipe,
         "before": summary["before"],
         "after": summary["after"],
         "train_seconds": round(summary["train_seconds"] - evaluation_s, 1),
@@ -65,7 +67,7 @@ def one_run(recipe: str, seed: int, every: int, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="How much recipes learn, over seeds.")
     parser.add_argument("recipes", nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--every", type=int, default=10, help="steps between measurements")
@@ -77,12 +79,12 @@ def main() -> None:
             folder = Path("runs/learning") / f"{recipe}-{seed}-{commit()}"
             rows.append(one_run(recipe, seed, arguments.every, folder))
             show(rows[-1])
-        mine = [row for row in rows if row["case"].startswith(f"{recipe},")]
+        mine = [row for row in rows if row["recipe"] == recipe]
         for key in ("exact_match", "greedy"):
             gains = [100 * (row["after"][key] - row["before"][key]) for row in mine]
-            print(
-                f"{recipe}: {key} gain median {statistics.median(gains):+.1f}, min {min(gains):+.1f}"
-            )
+            spread = f"median {statistics.median(gains):+.1f}, least {min(gains):+.1f}"
+            print(f"{recipe}: gain in {key} {spread}")
+    budgets = same_budget(rows)
     name = arguments.name or "learning_" + "_".join(arguments.recipes)
     RESULTS.mkdir(exist_ok=True)
     result = {
@@ -91,8 +93,35 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(),
         "rows": rows,
+        "at_the_same_sampled_tokens": budgets,
     }
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def same_budget(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Median held-out scores of each recipe at equal shares of the smallest token budget."""
+    smallest = min(row["sampled_tokens"] for row in rows)
+    budgets: list[dict[str, Any]] = []
+    for share in (0.25, 0.5, 0.75, 1.0):
+        tokens = share * smallest
+        for recipe in dict.fromkeys(row["recipe"] for row in rows):
+            mine = [row for row in rows if row["recipe"] == recipe]
+            point = {"sampled_tokens": round(tokens), "recipe": recipe}
+            for key in ("exact_match", "greedy"):
+                point[key] = round(statistics.median(at(row, key, tokens) for row in mine), 4)
+            budgets.append(point)
+            print(point)
+    return budgets
+
+
+def at(row: dict[str, Any], key: str, tokens: float) -> float:
+    """A run's score at a number of sampled tokens, on straight lines between measurements."""
+    points = [(0, row["before"][key]), *((p["sampled_tokens"], p[key]) for p in row["curve"])]
+    points.append((row["sampled_tokens"], row["after"][key]))
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if tokens <= x1:
+            return y0 + (y1 - y0) * (tokens - x0) / max(x1 - x0, 1)
+    return points[-1][1]
 
 
 def show(row: dict[str, Any]) -> None:

@@ -80,7 +80,10 @@ async def run_with_deadline(function: Callable[[], T], deadline_s: float) -> T:
         try:
             result = function()
         except BaseException as raised:
-            error = raised
+            # A thread has no say over the run: SystemExit and its like are the tool's error,
+            # and a future cannot carry StopIteration.
+            plain = isinstance(raised, Exception) and not isinstance(raised, StopIteration)
+            error = raised if plain else RuntimeError(repr(raised))
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
             loop.call_soon_threadsafe(settle, result, error)
 
