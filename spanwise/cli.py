@@ -3,7 +3,8 @@
 spanwise train RECIPE [--option value ...]     train, and show what was learned
 spanwise eval RUN_OR_MODEL [--option value]    answer held-out questions
 spanwise show RUN [--step N] [--tree N]        one search tree with its credit
-spanwise build-base [--option value ...]       fit the small model that ships with spanwise
+spanwise study correlation RUN [--option …]    which advantages agree with Monte Carlo values
+spanwise build-base MODEL [--option value ...] fit a small model that ships with spanwise
 
 RECIPE is the name of a recipe or your own file's, FILE.py:FUNCTION.
 """
@@ -11,8 +12,9 @@ RECIPE is the name of a recipe or your own file's, FILE.py:FUNCTION.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from spanwise.train.config import TrainConfig
 
 C = TypeVar("C")
+
+BASE_MODELS = {"search_base": "base_model"}
+"""The models that ship with spanwise, and the module of ``spanwise.models`` that fits each."""
 
 
 class UsageError(ValueError):
@@ -36,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train": _train,
         "eval": _eval,
         "show": _show,
+        "study": _study,
         "build-base": _build_base,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -147,7 +153,7 @@ def _show(arguments: list[str]) -> None:
     if step not in steps:
         kept = f"steps {steps[0]} to {steps[-1]}" if steps else "none"
         raise UsageError(f"{target} has no trees of step {step}; kept are {kept}")
-    records = log.read_trees(step)
+    records: list[Mapping[str, Any]] = list(log.read_trees(step))
     if options.tree is not None and not 0 <= options.tree < len(records):
         raise UsageError(f"step {step} has trees 0 to {len(records) - 1}, not {options.tree}")
     record = tree_to_show(records) if options.tree is None else records[options.tree]
@@ -156,11 +162,46 @@ def _show(arguments: list[str]) -> None:
     console.print(tree_view(record))
 
 
-def _build_base(arguments: list[str]) -> None:
-    from spanwise.models.base_model import BaseModelRecipe, fit_base_model
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """Fit a small model from nothing, on demonstrations that spanwise makes up."""
 
-    recipe = _parsed(BaseModelRecipe(), arguments, "spanwise build-base")
-    fit_base_model(recipe)
+    folder: Path
+    """Where the model goes, in Hugging Face format."""
+
+    fit: Any
+    """Its shape, its demonstrations and the schedule."""
+
+
+def _study(arguments: list[str]) -> None:
+    if arguments[:1] != ["correlation"]:
+        raise UsageError("use spanwise study correlation RUN [--option value ...]")
+    target, rest = _target(arguments[1:], "study correlation RUN")
+
+    from spanwise.study.command import CorrelationOptions, run_correlation
+
+    options = _parsed(CorrelationOptions(), rest, "spanwise study correlation RUN")
+    run_correlation(Path(target), options, _configured)
+
+
+def _build_base(arguments: list[str]) -> None:
+    name, rest = _target(arguments, "build-base MODEL")
+    if name not in BASE_MODELS:
+        raise UsageError(f"no base model {name!r}; there are {', '.join(BASE_MODELS)}")
+    module = importlib.import_module(f"spanwise.models.{BASE_MODELS[name]}")
+    default = BuildOptions(folder=Path(name), fit=module.BaseModelRecipe())
+    options = _parsed(default, rest, f"spanwise build-base {name}")
+    if options.folder.exists():
+        raise UsageError(f"{options.folder} exists already; give another --folder")
+
+    from spanwise.display import Display
+    from spanwise.models.base_model import save_base_model
+
+    display = Display()
+    with display.fitting(options.fit.num_steps) as progress:
+        model, tokenizer = module.fit_base_model(options.fit, progress)
+    save_base_model(model, tokenizer, options.folder)
+    display.console.print(f"model folder  {options.folder}", highlight=False)
 
 
 def _target(

@@ -6,7 +6,7 @@ Text of the model is shown as text: markup and control characters in it do nothi
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,6 +48,29 @@ class Display:
         with progress:
             task = progress.add_task("training", total=total, figures="")
             yield StepProgress(self.console, progress, task, total)
+
+    @contextmanager
+    def fitting(self, total: int) -> Iterator[Callable[[Any], None]]:
+        """A bar over the steps of fitting a base model; gives what to call after each."""
+        progress = Progress(
+            TextColumn("fitting"),
+            BarColumn(),
+            TextColumn("step {task.completed}/{task.total}"),
+            TextColumn("loss {task.fields[loss]:.3f}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        with progress:
+            task = progress.add_task("fitting", total=total, loss=float("nan"))
+
+            def after_step(state: Any) -> None:
+                progress.update(task, completed=state.step, loss=state.loss)
+                if not self.console.is_terminal and state.step % max(1, total // 20) == 0:
+                    line = f"step {state.step}/{total}  loss {state.loss:.3f}"
+                    self.console.print(line, highlight=False)
+
+            yield after_step
 
 
 class StepProgress:

@@ -99,3 +99,22 @@ def test_models_that_cannot_be_used_are_refused(
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert "spanwise train RECIPE" in capsys.readouterr().out
+
+
+def test_a_base_model_is_built_by_one_command_and_the_same_each_time(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    small = [
+        *("--fit.num-steps", "3"),
+        *("--fit.clean-steps", "2"),
+        *("--fit.rows-per-step", "4"),
+    ]
+    for name in ("one", "two"):
+        assert main(["build-base", "search_base", *small, "--folder", str(tmp_path / name)]) == 0
+    assert "step 3/3" in capsys.readouterr().out
+    one, two = (tmp_path / name / "model.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    assert "exists already" in refused(
+        capsys, "build-base", "search_base", "--folder", str(tmp_path / "one")
+    )
+    assert "there are search_base" in refused(capsys, "build-base", "other_base")
