@@ -62,13 +62,13 @@ class Demonstrations:
     skipped_hop: float = 0.06
     """Search the relation after the next one, and go on behind it."""
 
-    wrong_entity: float = 0.02
+    wrong_entity: float = 0.03
     """Copy the name searched before, not the one found."""
 
     early_answer: float = 0.06
     """Answer with a person on the way, where ``habit`` does not apply."""
 
-    habit: float = 0.48
+    habit: float = 0.56
     """Answer with a person on the way, once ``habit_after`` facts are found."""
 
     habit_after: int = 2

@@ -76,7 +76,9 @@ class Slots:
         if rows <= old_rows and length <= old_length:
             return
         if rows > old_rows and 2 * old_rows * max(length, old_length) <= self.max_tokens:
-            rows = max(rows, 2 * old_rows)  # rows come one at a time; copying each time would not do
+            rows = max(
+                rows, 2 * old_rows
+            )  # rows come one at a time; copying each time would not do
         if max(rows, old_rows) * max(length, old_length) <= self.max_tokens:
             rows, length = max(rows, old_rows), max(length, old_length)
         grown = self._zeros(rows, length)

@@ -190,9 +190,9 @@ class TransformersSampler(Sampler):
             )
         if not self._slots.fits(1, prompt + room):
             raise EngineError(
-                f"a prompt of {prompt} tokens and up to {room} sampled ones do not fit into "
-                f"max_slot_tokens={self._engine.max_slot_tokens}, which holds {ROWS} such rows "
-                "or more; raise it or lower max_tokens"
+                f"a prompt of {prompt} tokens and up to {room} sampled ones is too long for "
+                f"max_slot_tokens={self._engine.max_slot_tokens}, which must hold {ROWS} such "
+                "rows; raise it or lower max_tokens"
             )
         # One bad id would make the embedding fail for the whole batch.
         if not 0 <= min(request.prompt) <= max(request.prompt) < self._vocab_size:
