@@ -20,8 +20,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from spanwise.envs.base import Split
+
 if TYPE_CHECKING:
-    from spanwise.envs.base import Split
     from spanwise.train.config import TrainConfig
 
 C = TypeVar("C")

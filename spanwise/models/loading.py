@@ -82,7 +82,7 @@ class Model:
         transformers_logging.disable_progress_bar()  # spanwise shows its own progress
         try:
             config = AutoConfig.from_pretrained(source)
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 source, config=config, dtype=getattr(torch, self.dtype), use_safetensors=True
             )
         except (OSError, ValueError) as error:

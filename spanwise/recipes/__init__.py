@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spanwise.train.config import TrainConfig
@@ -60,7 +60,7 @@ def _from_file(spec: str) -> Callable[[], TrainConfig]:
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
-    recipe = getattr(module, function, None)
+    recipe: Any = getattr(module, function, None)
     if not callable(recipe):
         raise UnknownRecipe(f"{file} has no function {function}")
     return recipe

@@ -1,0 +1,43 @@
+"""What the README shows works as shown."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spanwise import recipes
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_first_lines_print_the_advantages_that_they_say() -> None:
+    names: dict[str, Any] = {}
+    exec(BLOCKS[0], names)
+    said = re.search(r"# \[\[(.*?)\]\]", BLOCKS[0])
+    assert said is not None
+    expected = [float(number) for number in said.group(1).split(",")]
+    assert names["credit"][0].tolist() == pytest.approx(expected, abs=5e-5)
+
+
+def test_the_recipe_of_ones_own_is_a_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "my_exp.py"
+    file.write_text(BLOCKS[1], encoding="utf-8")
+    config = recipes.find(f"{file}:best_of_prompt")()
+    assert type(config.advantage).__name__ == "BestOfPrompt"
+
+
+@pytest.mark.parametrize("name", re.findall(r"spanwise train (\w+) ", README))
+def test_the_recipes_named_are_there(name: str) -> None:
+    assert name in recipes.names()
+
+
+def test_the_files_named_are_there() -> None:
+    package = Path(__file__).parent.parent / "spanwise"
+    listed = re.search(r"^spanwise/\n(.*?)```", README, flags=re.DOTALL | re.MULTILINE)
+    assert listed is not None
+    for line in listed.group(1).splitlines():
+        assert (package / line.split()[0]).exists(), line
