@@ -1,0 +1,1 @@
+"""Measurements: speed beside other projects, and how much recipes learn."""

@@ -1,0 +1,1 @@
+"""Policies and what is read off them: loading, scoring, the small base models."""
