@@ -12,7 +12,6 @@ RECIPE is the name of a recipe or your own file's, FILE.py:FUNCTION.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
 
 C = TypeVar("C")
 
-BASE_MODELS = {"search_base": "base_model"}
-"""The models that ship with spanwise, and the module of ``spanwise.models`` that fits each."""
+BASE_MODELS = ("search_base", "chain_base")
+"""The models that ship with spanwise: functions of ``spanwise.models.base_model``."""
 
 
 class UsageError(ValueError):
@@ -189,19 +188,20 @@ def _build_base(arguments: list[str]) -> None:
     name, rest = _target(arguments, "build-base MODEL")
     if name not in BASE_MODELS:
         raise UsageError(f"no base model {name!r}; there are {', '.join(BASE_MODELS)}")
-    module = importlib.import_module(f"spanwise.models.{BASE_MODELS[name]}")
-    default = BuildOptions(folder=Path(name), fit=module.BaseModelRecipe())
+
+    from spanwise.models import base_model
+
+    default = BuildOptions(folder=Path(name), fit=getattr(base_model, name)())
     options = _parsed(default, rest, f"spanwise build-base {name}")
     if options.folder.exists():
         raise UsageError(f"{options.folder} exists already; give another --folder")
 
     from spanwise.display import Display
-    from spanwise.models.base_model import save_base_model
 
     display = Display()
     with display.fitting(options.fit.num_steps) as progress:
-        model, tokenizer = module.fit_base_model(options.fit, progress)
-    save_base_model(model, tokenizer, options.folder)
+        model, tokenizer = base_model.fit_base_model(options.fit, progress)
+    base_model.save_base_model(model, tokenizer, options.folder)
     display.console.print(f"model folder  {options.folder}", highlight=False)
 
 

@@ -117,4 +117,4 @@ def test_a_base_model_is_built_by_one_command_and_the_same_each_time(
     assert "exists already" in refused(
         capsys, "build-base", "search_base", "--folder", str(tmp_path / "one")
     )
-    assert "there are search_base" in refused(capsys, "build-base", "other_base")
+    assert "there are search_base, chain_base" in refused(capsys, "build-base", "other_base")

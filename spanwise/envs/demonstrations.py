@@ -10,30 +10,17 @@ makes too.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import ClassVar
 
-from spanwise.envs.grammar import result_text
+from spanwise.envs.grammar import TAGS, result_text
 from spanwise.envs.names import FIRST_NAMES, SURNAMES
+from spanwise.envs.worked import Demonstration, DemonstrationSource
 from spanwise.envs.world import RELATIONS, WORDINGS, Fact, question_text, search_query
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demonstration:
-    """One dialogue: a question, then turns and what the tool answered to each."""
-
-    question: str
-    turns: tuple[tuple[str, str], ...]
-    """Model's text and observation; the last observation is empty."""
-
-    answer: str
-    """What the question's facts give, whether or not the dialogue gets there."""
-
-    faults: tuple[str, ...] = ()
-    """Names of the faults made, in order, after the fields of ``Demonstrations``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Demonstrations:
+class Demonstrations(DemonstrationSource):
     r"""How questions are worked, and how often each fault is made.
 
     Every probability is for one decision: ``p`` of a question with ``h`` hops is used up
@@ -43,13 +30,17 @@ class Demonstrations:
       ValueError: if a probability is not between 0 and 1, or the hops are not 1 to 10.
 
     Example:
-      >>> right = without_faults(Demonstrations(min_hops=1, max_hops=1))
+      >>> right = Demonstrations(min_hops=1, max_hops=1).right()
       >>> demonstration = right.draw(random.Random(0))
       >>> demonstration.question
       "who is Amos Glover 's neighbour ?"
       >>> demonstration.turns[1][0]
       '<think> found </think> <answer> \\boxed{ Louis Norton } </answer>'
     """
+
+    FAULTS: ClassVar[tuple[str, ...]] = (
+        "wrong_relation", "skipped_hop", "wrong_entity", "early_answer", "habit", "broken_format"
+    )  # fmt: skip
 
     min_hops: int = 1
     max_hops: int = 4
@@ -85,23 +76,30 @@ class Demonstrations:
             )
         if not 1 <= self.wordings <= len(WORDINGS):
             raise ValueError(f"wordings must be 1 to {len(WORDINGS)}, got {self.wordings}")
-        for name in FAULTS:
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} is a probability, got {getattr(self, name)}")
+        super().__post_init__()
 
     def draw(self, rng: random.Random) -> Demonstration:
-        """One demonstration; the same draw for the same state of ``rng``."""
         return _Worker(self, rng).work()
 
-
-FAULTS: tuple[str, ...] = (
-    "wrong_relation", "skipped_hop", "wrong_entity", "early_answer", "habit", "broken_format"
-)  # fmt: skip
-
-
-def without_faults(demonstrations: Demonstrations) -> Demonstrations:
-    """The same work, done right every time."""
-    return replace(demonstrations, **dict.fromkeys(FAULTS, 0.0))
+    def words(self) -> list[str]:
+        fixed = (
+            "who",
+            "is",
+            "'s",
+            "?",
+            "of",
+            "next",
+            "found",
+            ":",
+            "nothing",
+            ".",
+            "\\boxed{",
+            "}",
+        )
+        told = " ".join(WORDINGS).replace("{relation}", "").replace("{subject}", "")
+        told = told.replace("{value}", "")
+        words = (*TAGS, *fixed, *RELATIONS, *told.split(), *FIRST_NAMES, *SURNAMES)
+        return list(dict.fromkeys(words))
 
 
 class _Worker:

@@ -1,8 +1,9 @@
-"""The small model that learns the embedded search task, made from nothing.
+"""The small models that learn the embedded tasks, made from nothing.
 
 A Qwen3-architecture model with a tokenizer whose tokens are whole words, fitted on
 imperfect demonstrations. It is saved in Hugging Face format and loaded like any other
-model; the one that ``BaseModelRecipe()`` gives ships with spanwise as ``search_base``.
+model. Two ship with spanwise, named after the functions that describe them:
+``search_base`` and ``chain_base``.
 """
 
 from __future__ import annotations
@@ -22,10 +23,9 @@ from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from spanwise.envs.demonstrations import Demonstration, Demonstrations, without_faults
-from spanwise.envs.grammar import TAGS
-from spanwise.envs.names import FIRST_NAMES, SURNAMES
-from spanwise.envs.world import RELATIONS, WORDINGS
+from spanwise.envs.chain_demonstrations import ChainDemonstrations
+from spanwise.envs.demonstrations import Demonstrations
+from spanwise.envs.worked import Demonstration, DemonstrationSource
 
 ROWS_PER_GROUP = 12
 """Demonstrations that share a width while fitting."""
@@ -42,15 +42,6 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-
-
-def search_words() -> list[str]:
-    """Every word of the search task, each once, in a fixed order."""
-    fixed = ("who", "is", "'s", "?", "of", "next", "found", ":", "nothing", ".", "\\boxed{", "}")
-    told = " ".join(WORDINGS).replace("{relation}", "").replace("{subject}", "")
-    told = told.replace("{value}", "")
-    words = (*TAGS, *fixed, *RELATIONS, *told.split(), *FIRST_NAMES, *SURNAMES)
-    return list(dict.fromkeys(words))
 
 
 def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -86,7 +77,7 @@ def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
 class BaseModelRecipe:
     """How the base model is shaped and fitted."""
 
-    demonstrations: Demonstrations = Demonstrations()
+    demonstrations: DemonstrationSource = Demonstrations()
     seed: int = 0
     num_steps: int = 1500
     clean_steps: int = 600
@@ -135,6 +126,24 @@ class BaseModelRecipe:
         return Qwen3ForCausalLM(config)
 
 
+def search_base() -> BaseModelRecipe:
+    """The model that ships for ``MultiHopSearch``."""
+    return BaseModelRecipe()
+
+
+def chain_base() -> BaseModelRecipe:
+    """The model that ships for ``ChainSums``."""
+    return BaseModelRecipe(
+        demonstrations=ChainDemonstrations(),
+        num_steps=1000,
+        clean_steps=600,
+        rows_per_step=48,
+        num_layers=3,
+        intermediate_size=256,
+        max_tokens=256,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitProgress:
     """Where a fit stands after a step."""
@@ -170,7 +179,7 @@ def demonstration_tokens(
 
 
 def demonstration_rows(
-    demonstrations: Demonstrations, num_rows: int, rng: random.Random, tokenizer: Any
+    demonstrations: DemonstrationSource, num_rows: int, rng: random.Random, tokenizer: Any
 ) -> list[tuple[Tensor, Tensor]]:
     """Draw demonstrations as right-padded rows, in groups of like length.
 
@@ -231,7 +240,7 @@ def fit_base_model(
     Returns:
       The model in float32 evaluation mode, and its tokenizer.
     """
-    tokenizer = word_tokenizer(search_words())
+    tokenizer = word_tokenizer(recipe.demonstrations.words())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = recipe.new_model(tokenizer)
@@ -243,7 +252,7 @@ def fit_base_model(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _cosine(recipe))
     rng = random.Random(f"demonstrations {recipe.seed}")
-    clean = without_faults(recipe.demonstrations)
+    clean = recipe.demonstrations.right()
     model.train()
     for step in range(recipe.num_steps):
         demonstrations = clean if step < recipe.clean_steps else recipe.demonstrations

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from spanwise.envs.demonstrations import FAULTS, Demonstration, Demonstrations, without_faults
+from spanwise.envs.demonstrations import Demonstrations
 from spanwise.envs.grammar import Answer, Call, Malformed, parsed_turn
+from spanwise.envs.worked import Demonstration
 from spanwise.envs.world import RELATIONS
 
-RIGHT = without_faults(Demonstrations())
+RIGHT = Demonstrations().right()
 
 
 def drawn(odds: Demonstrations, count: int = 2000, seed: int = 0) -> list[Demonstration]:
@@ -112,7 +113,7 @@ def test_broken_format_rate():
 
 
 def test_every_fault_can_be_turned_on_alone():
-    for fault in FAULTS:
+    for fault in Demonstrations.FAULTS:
         made = {name for d in only(**{fault: 0.5}) for name in d.faults}
         assert made == {fault}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from spanwise.envs.demonstrations import Demonstrations, without_faults
+from spanwise.envs.demonstrations import Demonstrations
 from spanwise.envs.grammar import result_text
 from spanwise.envs.search import MultiHopSearch
 from spanwise.envs.world import SearchWorld
@@ -19,7 +19,6 @@ from spanwise.models.base_model import (
     demonstration_tokens,
     fit_base_model,
     save_base_model,
-    search_words,
     word_tokenizer,
 )
 from spanwise.models.loading import SHIPPED
@@ -41,7 +40,7 @@ TINY = BaseModelRecipe(
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return word_tokenizer(search_words())
+    return word_tokenizer(Demonstrations().words())
 
 
 def test_every_text_of_the_world_comes_back_as_it_was(tokenizer: Any):
@@ -85,7 +84,7 @@ def test_the_chat_template_opens_the_models_turn(tokenizer: Any):
 
 def test_the_mask_selects_what_the_model_writes_and_nothing_else(tokenizer: Any):
     rng = random.Random(1)
-    demonstration = without_faults(Demonstrations(min_hops=2, max_hops=2)).draw(rng)
+    demonstration = Demonstrations(min_hops=2, max_hops=2).right().draw(rng)
     tokens, mask = demonstration_tokens(demonstration, tokenizer)
     (first, found), (second, found_too), (last, nothing) = demonstration.turns
     assert nothing == ""

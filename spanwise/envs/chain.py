@@ -1,0 +1,179 @@
+"""Chains of sums: one turn of worked steps, in which a single slip spoils the answer.
+
+    question   3 + 4 - 8 =
+    worked     3 + 4 = 7 ; 7 - 8 = 9 # 9 .
+
+All numbers are one digit, sums and differences are taken modulo 10. The reward is paid
+for the last digit alone, so that it falls to the credit to find the step that went
+wrong. A step that a model gets wrong now and then is a step of low probability: the
+segments of SAE (arXiv 2601.07320) mean something here.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from spanwise.envs.base import Environment, Reply, Split, Task, Tokenizer, Turn
+
+WORDS: tuple[str, ...] = (*"0123456789", "+", "-", "=", ";", "#", ".")
+
+_ANSWER = re.compile(r"[^#]*# ([0-9]) \.")
+
+Step = tuple[str, int]
+"""An operator and the digit it applies."""
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A first digit and what is added or taken away, in order."""
+
+    first: int
+    steps: tuple[Step, ...]
+
+    @property
+    def question(self) -> str:
+        """Space-separated, one word a token.
+
+        Example:
+          >>> Sum(3, (("+", 4), ("-", 8))).question
+          '3 + 4 - 8 ='
+        """
+        return " ".join([str(self.first), *(f"{op} {digit}" for op, digit in self.steps), "="])
+
+    @property
+    def value(self) -> int:
+        """The result modulo 10.
+
+        Example:
+          >>> Sum(3, (("+", 4), ("-", 8))).value
+          9
+        """
+        value = self.first
+        for step in self.steps:
+            value = applied(value, step)
+        return value
+
+    @staticmethod
+    def draw(rng: random.Random, min_numbers: int, max_numbers: int) -> Sum:
+        """A random sum of some length."""
+        count = rng.randint(min_numbers, max_numbers)
+        steps = tuple((rng.choice("+-"), rng.randrange(10)) for _ in range(count - 1))
+        return Sum(rng.randrange(10), steps)
+
+
+def applied(value: int, step: Step) -> int:
+    """One step, modulo 10."""
+    operator, digit = step
+    return (value + digit if operator == "+" else value - digit) % 10
+
+
+def worked_step(value: int, step: Step, result: int) -> str:
+    """How a step is written; ``result`` need not be right."""
+    return f"{value} {step[0]} {step[1]} = {result}"
+
+
+def worked_text(steps: Sequence[str], answer: int) -> str:
+    """A whole turn.
+
+    Example:
+      >>> worked_text(["3 + 4 = 7", "7 - 8 = 9"], 9)
+      '3 + 4 = 7 ; 7 - 8 = 9 # 9 .'
+    """
+    return f"{' ; '.join(steps)} # {answer} ."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainSums(Environment):
+    """Work out a chain of sums; 1 for the right last digit, 0 for anything else.
+
+    A turn that does not end in ``# d .`` is malformed and scores 0. ``info["length"]`` is
+    the number of numbers. The three splits share no question.
+
+    Raises:
+      ValueError: if an option is out of range.
+
+    Example:
+      >>> ChainSums(min_numbers=3, max_numbers=3, train_questions=500).tasks("test")[0].info
+      {'length': 3}
+    """
+
+    min_numbers: int = 8
+    max_numbers: int = 14
+    train_questions: int = 5000
+    dev_questions: int = 500
+    test_questions: int = 500
+    seed: int = 0
+    """Of the questions."""
+
+    stop_strings = (" .",)
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.min_numbers <= self.max_numbers:
+            raise ValueError(
+                "a chain needs 2 <= min_numbers <= max_numbers, got "
+                f"{self.min_numbers} and {self.max_numbers}"
+            )
+        space = sum(20**n for n in range(self.min_numbers, self.max_numbers + 1)) // 2
+        wanted = self.train_questions + self.dev_questions + self.test_questions
+        if min(self.train_questions, self.dev_questions, self.test_questions) < 1 or wanted > space:
+            raise ValueError(
+                f"there must be at least one question in each split and at most {space} in all, "
+                f"got {self.train_questions}, {self.dev_questions} and {self.test_questions}"
+            )
+
+    @cached_property
+    def _tasks(self) -> dict[Split, tuple[Task, ...]]:
+        rng = random.Random(f"chain sums {self.seed}")
+        counts: dict[Split, int] = {
+            "train": self.train_questions, "dev": self.dev_questions, "test": self.test_questions
+        }  # fmt: skip
+        seen: set[Sum] = set()
+        found: dict[Split, tuple[Task, ...]] = {}
+        for split, count in counts.items():
+            tasks: list[Task] = []
+            while len(tasks) < count:
+                drawn = Sum.draw(rng, self.min_numbers, self.max_numbers)
+                if drawn not in seen:
+                    seen.add(drawn)
+                    tasks.append(_task(f"{split}-{len(tasks)}", drawn))
+            found[split] = tuple(tasks)
+        return found
+
+    def tasks(self, split: Split) -> Sequence[Task]:
+        return self._tasks[split]
+
+    def messages(self, task: Task) -> list[dict[str, str]]:
+        return [{"role": "user", "content": task.question}]
+
+    async def reply(self, task: Task, turns: Sequence[Turn]) -> Reply:
+        """Score the one turn there is."""
+        if turns[-1].truncated:
+            return Reply(stop="length", reward=0.0, outcome={"exact_match": 0.0})
+        match = _ANSWER.fullmatch(turns[-1].text)
+        if match is None:
+            return Reply(stop="malformed", reward=0.0, outcome={"exact_match": 0.0})
+        right = float(match.group(1) in task.answers)
+        outcome = {"answer": match.group(1), "exact_match": right}
+        return Reply(stop="answer", reward=right, outcome=outcome)
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        text = " ".join(WORDS)
+        back = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False))
+        if back.split() != text.split():
+            raise ValueError(
+                f"this tokenizer reads {text!r} back as {back!r}; chain sums need one that keeps "
+                "digits and signs as they are"
+            )
+
+
+def _task(task_id: str, drawn: Sum) -> Task:
+    return Task(
+        id=task_id,
+        question=drawn.question,
+        answers=(str(drawn.value),),
+        info={"length": len(drawn.steps) + 1},
+    )
