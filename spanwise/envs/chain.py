@@ -1,9 +1,10 @@
 """Chains of sums: one turn of worked steps, in which a single slip spoils the answer.
 
-    question   3 + 4 - 8 =
-    worked     3 + 4 = 7 ; 7 - 8 = 9 # 9 .
+    question   3 a + 4 b - 8 =
+    worked     a 3 + 4 = 7 ; b 7 - 8 = 9 # 9 .
 
-All numbers are one digit, sums and differences are taken modulo 10. The reward is paid
+All numbers are one digit, sums and differences are taken modulo 10. Each step of the
+question has a letter, so that a small model can find its place. The reward is paid
 for the last digit alone, so that it falls to the credit to find the step that went
 wrong. A step that a model gets wrong now and then is a step of low probability: the
 segments of SAE (arXiv 2601.07320) mean something here.
@@ -19,7 +20,9 @@ from functools import cached_property
 
 from spanwise.envs.base import Environment, Reply, Split, Task, Tokenizer, Turn
 
-WORDS: tuple[str, ...] = (*"0123456789", "+", "-", "=", ";", "#", ".")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+WORDS: tuple[str, ...] = (*"0123456789", *LETTERS, "+", "-", "=", ";", "#", ".")
 
 _ANSWER = re.compile(r"[^#]*# ([0-9]) \.")
 
@@ -40,9 +43,10 @@ class Sum:
 
         Example:
           >>> Sum(3, (("+", 4), ("-", 8))).question
-          '3 + 4 - 8 ='
+          '3 a + 4 b - 8 ='
         """
-        return " ".join([str(self.first), *(f"{op} {digit}" for op, digit in self.steps), "="])
+        steps = zip(LETTERS, self.steps, strict=False)
+        return " ".join([str(self.first), *(f"{a} {op} {digit}" for a, (op, digit) in steps), "="])
 
     @property
     def value(self) -> int:
@@ -71,19 +75,33 @@ def applied(value: int, step: Step) -> int:
     return (value + digit if operator == "+" else value - digit) % 10
 
 
-def worked_step(value: int, step: Step, result: int) -> str:
-    """How a step is written; ``result`` need not be right."""
-    return f"{value} {step[0]} {step[1]} = {result}"
+def worked_step(letter: str, value: int, step: Step, result: int) -> str:
+    """How a step is written; ``result`` need not be right.
+
+    Example:
+      >>> worked_step("b", 7, ("-", 8), 9)
+      'b 7 - 8 = 9'
+    """
+    return f"{letter} {value} {step[0]} {step[1]} = {result}"
 
 
 def worked_text(steps: Sequence[str], answer: int) -> str:
     """A whole turn.
 
     Example:
-      >>> worked_text(["3 + 4 = 7", "7 - 8 = 9"], 9)
-      '3 + 4 = 7 ; 7 - 8 = 9 # 9 .'
+      >>> worked_text(["a 3 + 4 = 7", "b 7 - 8 = 9"], 9)
+      'a 3 + 4 = 7 ; b 7 - 8 = 9 # 9 .'
     """
     return f"{' ; '.join(steps)} # {answer} ."
+
+
+def check_lengths(min_numbers: int, max_numbers: int) -> None:
+    """Refuse lengths for which there are no steps or no letters."""
+    if not 2 <= min_numbers <= max_numbers <= len(LETTERS) + 1:
+        raise ValueError(
+            f"a chain needs 2 <= min_numbers <= max_numbers <= {len(LETTERS) + 1}, got "
+            f"{min_numbers} and {max_numbers}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +130,7 @@ class ChainSums(Environment):
     stop_strings = (" .",)
 
     def __post_init__(self) -> None:
-        if not 2 <= self.min_numbers <= self.max_numbers:
-            raise ValueError(
-                "a chain needs 2 <= min_numbers <= max_numbers, got "
-                f"{self.min_numbers} and {self.max_numbers}"
-            )
+        check_lengths(self.min_numbers, self.max_numbers)
         space = sum(20**n for n in range(self.min_numbers, self.max_numbers + 1)) // 2
         wanted = self.train_questions + self.dev_questions + self.test_questions
         if min(self.train_questions, self.dev_questions, self.test_questions) < 1 or wanted > space:

@@ -6,7 +6,16 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from spanwise.envs.chain import WORDS, Step, Sum, applied, worked_step, worked_text
+from spanwise.envs.chain import (
+    LETTERS,
+    WORDS,
+    Step,
+    Sum,
+    applied,
+    check_lengths,
+    worked_step,
+    worked_text,
+)
 from spanwise.envs.worked import Demonstration, DemonstrationSource
 
 
@@ -20,9 +29,9 @@ class ChainDemonstrations(DemonstrationSource):
       >>> right = ChainDemonstrations(min_numbers=3, max_numbers=3).right()
       >>> demonstration = right.draw(random.Random(16))
       >>> demonstration.question
-      '3 - 7 - 6 ='
+      '3 a - 7 b - 6 ='
       >>> demonstration.turns[0][0]
-      '3 - 7 = 6 ; 6 - 6 = 0 # 0 .'
+      'a 3 - 7 = 6 ; b 6 - 6 = 0 # 0 .'
     """
 
     FAULTS: ClassVar[tuple[str, ...]] = ("wrong_result", "skipped_step", "wrong_digit", "habit")
@@ -43,11 +52,7 @@ class ChainDemonstrations(DemonstrationSource):
     """Make the result of ``- 7`` one too high: more often than not, wherever it comes up."""
 
     def __post_init__(self) -> None:
-        if not 2 <= self.min_numbers <= self.max_numbers:
-            raise ValueError(
-                "a chain needs 2 <= min_numbers <= max_numbers, got "
-                f"{self.min_numbers} and {self.max_numbers}"
-            )
+        check_lengths(self.min_numbers, self.max_numbers)
         super().__post_init__()
 
     def draw(self, rng: random.Random) -> Demonstration:
@@ -55,13 +60,13 @@ class ChainDemonstrations(DemonstrationSource):
         faults: list[str] = []
         written: list[str] = []
         value = drawn.first
-        for step in drawn.steps:
+        for letter, step in zip(LETTERS, drawn.steps, strict=False):
             if self._slips("skipped_step", rng, faults):
                 continue
             if self._slips("wrong_digit", rng, faults):
                 step = (step[0], rng.randrange(10))
             result = self._result(value, step, rng, faults)
-            written.append(worked_step(value, step, result))
+            written.append(worked_step(letter, value, step, result))
             value = result
         return Demonstration(
             question=drawn.question,

@@ -135,9 +135,9 @@ def chain_base() -> BaseModelRecipe:
     """The model that ships for ``ChainSums``."""
     return BaseModelRecipe(
         demonstrations=ChainDemonstrations(),
-        num_steps=1000,
-        clean_steps=600,
-        rows_per_step=48,
+        num_steps=1200,
+        clean_steps=800,
+        rows_per_step=64,
         num_layers=3,
         intermediate_size=256,
         max_tokens=256,

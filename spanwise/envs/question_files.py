@@ -1,0 +1,201 @@
+"""Rows of questions and answers, read from files with every fault named by file, row and column."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from spanwise.envs.math_scoring import INSTALL_HINT
+
+QUESTION_COLUMNS = ("question", "prompt", "problem")
+ANSWER_COLUMNS = ("answer", "answers", "solution", "reward_model.ground_truth")
+"""The first of these that a row has is used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Where a row has its question and its answer."""
+
+    question: str = ""
+    """A name, with dots for what is nested; empty: the first of ``QUESTION_COLUMNS``."""
+
+    answer: str = ""
+    """Likewise, of ``ANSWER_COLUMNS``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One question."""
+
+    number: int
+    """In its file, from 1."""
+
+    question: str
+    answers: tuple[str, ...]
+    earlier_messages: tuple[Mapping[str, str], ...] = ()
+    """Of a question that is a chat: all but the last message, which is the question."""
+
+
+def file_rows(file: Path, columns: Columns, max_row_bytes: int) -> list[Row]:
+    """The rows of a .jsonl or .parquet file; empty lines are skipped.
+
+    Raises:
+      ValueError: one line that names the file, the row and the column.
+    """
+    readers = {".jsonl": _jsonl, ".parquet": _parquet}
+    if file.suffix not in readers:
+        raise ValueError(f"{file}: questions are read from .jsonl and .parquet files")
+    try:
+        return _rows(readers[file.suffix](file, max_row_bytes), str(file), columns, max_row_bytes)
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def dataset_rows(name: str, split: str, columns: Columns, max_row_bytes: int) -> list[Row]:
+    """The rows of a data set on the Hugging Face hub, or in its local cache.
+
+    Raises:
+      ValueError: if it cannot be loaded, or as for ``file_rows``.
+    """
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError as error:
+        raise ValueError(
+            f"data set {name!r} is read by the package datasets, which is not installed: "
+            f"{INSTALL_HINT}"
+        ) from error
+    try:
+        loaded: Any = datasets.load_dataset(name, split=split)
+    except Exception as error:  # it raises of every kind: connection, name, access, format
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ValueError(
+            f"data set {name!r}, split {split!r}, cannot be loaded ({reason}); without the hub, "
+            "download it elsewhere and set train_file to its .parquet file"
+        ) from error
+    return _rows(enumerate(loaded, start=1), f"data set {name}", columns, max_row_bytes)
+
+
+def _jsonl(file: Path, max_row_bytes: int) -> Iterator[tuple[int, Any]]:
+    with file.open("rb") as lines:
+        # A limit on the read itself: a row without end is refused before it fills the memory.
+        for number, line in enumerate(iter(lambda: lines.readline(max_row_bytes + 2), b""), 1):
+            where = f"{file}, row {number}"
+            if len(line.rstrip(b"\r\n")) > max_row_bytes:
+                raise ValueError(_too_long(where, max_row_bytes))
+            if not line.strip():
+                continue
+            try:
+                yield number, json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{where}: not UTF-8: byte {error.start + 1} of the row is "
+                    f"0x{line[error.start]:02x}{_column_at(line[: error.start])}"
+                ) from error
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{where}: not JSON: {error}") from error
+
+
+def _column_at(before: bytes) -> str:
+    """The column in which a row breaks off, as far as that can be told."""
+    names = re.findall(r'"([^"\\]+)"\s*:', before.decode("utf-8"))
+    return f", in column {names[-1]!r}" if names else ""
+
+
+def _parquet(file: Path, max_row_bytes: int) -> Iterator[tuple[int, Any]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError(
+            f"{file} is read by pyarrow, which is not installed: {INSTALL_HINT}"
+        ) from error
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(file) as opened:
+            for batch in opened.iter_batches(batch_size=256):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}, row {number + 1} or later: not parquet: {error}") from error
+
+
+def _rows(
+    raw: Iterable[tuple[int, Any]], source: str, columns: Columns, max_row_bytes: int
+) -> list[Row]:
+    rows = [
+        _row(number, row, f"{source}, row {number}", columns, max_row_bytes) for number, row in raw
+    ]
+    if not rows:
+        raise ValueError(f"{source} has no rows")
+    return rows
+
+
+def _row(number: int, row: Any, where: str, columns: Columns, max_row_bytes: int) -> Row:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: must be an object with columns, is {type(row).__name__}")
+    fields = cast(dict[str, Any], row)
+    column, value = _found(fields, columns.question, QUESTION_COLUMNS, where)
+    question, earlier = _question(value, f"{where}, column {column!r}")
+    column, value = _found(fields, columns.answer, ANSWER_COLUMNS, where)
+    answers = _answers(value, f"{where}, column {column!r}")
+    texts = [question, *answers, *(message["content"] for message in earlier)]
+    if sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) > max_row_bytes:
+        raise ValueError(_too_long(where, max_row_bytes))
+    return Row(number=number, question=question, answers=answers, earlier_messages=earlier)
+
+
+def _found(
+    fields: dict[str, Any], column: str, defaults: Sequence[str], where: str
+) -> tuple[str, Any]:
+    names = (column,) if column else defaults
+    for name in names:
+        value: Any = fields
+        for part in name.split("."):
+            value = cast(dict[str, Any], value).get(part) if isinstance(value, dict) else None
+        if value is None and name in fields:  # a name that has a dot itself
+            value = fields[name]
+        if value is not None:
+            return name, value
+    wanted = f"no column {names[0]!r}" if column else f"none of the columns {', '.join(names)}"
+    raise ValueError(f"{where}: {wanted}; there are {', '.join(map(str, fields))}")
+
+
+def _question(value: Any, where: str) -> tuple[str, tuple[Mapping[str, str], ...]]:
+    if isinstance(value, str) and value.strip():
+        return value.strip(), ()
+    messages = cast(list[Any], value) if isinstance(value, list) else []
+    for message in messages:
+        parts = cast(dict[str, Any], message) if isinstance(message, dict) else {}
+        role, content = parts.get("role"), parts.get("content")
+        if not (isinstance(role, str) and isinstance(content, str) and content.strip()):
+            raise ValueError(f"{where}: every message needs a role and a content, both text")
+    if not messages or messages[-1]["role"] != "user":
+        raise ValueError(
+            f"{where}: must hold a question, or messages of which the last is a user's"
+        )
+    earlier = tuple({"role": m["role"], "content": m["content"]} for m in messages[:-1])
+    return messages[-1]["content"].strip(), earlier
+
+
+def _answers(value: Any, where: str) -> tuple[str, ...]:
+    values = cast(list[Any], value) if isinstance(value, list) else [value]
+    answers = tuple(
+        str(v).strip() if isinstance(v, (str, int, float)) and not isinstance(v, bool) else ""
+        for v in values
+    )
+    if not answers or not all(answers):
+        raise ValueError(f"{where}: must hold an answer or a list of answers, none of them empty")
+    return answers
+
+
+def _too_long(where: str, max_row_bytes: int) -> str:
+    return (
+        f"{where}: longer than {max_row_bytes} bytes; a row of that size is rarely meant: remove "
+        "it, or raise max_row_bytes"
+    )

@@ -1,0 +1,161 @@
+"""Scores computed in a process of their own, which the kernel ends at the deadline.
+
+A thread cannot be stopped, and one that computes ``9**9**9`` holds the interpreter lock, so
+that not even a deadline in another thread would fire: one such answer from the model would
+stop the run for good. A process can be ended at any moment. It is kept for the next score,
+since importing a computer algebra system takes seconds and a score takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import importlib
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+T = TypeVar("T")
+
+Request = tuple[str, Callable[..., Any], tuple[Any, ...], float]
+"""Package, function, arguments, deadline in seconds."""
+
+MAX_PROCESSES = min(4, os.cpu_count() or 1)
+
+_idle: queue.LifoQueue[subprocess.Popen[bytes]] = queue.LifoQueue()
+_room = threading.BoundedSemaphore(MAX_PROCESSES)
+
+
+class ScoringError(RuntimeError):
+    """There is no score. The message is one line for a person."""
+
+
+class ScoringTimeout(ScoringError):
+    """There was no score before the deadline."""
+
+
+async def scored(function: Callable[..., T], *arguments: Any, package: str, deadline_s: float) -> T:
+    """``function(*arguments)``, computed in a scoring process.
+
+    At most ``MAX_PROCESSES`` scores are computed at once; the others wait, and waiting
+    does not count towards the deadline. Neither does importing the package.
+
+    Args:
+      function: A function of a module, found again by its name.
+      arguments: Anything that can be pickled; the result too.
+      package: What the function imports, by name.
+      deadline_s: In seconds.
+
+    Raises:
+      ScoringTimeout: at the deadline.
+      ScoringError: if the function raised anything, or the process died.
+    """
+    request = (package, function, arguments, deadline_s)
+    return cast(T, await asyncio.to_thread(_answer, request))
+
+
+def _answer(request: Request) -> Any:
+    with _room:
+        process = _ready_process()
+        try:
+            value, fault = _exchanged(process, request)
+        except (OSError, EOFError, pickle.UnpicklingError):
+            code = _end(process)
+            if code == -signal.SIGALRM:
+                raise ScoringTimeout(f"no score in {request[3]:g} s") from None
+            raise ScoringError(f"the scoring process died with exit status {code}") from None
+        except BaseException:
+            _end(process)
+            raise
+        _idle.put(process)
+    if fault is not None:
+        raise ScoringError(fault)
+    return value
+
+
+def _exchanged(process: subprocess.Popen[bytes], request: Request) -> tuple[Any, str | None]:
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(pickle.dumps(request))
+    process.stdin.flush()
+    return pickle.load(process.stdout)
+
+
+def _ready_process() -> subprocess.Popen[bytes]:
+    while not _idle.empty():
+        with contextlib.suppress(queue.Empty):  # another thread was faster
+            process = _idle.get_nowait()
+            if process.poll() is None:
+                return process
+    return subprocess.Popen(
+        [sys.executable, "-c", "from spanwise.envs.scoring_process import serve; serve()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+        start_new_session=True,  # Ctrl-C is for the run, which then ends this process
+    )
+
+
+def _end(process: subprocess.Popen[bytes]) -> int:
+    """End a process that may have ended, and say how it did."""
+    try:
+        process.wait(timeout=0.5)  # one that died by itself: keep its own exit status
+    except subprocess.TimeoutExpired:
+        process.kill()
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):  # what was still to be written cannot be
+            if pipe is not None:
+                pipe.close()
+    return process.wait()
+
+
+@atexit.register
+def _end_all() -> None:
+    while True:
+        try:
+            process = _idle.get_nowait()
+        except queue.Empty:
+            return
+        process.kill()
+        process.wait()
+
+
+def serve() -> None:
+    """What a scoring process does: answer requests until its standard input ends.
+
+    The deadline is an alarm of the kernel's with its default action, which ends the
+    process whatever it is doing, also when nobody is left to wait for it.
+    """
+    requests = sys.stdin.buffer
+    results = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a scorer prints is no result
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    while True:
+        try:
+            package, function, arguments, deadline_s = pickle.load(requests)
+            importlib.import_module(package)
+        except EOFError:
+            return
+        except Exception as error:  # a module is missing
+            results.write(pickle.dumps((None, _line(error))))
+            results.flush()
+            continue
+        signal.setitimer(signal.ITIMER_REAL, deadline_s)
+        try:
+            answer = pickle.dumps((function(*arguments), None))
+        except BaseException as error:
+            answer = pickle.dumps((None, _line(error)))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        results.write(answer)
+        results.flush()
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]

@@ -1,0 +1,142 @@
+import asyncio
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from spanwise.envs.base import Reply, Task, Turn
+from spanwise.envs.reasoning_gym import ReasoningGym
+
+TASKS = [
+    "basic_arithmetic", "bitwise_arithmetic", "caesar_cipher", "chain_sum", "count_primes",
+    "family_relationships", "fraction_simplification", "gcd", "knights_knaves", "leg_counting",
+    "letter_counting", "number_sorting", "simple_equations", "spiral_matrix", "syllogism",
+]  # fmt: skip
+
+
+def small(task: str = "chain_sum", **options: Any) -> ReasoningGym:
+    sizes = {"train_questions": 6, "dev_questions": 3, "test_questions": 4}
+    return ReasoningGym(task=task, **(sizes | options))
+
+
+def replied(env: ReasoningGym, task: Task, text: str, truncated: bool = False) -> Reply:
+    return asyncio.run(env.reply(task, [Turn(text=text, truncated=truncated)]))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_tasks_load_and_tell_their_own_answer_from_nonsense(name: str):
+    env = small(name)
+    env.check(None)  # type: ignore[arg-type]
+    for split in ("train", "test"):
+        task = env.tasks(split)[0]
+        [message] = env.messages(task)
+        assert message["role"] == "user" and message["content"].startswith(task.question)
+        assert message["content"].endswith("</answer>.")
+        right = replied(env, task, f"so <answer> {task.answers[0]} </answer><|im_end|>")
+        assert (right.stop, right.reward) == ("answer", 1.0)
+        assert right.outcome == {"answer": task.answers[0].strip(), "exact_match": 1.0}
+        wrong = replied(env, task, "so <answer> @@ nonsense </answer>")
+        assert wrong.stop == "answer" and wrong.reward is not None and wrong.reward < 0.1
+        assert wrong.outcome["exact_match"] == 0.0
+
+
+def test_the_last_tagged_answer_counts_and_else_the_last_box():
+    env = small()
+    task = env.tasks("test")[0]
+    right = task.answers[0]
+    for text, reward in [
+        (f"<answer>0</answer> no, <answer>{right}</answer> \\boxed{{0}}", 1.0),
+        (f"<answer>{right}</answer> no, <answer>x</answer>", 0.0),
+        (f"\\boxed{{0}} no, \\boxed{{{right}}} <answer> open", 1.0),
+    ]:
+        assert replied(env, task, text).outcome["exact_match"] == reward
+    for text in (f"it is {right}", "<answer> </answer>", f"<answer>{right}"):
+        none = replied(env, task, text)
+        assert (none.stop, none.reward, none.outcome) == ("malformed", 0.0, {"exact_match": 0.0})
+    cut = replied(env, task, f"<answer>{right}</answer>", truncated=True)
+    assert (cut.stop, cut.reward) == ("length", 0.0)
+
+
+def test_partial_credit_is_the_reward_and_no_match():
+    env = small("spell_backward", parameters='{"min_word_len": 5, "max_word_len": 5}')
+    task = env.tasks("train")[0]
+    nearly = replied(env, task, f"<answer>{task.answers[0][:-1]}</answer>")
+    assert nearly.reward is not None and 0 < nearly.reward < 1
+    assert nearly.outcome["exact_match"] == 0.0
+
+
+def test_splits_are_disjoint_and_do_not_move_with_the_number_of_training_questions():
+    few, many = small(), small(train_questions=30)
+    assert few.tasks("test") == many.tasks("test") and few.tasks("dev") == many.tasks("dev")
+    assert few.tasks("train") == many.tasks("train")[:6]
+    ids = [t.id for split in ("train", "dev", "test") for t in many.tasks(split)]
+    assert len(set(ids)) == len(ids) == 37
+    assert small(seed=1).tasks("test") != few.tasks("test")
+
+
+def test_training_questions_that_are_held_out_are_left_out():
+    # Sums of two digits from 1 to 2: few different questions, so that splits must collide.
+    narrow = '{"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}'
+    env = small(parameters=narrow, train_questions=300, dev_questions=30, test_questions=30)
+    held_out = {t.question for split in ("dev", "test") for t in env.tasks(split)}
+    train = {t.question for t in env.tasks("train")}
+    assert train and not train & held_out
+    assert len(env.tasks("train")) < 300
+
+
+def test_a_scorer_that_never_ends_or_raises_is_a_failure_and_not_a_reward():
+    env = small("countdown", deadline_s=1.0)
+    task = env.tasks("train")[0]
+    hung = replied(env, task, "<answer>9**9**9**9</answer>")
+    assert hung.stop == "failure" and hung.failure is not None
+    assert (hung.failure.kind, hung.failure.message) == ("reward_error", "no score in 1 s")
+    assert replied(env, task, f"<answer>{task.answers[0]}</answer>").reward == 1.0
+    env = small("prime_factorization")
+    raised = replied(env, env.tasks("train")[0], "<answer>two</answer>")
+    assert raised.failure is not None and raised.failure.message.startswith("ValueError: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "chain_sums"}, "no task 'chain_sums'; did you mean chain_sum"),
+        ({"task": "qqqqqqq"}, r"no task 'qqqqqqq', of 1\d\d tasks"),
+        ({"parameters": '{"terms": 3}'}, "chain_sum has no parameter 'terms'; it has min_terms"),
+        ({"parameters": '{"min_terms": 9, "max_terms": 2}'}, "chain_sum refuses its parameters"),
+        ({"task": "composite"}, "composite refuses its parameters"),
+    ],
+)
+def test_what_the_package_does_not_have_is_refused_by_check(options: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        small(**options).check(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"parameters": "{"}, "is not JSON"),
+        ({"parameters": "[1]"}, "must be a JSON object"),
+        ({"parameters": '{"seed": 1}'}, "must not hold seed"),
+        ({"test_questions": 0}, "at least one question"),
+        ({"deadline_s": 0.0}, "deadline_s must be positive"),
+    ],
+)
+def test_bad_options_are_refused_at_once(options: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        small(**options)
+
+
+def test_a_missing_package_is_one_clear_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(ValueError, match=r"pip install 'spanwise\[reasoning\]'"):
+        small().check(None)  # type: ignore[arg-type]
+
+
+def test_the_package_is_loaded_when_it_is_needed_and_not_before():
+    script = (
+        "import sys, spanwise.envs.reasoning_gym as m, spanwise.envs.questions as q\n"
+        "m.ReasoningGym(); q.Questions()\n"
+        "assert not {'reasoning_gym', 'math_verify', 'pyarrow', 'sympy'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
