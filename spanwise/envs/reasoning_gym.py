@@ -144,6 +144,8 @@ class ReasoningGym(Environment):
                 package="reasoning_gym",
                 deadline_s=self.deadline_s,
             )
+            if not 0.0 <= reward <= 1.0:
+                raise ScoringError(f"the score is {reward}, not between 0 and 1")
         except ScoringError as error:
             failure = Failure(kind="reward_error", message=str(error))
             return Reply(stop="failure", failure=failure, outcome={"answer": answer})

@@ -4,6 +4,10 @@ A thread cannot be stopped, and one that computes ``9**9**9`` holds the interpre
 that not even a deadline in another thread would fire: one such answer from the model would
 stop the run for good. A process can be ended at any moment. It is kept for the next score,
 since importing a computer algebra system takes seconds and a score takes milliseconds.
+
+Some scorers evaluate the answer as Python, so the process may run what a model wrote. It is
+refused files to write, processes and connections, and what it sends back is read as JSON,
+never unpickled. That stops accidents and what a policy may stumble on; it is no sandbox.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import asyncio
 import atexit
 import contextlib
 import importlib
+import json
 import os
 import pickle
 import queue
@@ -27,7 +32,35 @@ T = TypeVar("T")
 Request = tuple[str, Callable[..., Any], tuple[Any, ...], float]
 """Package, function, arguments, deadline in seconds."""
 
+MAX_ANSWER_BYTES = 100_000
+
 MAX_PROCESSES = min(4, os.cpu_count() or 1)
+
+FORBIDDEN = frozenset(
+    [
+        "os.system",
+        "os.exec",
+        "os.posix_spawn",
+        "os.fork",
+        "os.forkpty",
+        "os.kill",
+        "os.remove",
+        "os.rename",
+        "os.rmdir",
+        "os.mkdir",
+        "os.chmod",
+        "os.chown",
+        "os.link",
+        "os.symlink",
+        "os.truncate",
+        "subprocess.Popen",
+        "socket.connect",
+        "socket.bind",
+        "socket.getaddrinfo",
+        "shutil.rmtree",
+    ]
+)
+"""Events of the interpreter's audit that no score needs; to open a file to write is another."""
 
 _idle: queue.LifoQueue[subprocess.Popen[bytes]] = queue.LifoQueue()
 _room = threading.BoundedSemaphore(MAX_PROCESSES)
@@ -49,7 +82,7 @@ async def scored(function: Callable[..., T], *arguments: Any, package: str, dead
 
     Args:
       function: A function of a module, found again by its name.
-      arguments: Anything that can be pickled; the result too.
+      arguments: Anything that can be pickled; the result is a JSON value.
       package: What the function imports, by name.
       deadline_s: In seconds.
 
@@ -66,7 +99,7 @@ def _answer(request: Request) -> Any:
         process = _ready_process()
         try:
             value, fault = _exchanged(process, request)
-        except (OSError, EOFError, pickle.UnpicklingError):
+        except (OSError, EOFError, ValueError):
             code = _end(process)
             if code == -signal.SIGALRM:
                 raise ScoringTimeout(f"no score in {request[3]:g} s") from None
@@ -84,7 +117,11 @@ def _exchanged(process: subprocess.Popen[bytes], request: Request) -> tuple[Any,
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(pickle.dumps(request))
     process.stdin.flush()
-    return pickle.load(process.stdout)
+    answer: Any = json.loads(process.stdout.readline(MAX_ANSWER_BYTES) or "null")
+    if not isinstance(answer, list) or len(cast(list[Any], answer)) != 2:
+        raise EOFError
+    value, fault = cast(list[Any], answer)
+    return value, fault if fault is None else str(fault)
 
 
 def _ready_process() -> subprocess.Popen[bytes]:
@@ -137,6 +174,7 @@ def serve() -> None:
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a scorer prints is no result
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    guarded = False
     while True:
         try:
             package, function, arguments, deadline_s = pickle.load(requests)
@@ -144,14 +182,17 @@ def serve() -> None:
         except EOFError:
             return
         except Exception as error:  # a module is missing
-            results.write(pickle.dumps((None, _line(error))))
+            results.write(_answer_line(None, _line(error)))
             results.flush()
             continue
+        if not guarded:
+            sys.addaudithook(_refuse)
+            guarded = True
         signal.setitimer(signal.ITIMER_REAL, deadline_s)
         try:
-            answer = pickle.dumps((function(*arguments), None))
+            answer = _answer_line(function(*arguments), None)
         except BaseException as error:
-            answer = pickle.dumps((None, _line(error)))
+            answer = _answer_line(None, _line(error))
         signal.setitimer(signal.ITIMER_REAL, 0)
         results.write(answer)
         results.flush()
@@ -159,3 +200,16 @@ def serve() -> None:
 
 def _line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+
+
+def _answer_line(value: Any, fault: str | None) -> bytes:
+    return json.dumps([value, fault]).encode() + b"\n"
+
+
+def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in FORBIDDEN or (event == "open" and _writes(*arguments[1:3])):
+        raise PermissionError(f"{event} is not allowed while an answer is scored")
+
+
+def _writes(mode: str | None, flags: int) -> bool:
+    return any(letter in (mode or "") for letter in "wax+") or bool(flags & os.O_ACCMODE)

@@ -1,6 +1,9 @@
 import asyncio
+import os
+import pickle
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,3 +143,46 @@ def test_the_package_is_loaded_when_it_is_needed_and_not_before():
         "assert not {'reasoning_gym', 'math_verify', 'pyarrow', 'sympy'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "__import__('os').system('touch {file}')",
+        "__import__('os').mkdir('{file}')",
+        "__import__('io').open('{file}', 'w')",
+        "__import__('subprocess').run(['touch', '{file}'])",
+    ],
+)
+def test_an_answer_that_is_a_program_changes_nothing(answer: str, tmp_path: Path):
+    # this task's scorer evaluates the answer with sympy's parser, which evaluates Python
+    env = small(task="countdown")
+    made = tmp_path / "made"
+    reply = asyncio.run(
+        env.reply(
+            env.tasks("test")[0],
+            [Turn(text=f"<answer>{answer.format(file=made)}</answer>")],
+        )
+    )
+    assert reply.reward is None or reply.reward < 0.1
+    assert not made.exists()
+
+
+def test_what_an_answer_writes_into_the_results_is_never_unpickled(tmp_path: Path):
+    made = tmp_path / "made"
+
+    class Opens:
+        def __reduce__(self):
+            return os.open, (str(made), os.O_CREAT | os.O_WRONLY)
+
+    forged = pickle.dumps((Opens(), None)).hex()
+    for descriptor in (1, 3, 4):
+        program = (
+            f"__import__('os').write({descriptor},__import__('builtins').bytes.fromhex('{forged}'))"
+        )
+        env = small(task="countdown")
+        task = env.tasks("test")[0]
+        asyncio.run(env.reply(task, [Turn(text=f"<answer>{program}</answer>")]))
+        assert not made.exists()
+        right = asyncio.run(env.reply(task, [Turn(text=f"<answer>{task.answers[0]}</answer>")]))
+        assert right.reward == 1.0  # the process was replaced
