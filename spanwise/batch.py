@@ -60,6 +60,30 @@ class Batch:
     num_excluded: int
     """Branches that have no reward and are not in the batch."""
 
+    truncated: Tensor
+    """``[N]`` bool, True where the token limit cut the branch."""
+
+    trained: Tensor
+    """``[N]`` bool, False where a row counts for its group's baseline and no loss."""
+
+    logprobs: Tensor | None = None
+    """``[N, T]`` under the policy at the start of the update, which was sampled from."""
+
+    token_entropies: Tensor | None = None
+    """``[N, T]`` of the distribution that each token was drawn from, in nats."""
+
+    reference_logprobs: Tensor | None = None
+    """``[N, T]`` under the frozen reference policy, if there is one."""
+
+    token_rewards: Tensor | None = None
+    """``[N, T]`` paid for single tokens besides the outcome, such as a KL penalty."""
+
+    values: Tensor | None = None
+    """``[N, T]`` of the critic, predicted before the token, if there is a critic."""
+
+    end_values: Tensor | None = None
+    """``[N]`` bootstrapped from after the last model token; 0 for rows that ended."""
+
     @staticmethod
     def from_trees(trees: Sequence[Tree]) -> Batch:
         """Lay out the branches of some trees, in order.
@@ -114,6 +138,8 @@ class Batch:
             parents=torch.tensor(parents),
             entropies=torch.tensor(entropies, dtype=torch.float32),
             num_excluded=num_excluded,
+            truncated=torch.tensor([r.truncated for r in rows]),
+            trained=torch.ones(len(rows), dtype=torch.bool),
         )
 
     @property
@@ -123,6 +149,26 @@ class Batch:
     @property
     def num_model_tokens(self) -> int:
         return int(self.mask.sum())
+
+    @property
+    def loss_mask(self) -> Tensor:
+        """``[N, T]`` bool, True on the model tokens that a loss is taken of."""
+        return self.mask & self.trained[:, None]
+
+    @property
+    def returns(self) -> Tensor:
+        """``[N]`` all that a branch was paid: its outcome and what single tokens were paid."""
+        if self.token_rewards is None:
+            return self.rewards
+        return self.rewards + torch.where(self.mask, self.token_rewards, 0).sum(1)
+
+    @property
+    def rewards_by_token(self) -> Tensor:
+        """``[N, T]`` with the outcome at the last model token of each row."""
+        position = torch.arange(self.mask.shape[1])
+        last = torch.where(self.mask, position, -1).amax(1, keepdim=True)
+        paid = torch.where(position == last, self.rewards[:, None], 0.0)
+        return paid if self.token_rewards is None else paid + self.token_rewards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +180,7 @@ class _Row:
     reward: float
     group: int
     leaf: int
+    truncated: bool
 
     @staticmethod
     def of(path: Sequence[Node], numbers: Sequence[int], group: int) -> _Row:
@@ -157,6 +204,7 @@ class _Row:
             reward=reward,
             group=group,
             leaf=numbers[-1],
+            truncated=path[-1].stop == "length",
         )
 
 

@@ -1,18 +1,20 @@
 """From a batch to the credit of each token: the components a recipe chooses from.
 
 The arithmetic is in ``spanwise.advantages``; here are its settings. To add your own,
-subclass ``Advantage`` in your own file and put it into a recipe.
+subclass ``Advantage`` (or ``Partition``) in your own file and put it into a recipe.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from spanwise import advantages as adv
+from spanwise import spans
 from spanwise.batch import Batch
 
 
@@ -29,13 +31,28 @@ class Advantage(ABC):
       ...         return adv.to_tokens(self.scale * batch.rewards, batch.mask)
     """
 
+    needs_values: ClassVar[bool] = False
+    """True if it reads ``batch.values``: the recipe then needs a critic."""
+
     @abstractmethod
     def __call__(self, batch: Batch) -> Tensor:
         """``[N, T]`` advantages, 0 where ``batch.mask`` is False."""
 
+    def prepared(self, tokenizer: Any) -> Advantage:
+        """The same, once it has looked up what it needs in the vocabulary."""
+        return self
+
+    def critic_targets(self, batch: Batch) -> Tensor:
+        """``[N, T]`` what the critic is fitted to; asked for only with ``needs_values``."""
+        raise NotImplementedError(f"{type(self).__name__} has no targets for a critic")
+
     def node_values(self, batch: Batch) -> Tensor | None:
         """``[M]`` values of the nodes, for those who look; None if there are none."""
         return None
+
+    def figures(self, batch: Batch) -> dict[str, float]:
+        """What there is to say of the credit of a step, for the metrics."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +68,7 @@ class GroupAdvantage(Advantage):
             "group_mean": adv.centred_advantages,
             "leave_one_out": adv.leave_one_out_advantages,
         }[self.baseline]
-        return adv.to_tokens(function(batch.rewards, batch.groups), batch.mask)
+        return adv.to_tokens(function(batch.returns, batch.groups), batch.mask)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,5 +99,166 @@ class TreeAdvantage(Advantage):
             "child_mean": adv.child_mean_values,
             "leaf_mean": adv.leaf_mean_values,
         }[self.value]
-        rewards = adv.normalised_leaf_rewards(batch.rewards, batch.groups)
+        rewards = adv.normalised_leaf_rewards(batch.returns, batch.groups)
         return function(batch.parents, batch.entropies, batch.leaves, rewards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition(ABC):
+    """Where the spans of a batch begin."""
+
+    @abstractmethod
+    def __call__(self, batch: Batch) -> Tensor:
+        """``[N, T]`` int64 span numbers, -1 where ``batch.mask`` is False."""
+
+    def prepared(self, tokenizer: Any) -> Partition:
+        """The same, once it has looked up what it needs in the vocabulary."""
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segments(Partition):
+    """The partitions of ``spanwise.spans``, any of them by an option."""
+
+    by: Literal[
+        "probability", "mean_length", "entropy", "length", "delimiter", "turn", "token", "whole"
+    ] = "probability"
+    """SAE's unlikely tokens; as many of the least likely as give a mean length; high
+    entropy; a fixed length; a text that closes a step; turns; GAE's single tokens; Monte
+    Carlo's one span."""
+
+    threshold: float = 0.2
+    """``probability``: a token less likely than this, when it was sampled, is a boundary."""
+
+    boundary: spans.Boundary = "start"
+    """``probability`` and ``mean_length``: such a token opens a span or closes it."""
+
+    quantile: float = 0.8
+    """``entropy``: tokens above this quantile of the batch open a span."""
+
+    length: int = 8
+    """``length``, in model tokens, and ``mean_length``, their mean over the batch."""
+
+    delimiter: str = "\n"
+    """``delimiter``: a token closes a span if its text has this in it."""
+
+    def __post_init__(self) -> None:
+        if self.by == "delimiter" and not self.delimiter:
+            raise ValueError('spans by delimiter need a delimiter, such as "\\n"')
+
+    def __call__(self, batch: Batch) -> Tensor:
+        mask, logprobs = batch.mask, batch.rollout_logprobs
+        match self.by:
+            case "probability":
+                return spans.by_probability(
+                    logprobs, mask, threshold=self.threshold, boundary=self.boundary
+                )
+            case "mean_length":
+                return spans.by_mean_length(
+                    logprobs, mask, mean_length=self.length, boundary=self.boundary
+                )
+            case "entropy":
+                if batch.token_entropies is None:
+                    raise ValueError("spans by entropy need a batch with token_entropies")
+                return spans.by_entropy(batch.token_entropies, mask, quantile=self.quantile)
+            case "length":
+                return spans.fixed_length(mask, self.length)
+            case "turn":
+                return batch.turns
+            case "token":
+                return spans.by_token(mask)
+            case "whole":
+                return spans.whole(mask)
+            case "delimiter":
+                raise ValueError("spans by delimiter need prepared(tokenizer) first")
+
+    def prepared(self, tokenizer: Any) -> Partition:
+        if self.by != "delimiter":
+            return self
+        ids = [i for i in range(len(tokenizer)) if self.delimiter in tokenizer.decode([i])]
+        if not ids:
+            raise ValueError(f"no token's text has the delimiter {self.delimiter!r} in it")
+        return ClosedByTokens(token_ids=tuple(ids))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedByTokens(Partition):
+    """Spans that end with one of some tokens."""
+
+    token_ids: tuple[int, ...]
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return spans.by_delimiter(batch.tokens, batch.mask, delimiters=self.token_ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanAdvantage(Advantage):
+    """Credit from a critic that is trusted at span boundaries: SAE, GAE and what is between.
+
+    SAE (arXiv 2601.07320) with the defaults; GAE with ``by="token"``; Monte Carlo with
+    ``lam=1``; VAPO (arXiv 2504.05118) with ``by="token"`` and ``length_alpha=0.05``.
+    """
+
+    needs_values: ClassVar[bool] = True
+
+    segments: Partition = Segments()
+    """Where the critic is trusted."""
+
+    lam: float = 0.95
+    """Trace decay at each boundary."""
+
+    length_alpha: float | None = None
+    """Instead of ``lam``, ``1 - 1 / (this * model tokens of the row)``."""
+
+    critic_lam: float = 1.0
+    """Trace decay of the critic's own targets; 1 fits it to the outcomes themselves."""
+
+    gamma: float = 1.0
+    """Discount for each model token."""
+
+    whiten: bool = True
+    """Give the advantages of a batch mean 0 and deviation 1 over its model tokens."""
+
+    def prepared(self, tokenizer: Any) -> SpanAdvantage:
+        return replace(self, segments=self.segments.prepared(tokenizer))
+
+    def __call__(self, batch: Batch) -> Tensor:
+        alpha = self.length_alpha
+        lam = self.lam if alpha is None else adv.length_adaptive_lambda(batch.mask, alpha)
+        advantages = adv.span_advantages(
+            batch.rewards_by_token,
+            _values(batch),
+            self.segments(batch),
+            gamma=self.gamma,
+            lam=lam,
+            bootstrap=batch.end_values,
+        )
+        return adv.whiten(advantages, batch.loss_mask) if self.whiten else advantages
+
+    def critic_targets(self, batch: Batch) -> Tensor:
+        return adv.span_returns(
+            batch.rewards_by_token,
+            _values(batch),
+            self.segments(batch),
+            gamma=self.gamma,
+            lam=self.critic_lam,
+            bootstrap=batch.end_values,
+        )
+
+    def node_values(self, batch: Batch) -> Tensor:
+        """The critic's value before the first token of each turn."""
+        first = torch.nn.functional.pad(batch.nodes[:, :-1], (1, 0), value=-1) != batch.nodes
+        opens = first & batch.mask
+        values = _values(batch)
+        found = values.new_zeros(len(batch.parents))
+        return found.index_put((batch.nodes[opens],), values[opens])
+
+    def figures(self, batch: Batch) -> dict[str, float]:
+        found = spans.span_statistics(self.segments(batch))
+        return {f"credit/{name}": figure for name, figure in found.items()}
+
+
+def _values(batch: Batch) -> Tensor:
+    if batch.values is None:
+        raise ValueError("span advantages need values: give the recipe a critic")
+    return batch.values

@@ -14,10 +14,13 @@ EVERYWHERE = {
     "evaluation.sampling.temperature", "evaluation.sampling.top_k", "evaluation.sampling.top_p",
     "evaluation.split",
     "folder", "keep_trees_every",
+    "kl.coefficient", "kl.estimate", "kl.place", "kl.target",
     "model.device", "model.dtype", "model.path",
-    "objective.average", "objective.clip_high", "objective.clip_low", "objective.gradient",
-    "objective.ratio_span", "objective.shared_turns",
-    "prompts_per_step",
+    "objective.average", "objective.clip_high", "objective.clip_low", "objective.dual_clip",
+    "objective.entropy_bonus", "objective.gradient", "objective.ratio_span",
+    "objective.shared_turns",
+    "overlong.penalty_tokens", "overlong.truncated",
+    "prompts_per_step", "refill_rounds",
     "rollout.max_response_tokens", "rollout.max_turn_tokens", "rollout.num_chains",
     "rollout.sampling.temperature", "rollout.sampling.top_k", "rollout.sampling.top_p",
     "sampler.max_prefix_tokens", "sampler.max_rows", "sampler.max_slot_tokens",
@@ -28,6 +31,14 @@ EVERYWHERE = {
 TREE = {
     "advantage.advantage", "advantage.value",
     "rollout.choose", "rollout.num_expansions", "rollout.num_rounds", "rollout.sibling_penalty",
+}  # fmt: skip
+CRITIC = {
+    "advantage.critic_lam", "advantage.gamma", "advantage.lam", "advantage.length_alpha",
+    "advantage.segments.boundary", "advantage.segments.by", "advantage.segments.delimiter",
+    "advantage.segments.length", "advantage.segments.quantile", "advantage.segments.threshold",
+    "advantage.whiten",
+    "critic.clip", "critic.learning_rate", "critic.pretraining_steps", "critic.reads_surprise",
+    "critic.trunk", "critic.trunk_gradient",
 }  # fmt: skip
 
 
@@ -46,5 +57,6 @@ def options(config: Any, prefix: str = "") -> set[str]:
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_builds_with_these_options_and_no_others(name: str) -> None:
-    own = {"advantage.baseline"} if name.startswith("grpo") else TREE
+    method = name.split("_")[0]
+    own = {"grpo": {"advantage.baseline"}, "at2po": TREE}.get(method, CRITIC)
     assert options(recipes.find(name)()) == EVERYWHERE | own

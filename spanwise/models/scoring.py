@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from spanwise.losses.logprobs import logprobs_and_entropies
+
 
 class Scores(NamedTuple):
     """What a model says of each token of a batch; 0 where ``mask`` is False."""
@@ -21,8 +23,8 @@ class Scores(NamedTuple):
 def token_scores(model: Any, tokens: Tensor, mask: Tensor, lengths: Tensor) -> Scores:
     """Score the model tokens of right-padded rows, at temperature 1.
 
-    The vocabulary is looked at only where a model token follows, so that logits exist
-    for those positions alone.
+    The vocabulary is looked at only where a model token follows, and there for a few tokens
+    at a time, so that the logits of a whole batch never exist at once.
 
     Args:
       model: A causal language model of transformers.
@@ -34,7 +36,8 @@ def token_scores(model: Any, tokens: Tensor, mask: Tensor, lengths: Tensor) -> S
       ``Scores`` on the device of ``tokens``; ``logprobs`` carries the gradient.
 
     Raises:
-      ValueError: if ``mask`` is True on a row's first token, which nothing predicts.
+      ValueError: if ``mask`` is True on a row's first token, which nothing predicts, or the
+        model's output layer is not a linear one.
     """
     if bool(mask[:, 0].any()):
         raise ValueError("the first token of a row has no prediction; it cannot be scored")
@@ -43,14 +46,17 @@ def token_scores(model: Any, tokens: Tensor, mask: Tensor, lengths: Tensor) -> S
         input_ids=tokens, attention_mask=attention.long(), use_cache=False
     ).last_hidden_state
     rows, columns = mask.nonzero(as_tuple=True)
-    logits = model.get_output_embeddings()(hidden[rows, columns - 1])
-    precision = torch.promote_types(logits.dtype, torch.float32)
-    all_logprobs = logits.to(precision).log_softmax(-1)
-    picked = all_logprobs.gather(-1, tokens[rows, columns, None]).squeeze(-1)
-    with torch.no_grad():
-        entropy = -(all_logprobs.exp() * all_logprobs).sum(-1)
+    head = model.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear):
+        raise ValueError(
+            f"log-probs are computed from a linear output layer, and {type(model).__name__} "
+            f"has a {type(head).__name__}"
+        )
+    picked, entropies = logprobs_and_entropies(
+        hidden[rows, columns - 1], head.weight, tokens[rows, columns], bias=head.bias
+    )
     blank = picked.new_zeros(tokens.shape)
     return Scores(
         logprobs=blank.index_put((rows, columns), picked),
-        entropies=blank.index_put((rows, columns), entropy),
+        entropies=blank.index_put((rows, columns), entropies.detach()),
     )

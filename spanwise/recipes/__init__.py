@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from spanwise.train.config import TrainConfig
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 _MODULES = {
     "at2po_search": "search",
     "at2po_search_paper": "search",
+    "gae_chain": "chain",
+    "grpo_chain": "chain",
     "grpo_search": "search",
+    "sae_chain": "chain",
+    "sae_math": "math",
+    "vapo_chain": "chain",
 }
 
 
@@ -63,4 +68,4 @@ def _from_file(spec: str) -> Callable[[], TrainConfig]:
     recipe: Any = getattr(module, function, None)
     if not callable(recipe):
         raise UnknownRecipe(f"{file} has no function {function}")
-    return recipe
+    return cast("Callable[[], TrainConfig]", recipe)

@@ -12,8 +12,10 @@ from spanwise.envs.base import Environment
 from spanwise.models.loading import Model
 from spanwise.rollout.base import Rollout
 from spanwise.samplers.base import Engine
+from spanwise.train.critic import Critic, NoCritic
 from spanwise.train.evaluate import Evaluation
 from spanwise.train.objective import Objective
+from spanwise.train.shaping import KLPenalty, Overlong
 from spanwise.train.update import Update
 
 
@@ -36,6 +38,15 @@ class TrainConfig:
     advantage: Advantage
     """The span of the credit: how rewards become advantages."""
 
+    critic: Critic = NoCritic()
+    """What predicts values, for credit that needs them."""
+
+    overlong: Overlong = Overlong()
+    """What becomes of answers that the token limit cuts."""
+
+    kl: KLPenalty = KLPenalty()
+    """What it costs to move away from the starting model."""
+
     objective: Objective = Objective()
     """The span of the ratio: what is minimised."""
 
@@ -50,6 +61,10 @@ class TrainConfig:
 
     prompts_per_step: int = 64
     """Trees of each batch."""
+
+    refill_rounds: int = 0
+    """Leave out prompts whose branches all score alike and sample others in their place,
+    up to so many times a step; 0 trains on all that was sampled."""
 
     seed: int = 0
     """Every draw of the run follows from it."""
@@ -66,6 +81,15 @@ class TrainConfig:
                 f"steps and prompts_per_step must be at least 1, got {self.steps} and "
                 f"{self.prompts_per_step}"
             )
+        if self.refill_rounds < 0:
+            raise ValueError(f"refill_rounds must be at least 0, got {self.refill_rounds}")
+        has_critic, credit = not isinstance(self.critic, NoCritic), type(self.advantage).__name__
+        if self.advantage.needs_values and not has_critic:
+            raise ValueError(f"{credit} needs values: give the recipe a critic, ValueHead()")
+        if has_critic and not self.advantage.needs_values:
+            raise ValueError(f"{credit} reads no values: leave out the critic")
+        if self.overlong.truncated == "bootstrap" and not has_critic:
+            raise ValueError('overlong.truncated="bootstrap" needs a critic to bootstrap from')
 
 
 def resolved(config: Any) -> Any:

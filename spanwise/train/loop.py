@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,15 @@ from spanwise.rollout.base import Site
 from spanwise.rollout.seeds import seed_of
 from spanwise.runlog import RunLog, tree_record
 from spanwise.train.config import TrainConfig, resolved
+from spanwise.train.critic import still_rising
 from spanwise.train.evaluate import measure
+from spanwise.train.learner import Learner
 from spanwise.train.metrics import tree_metrics
+from spanwise.train.sampling import draw_tasks, rollouts, sample_step
 from spanwise.tree import Tree
+
+LAST_STEPS = 5
+"""The explained variance of a run is the mean over so many of its last steps."""
 
 
 def train(
@@ -54,41 +59,56 @@ def train(
     """
     tokenizer = config.model.load_tokenizer()
     config.env.check(tokenizer)
+    advantage = config.advantage.prepared(tokenizer)
     log = RunLog.create(
         folder, {"recipe": recipe, "arguments": list(arguments), "config": resolved(config)}
     )
     model = config.model.load()
     sampler = config.sampler.build(model, tokenizer)
     site = Site(env=config.env, sampler=sampler, tokenizer=tokenizer, seed=config.seed)
-    optimizer = config.update.optimizer(model)
+    learner = Learner(config, model, advantage)
     pool = config.env.tasks("train")
 
     with display.waiting("measuring the model before training"):
         before = measure(site, config.rollout, config.evaluation)
     started, sampled_tokens, trained_tokens = time.monotonic(), 0, 0
+    if learner.critic is not None and learner.critic.pretraining_steps:
+        with display.waiting("fitting the critic, the policy is frozen"):
+            for metrics in pretrain_critic(learner, site, pool):
+                log.write_metrics(metrics)
+                sampled_tokens += metrics["sampled_tokens"]
+                done, explained = metrics["critic_batch"], metrics["explained_variance"]
+                display.console.print(
+                    f"critic batch {done}, at most {learner.critic.pretraining_steps}: explains "
+                    f"{explained:.2f} of the variance",
+                    highlight=False,
+                )
     with display.steps(config.steps) as progress:
         for step in range(1, config.steps + 1):
             clock = Clock()
-            tasks = draw_tasks(pool, config.prompts_per_step, config.seed, step)
-            trees = asyncio.run(_sample(site, config, tasks, step))
+            sampled = asyncio.run(sample_step(site, config, pool, step))
             clock.lap("rollout")
 
-            batch = Batch.from_trees(trees)
-            advantages = config.advantage(batch)
-            clock.lap("credit")
+            batch = learner.batch(sampled.trees)
+            metrics = {"step": step, **tree_metrics(sampled.all_trees, batch)}
+            if config.refill_rounds:
+                metrics["dropped_prompts"] = len(sampled.all_trees) - len(sampled.trees)
+            clock.lap("scoring")
+            if batch is None:
+                metrics["no_signal"] = 1.0
+            else:
+                advantages = advantage(batch)
+                clock.lap("credit")
+                metrics |= learner.update(
+                    batch, advantages, seed=seed_of(config.seed, step, "update")
+                )
+                sampler.update_weights(model)
+                clock.lap("update")
+                if _now(step, config.keep_trees_every, config.steps):
+                    values = advantage.node_values(batch)
+                    kept = records(sampled.trees, sampled.tasks, batch, advantages, values)
+                    log.write_trees(step, kept)
 
-            figures = config.update(
-                model,
-                optimizer,
-                batch,
-                advantages,
-                config.objective,
-                seed=seed_of(config.seed, step, "update"),
-            )
-            sampler.update_weights(model)
-            clock.lap("update")
-
-            metrics = {"step": step, **tree_metrics(trees, batch), **figures}
             sampled_tokens += metrics["sampled_tokens"]
             trained_tokens += config.update.epochs * metrics["trained_tokens"]
             if _now(step, config.evaluation.every, config.steps + 1):
@@ -98,15 +118,12 @@ def train(
                 clock.lap("evaluation")
             metrics |= {"total_sampled_tokens": sampled_tokens, **clock.seconds()}
             log.write_metrics(metrics)
-            if _now(step, config.keep_trees_every, config.steps):
-                values = config.advantage.node_values(batch)
-                log.write_trees(step, records(trees, tasks, batch, advantages, values))
             progress.step(metrics)
     train_seconds = time.monotonic() - started
 
     with display.waiting("measuring the model after training"):
         after = measure(site, config.rollout, config.evaluation)
-    save_checkpoint(log.checkpoint_path("final"), model, tokenizer)
+    save_checkpoint(log.checkpoint_path("final"), learner, tokenizer)
     log.write_summary(
         {
             "recipe": recipe,
@@ -117,34 +134,51 @@ def train(
             "sampled_tokens": sampled_tokens,
             "trained_tokens": trained_tokens,
             "peak_memory_mb": peak_memory_mb(),
+            **critic_summary(log.read_metrics()),
         }
     )
     sampler.close()
     return log
 
 
-def draw_tasks(pool: Sequence[Task], count: int, seed: int, step: int) -> list[Task]:
-    """The tasks of one step: passes through the pool, each in an order of its own.
+def pretrain_critic(learner: Learner, site: Site, pool: Sequence[Task]) -> Iterator[dict[str, Any]]:
+    """Fit the critic to the frozen policy until its explained variance stops rising.
 
-    Example:
-      >>> pool = [Task(id=str(i), question="?", answers=("!",)) for i in range(4)]
-      >>> seen = [t.id for step in (1, 2) for t in draw_tasks(pool, 2, 0, step)]
-      >>> sorted(seen)
-      ['0', '1', '2', '3']
+    Each batch is sampled afresh and predicted before it is trained on. Their metrics are
+    those of step 0.
     """
-    orders: dict[int, list[int]] = {}
-    tasks: list[Task] = []
-    for position in range((step - 1) * count, step * count):
-        epoch, index = divmod(position, len(pool))
-        if epoch not in orders:
-            orders[epoch] = list(range(len(pool)))
-            random.Random(seed_of(seed, epoch, "order")).shuffle(orders[epoch])
-        tasks.append(pool[orders[epoch][index]])
-    return tasks
+    config, critic = learner.config, learner.critic
+    assert critic is not None
+    history: list[float] = []
+    for number in range(1, critic.pretraining_steps + 1):
+        clock = Clock()
+        tasks = draw_tasks(pool, config.prompts_per_step, config.seed, 1 - number)
+        trees = asyncio.run(rollouts(site, config, tasks, 1 - number))
+        clock.lap("rollout")
+        batch = learner.batch(trees)
+        metrics = {"step": 0, "critic_batch": number, **tree_metrics(trees, batch)}
+        if batch is not None:
+            metrics |= learner.fit_critic(batch, seed=seed_of(config.seed, 1 - number, "critic"))
+        clock.lap("update")
+        history.append(metrics.setdefault("explained_variance", 0.0))
+        yield {**metrics, **clock.seconds()}
+        if not still_rising(history):
+            return
 
 
-async def _sample(site: Site, config: TrainConfig, tasks: Sequence[Task], step: int) -> list[Tree]:
-    return list(await asyncio.gather(*(config.rollout(site, task, step=step) for task in tasks)))
+def critic_summary(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How much of the variance of its targets the critic explained; nothing without one."""
+    explained = {False: [], True: []}
+    for line in metrics:
+        if "explained_variance" in line:
+            explained["critic_batch" in line].append(line["explained_variance"])
+    newest = explained[False][-LAST_STEPS:]
+    if not newest:
+        return {}
+    return {
+        "explained_variance": sum(newest) / len(newest),
+        "pretraining_explained_variance": explained[True],
+    }
 
 
 def records(
@@ -176,10 +210,12 @@ def records(
     return found
 
 
-def save_checkpoint(folder: Path, model: Any, tokenizer: Any) -> None:
-    """The model in Hugging Face format, weights as safetensors."""
-    model.save_pretrained(folder)
+def save_checkpoint(folder: Path, learner: Learner, tokenizer: Any) -> None:
+    """The policy in Hugging Face format, and the critic; all weights as safetensors."""
+    learner.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if learner.critic is not None:
+        learner.critic.model.save(folder)
 
 
 def peak_memory_mb() -> int:

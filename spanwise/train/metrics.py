@@ -9,13 +9,17 @@ from spanwise.batch import Batch
 from spanwise.tree import Branch, Tree
 
 
-def tree_metrics(trees: Sequence[Tree], batch: Batch) -> dict[str, Any]:
+def tree_metrics(trees: Sequence[Tree], batch: Batch | None) -> dict[str, Any]:
     """Figures of one step's rollouts.
 
     ``reward`` and ``exact_match`` are means over all scored branches. Tree search visits
     undecided places more often than the policy would, so ``chain/reward`` and
     ``chain/exact_match`` give the means over the branches that no expansion touched:
     these estimate the policy itself.
+
+    Args:
+      trees: All that were sampled.
+      batch: Of those that are trained on; None if there is nothing to train on.
     """
     branches = [b for tree in trees for b in tree.branches()]
     scored = [b for b in branches if b.leaf.reward is not None]
@@ -33,10 +37,10 @@ def tree_metrics(trees: Sequence[Tree], batch: Batch) -> dict[str, Any]:
         "turn_entropy": _mean([n.entropy for n in turns]),
         "turn_tokens": sampled / max(len(turns), 1),
         "branches": len(branches),
-        "excluded": batch.num_excluded,
+        "excluded": len(branches) - len(scored),
         **_stops(branches),
         "sampled_tokens": sampled,
-        "trained_tokens": batch.num_model_tokens,
+        "trained_tokens": 0 if batch is None else int(batch.loss_mask.sum()),
         "unique_tokens": unique,
         "unique_to_total": unique / total,
     }

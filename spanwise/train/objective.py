@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spanwise import losses, spans
 from spanwise.batch import Batch
+from spanwise.train.shaping import KLPenalty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,12 @@ class Objective:
     clip_high: float = 4e-3
     """The ratio is clipped above 1 + this."""
 
+    dual_clip: float | None = None
+    """Above 1: bounds the loss of a bad token that became this many times likelier."""
+
+    entropy_bonus: float = 0.0
+    """Taken off the loss for each nat of entropy of a token's distribution."""
+
     average: Literal["sample", "token"] = "sample"
     """Every sample counts alike, or every token does (DAPO)."""
 
@@ -44,16 +51,23 @@ class Objective:
         return {"token": spans.by_token, "whole": spans.whole}[self.ratio_span](batch.mask)
 
     def weights(self, batch: Batch) -> Tensor:
-        """``[N, T]`` float32 weight of each model token."""
+        """``[N, T]`` float32 weight of each token that a loss is taken of."""
         function = {
             "per_leaf": losses.weight_per_leaf,
             "once": losses.weight_once,
             "mean": losses.weight_mean,
         }[self.shared_turns]
-        return function(batch.nodes)
+        return function(torch.where(batch.loss_mask, batch.nodes, -1))
 
     def __call__(
-        self, logprobs: Tensor, rows: TrainRows, *, num_samples: int, num_tokens: int
+        self,
+        logprobs: Tensor,
+        rows: TrainRows,
+        *,
+        num_samples: int,
+        num_tokens: int,
+        entropies: Tensor | None = None,
+        kl: KLPenalty | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of some rows as their part of a minibatch's loss, and its metrics.
 
@@ -62,6 +76,8 @@ class Objective:
           rows: What else the loss needs of the same rows.
           num_samples: Rows of the whole minibatch.
           num_tokens: Model tokens of the whole minibatch.
+          entropies: ``[N, T]`` with their gradient; needed for an entropy bonus.
+          kl: The penalty, if the loss is to have one; ``rows`` then needs the reference.
 
         Returns:
           A scalar that adds up over the parts of the minibatch, and scalar metrics.
@@ -75,7 +91,15 @@ class Objective:
             clip_low=self.clip_low,
             clip_high=self.clip_high,
             ratio=ratio,
+            dual_clip=self.dual_clip,
         )
+        if self.entropy_bonus:
+            assert entropies is not None
+            per_token = per_token - self.entropy_bonus * entropies
+        if kl is not None:
+            assert rows.reference_logprobs is not None
+            nats = kl.estimates(logprobs, rows.reference_logprobs, rows.mask)
+            per_token = per_token + kl.coefficient * nats
         if self.average == "sample":
             loss = losses.mean_by_sample(
                 per_token, rows.mask, weights=rows.weights, num_samples=num_samples
@@ -89,7 +113,7 @@ class Objective:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRows:
-    """Rows of a batch with all that an update needs of them; every tensor is ``[N, T]``."""
+    """Rows of a batch with all that an update needs of them, ``[N, T]`` unless said."""
 
     tokens: Tensor
     mask: Tensor
@@ -104,25 +128,27 @@ class TrainRows:
     groups: Tensor
     """``[N]``."""
 
+    reference_logprobs: Tensor | None = None
+    """For a KL penalty in the loss."""
+
+    old_values: Tensor | None = None
+    """Before the update; for the critic, like the targets."""
+
+    value_targets: Tensor | None = None
+
     def take(self, rows: Tensor) -> TrainRows:
         """Some rows, without the columns that none of them fills."""
         width = int(self.lengths[rows].max())
         return TrainRows(
-            lengths=self.lengths[rows],
-            groups=self.groups[rows],
             **{
-                name: getattr(self, name)[rows, :width]
-                for name in (
-                    "tokens",
-                    "mask",
-                    "turns",
-                    "advantages",
-                    "old_logprobs",
-                    "ratio_spans",
-                    "weights",
-                )
-            },
+                name: tensor[rows] if tensor.dim() == 1 else tensor[rows, :width]
+                for name, tensor in self._tensors()
+            }
         )
 
     def to(self, device: torch.device) -> TrainRows:
-        return TrainRows(**{name: value.to(device) for name, value in vars(self).items()})
+        return TrainRows(**{name: tensor.to(device) for name, tensor in self._tensors()})
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        named = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        return [(name, tensor) for name, tensor in named if tensor is not None]

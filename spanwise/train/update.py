@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,8 +13,12 @@ from torch import Tensor
 
 from spanwise.batch import Batch
 from spanwise.losses import span_ratio
+from spanwise.models.critic import ValueModel
+from spanwise.models.entropy import token_entropies
 from spanwise.models.scoring import token_scores
+from spanwise.train.critic import FittedCritic
 from spanwise.train.objective import Objective, TrainRows
+from spanwise.train.shaping import KLPenalty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,49 @@ class Update:
             weight_decay=self.weight_decay,
         )
 
+    @torch.no_grad()
+    def scored(
+        self,
+        model: Any,
+        batch: Batch,
+        *,
+        reference: Any = None,
+        critic: ValueModel | None = None,
+    ) -> Batch:
+        """The batch with what the models say of it before the update.
+
+        Args:
+          model: The policy: log-probs and entropies of the tokens.
+          batch: The branches.
+          reference: A frozen model, for a KL penalty.
+          critic: For values.
+        """
+        device = next(model.parameters()).device
+        found: dict[str, Tensor] = {}
+
+        def keep(name: str, chosen: Tensor, part: Tensor) -> None:
+            shape = (batch.num_rows,) if part.dim() == 1 else batch.tokens.shape
+            whole = found.setdefault(name, torch.zeros(shape, dtype=part.dtype))
+            at = chosen if part.dim() == 1 else (chosen, slice(part.shape[1]))
+            whole[at] = part.to(whole.device)
+
+        for chosen in self._microbatches(batch.lengths):
+            width = int(batch.lengths[chosen].max())
+            tokens = batch.tokens[chosen, :width].to(device)
+            mask = batch.mask[chosen, :width].to(device)
+            lengths = batch.lengths[chosen].to(device)
+            scores = token_scores(model, tokens, mask, lengths)
+            keep("logprobs", chosen, scores.logprobs)
+            keep("token_entropies", chosen, scores.entropies)
+            if reference is not None:
+                logprobs = token_scores(reference, tokens, mask, lengths).logprobs
+                keep("reference_logprobs", chosen, logprobs)
+            if critic is not None:
+                predicted = critic(tokens, mask, lengths, scores.logprobs)
+                keep("values", chosen, predicted.values)
+                keep("end_values", chosen, predicted.end_values)
+        return replace(batch, **found)
+
     def __call__(
         self,
         model: Any,
@@ -51,44 +98,52 @@ class Update:
         objective: Objective,
         *,
         seed: int,
+        kl: KLPenalty | None = None,
+        critic: FittedCritic | None = None,
+        value_targets: Tensor | None = None,
     ) -> dict[str, float]:
-        """Update the model in place.
+        """Update the model, and the critic if there is one, in place.
 
         Args:
           model: The policy.
           optimizer: From ``optimizer``.
-          batch: The branches.
+          batch: The branches; scored here unless they have been.
           advantages: ``[N, T]`` credit of each model token.
           objective: The loss.
           seed: Of the order of the prompts.
+          kl: A penalty in the loss; the batch then needs the reference's log-probs.
+          critic: Fitted at the same time, on the same minibatches.
+          value_targets: ``[N, T]`` for the critic; the batch then needs values.
 
         Returns:
           Metrics of the whole update, each a mean over what it counts.
         """
-        device = next(model.parameters()).device
-        rows = _train_rows(batch, advantages, objective).to(device)
-        old, entropy, mismatch = self._score(model, rows, batch.rollout_logprobs.to(device))
-        rows = TrainRows(**{**vars(rows), "old_logprobs": old})
+        if batch.logprobs is None:
+            batch = self.scored(model, batch)
         meter = Meter()
-        for minibatch in self._minibatches(rows, seed):
-            self._step(model, optimizer, minibatch, objective, meter)
-        return {"entropy": entropy, "engine_mismatch": mismatch, **meter.read()}
+        policy = _Policy(model=model, optimizer=optimizer, objective=objective, kl=kl)
+        rows = train_rows(batch, advantages, objective, value_targets)
+        for minibatch in self._minibatches(rows.to(next(model.parameters()).device), seed):
+            self._step(minibatch, meter, policy, critic)
+        return {**score_figures(batch), **meter.read()}
 
-    @torch.no_grad()
-    def _score(
-        self, model: Any, rows: TrainRows, rollout_logprobs: Tensor
-    ) -> tuple[Tensor, float, float]:
-        """Log-probs before the update, and how far the sampling engine was from them."""
-        precision = torch.promote_types(next(model.parameters()).dtype, torch.float32)
-        old = torch.zeros_like(rows.advantages, dtype=precision)
-        entropies = torch.zeros_like(old)
-        for chosen in self._microbatches(rows):
-            part = rows.take(chosen)
-            scores = token_scores(model, part.tokens, part.mask, part.lengths)
-            old[chosen, : part.tokens.shape[1]] = scores.logprobs
-            entropies[chosen, : part.tokens.shape[1]] = scores.entropies
-        difference = (old - rollout_logprobs)[rows.mask].abs().mean()
-        return old, float(entropies[rows.mask].mean()), float(difference)
+    def fit_critic(
+        self,
+        critic: FittedCritic,
+        batch: Batch,
+        value_targets: Tensor,
+        objective: Objective,
+        *,
+        seed: int,
+    ) -> dict[str, float]:
+        """Fit the critic alone; a trunk that it shares with the policy stays as it is."""
+        meter = Meter()
+        rows = train_rows(batch, value_targets, objective, value_targets)
+        device = next(critic.model.parameters()).device
+        with critic.model.trunk_frozen():
+            for minibatch in self._minibatches(rows.to(device), seed):
+                self._step(minibatch, meter, None, critic)
+        return meter.read()
 
     def _minibatches(self, rows: TrainRows, seed: int) -> Iterator[TrainRows]:
         """The rows of a few prompts at a time, prompts in a new order each epoch."""
@@ -99,45 +154,87 @@ class Update:
             for chosen in order.split(self.prompts_per_minibatch):
                 yield rows.take(torch.isin(rows.groups, chosen).nonzero().squeeze(-1))
 
-    def _microbatches(self, rows: TrainRows) -> Iterator[Tensor]:
+    def _microbatches(self, lengths: Tensor) -> Iterator[Tensor]:
         """Row numbers, rows of like length together, within the token budget."""
         chosen: list[int] = []
-        for row in rows.lengths.argsort(stable=True).tolist():
-            width = int(rows.lengths[row])
+        for row in lengths.argsort(stable=True).tolist():
+            width = int(lengths[row])
             if chosen and (len(chosen) + 1) * width > self.tokens_per_microbatch:
-                yield torch.tensor(chosen, device=rows.lengths.device)
+                yield torch.tensor(chosen, device=lengths.device)
                 chosen = []
             chosen.append(row)
-        yield torch.tensor(chosen, device=rows.lengths.device)
+        yield torch.tensor(chosen, device=lengths.device)
 
     def _step(
-        self,
-        model: Any,
-        optimizer: torch.optim.Optimizer,
-        rows: TrainRows,
-        objective: Objective,
-        meter: Meter,
+        self, rows: TrainRows, meter: Meter, policy: _Policy | None, critic: FittedCritic | None
     ) -> None:
-        """One optimizer step; a gradient that is not finite is counted and not applied."""
+        """One optimizer step of each; a gradient that is not finite is counted, not applied."""
         num_samples, num_tokens = len(rows.tokens), int(rows.mask.sum())
-        optimizer.zero_grad(set_to_none=True)
-        loss = 0.0
-        for chosen in self._microbatches(rows):
+        trained = [part for part in (policy, critic) if part is not None]
+        for part in trained:
+            part.optimizer.zero_grad(set_to_none=True)
+        loss, value_loss = 0.0, 0.0
+        for chosen in self._microbatches(rows.lengths):
             part = rows.take(chosen)
-            logprobs = token_scores(model, part.tokens, part.mask, part.lengths).logprobs
-            part_loss, metrics = objective(
-                logprobs, part, num_samples=num_samples, num_tokens=num_tokens
-            )
-            part_loss.backward()
-            loss += float(part_loss.detach())
-            meter.add(metrics, weight=int(part.mask.sum()))
-            _measure_turns(meter, logprobs.detach(), part, objective)
+            if policy is not None:
+                part_loss = policy.loss(part, meter, num_samples=num_samples, num_tokens=num_tokens)
+                part_loss.backward()
+                loss += float(part_loss.detach())
+            if critic is not None:
+                assert part.old_values is not None and part.value_targets is not None
+                values = critic.model(
+                    part.tokens, part.mask, part.lengths, part.old_logprobs
+                ).values
+                part_loss = critic.loss(
+                    values, part.old_values, part.value_targets, part.mask, num_tokens=num_tokens
+                )
+                part_loss.backward()
+                value_loss += float(part_loss.detach())
+        if policy is not None:
+            self._apply(policy.model, policy.optimizer, meter, loss, "")
+        if critic is not None:
+            self._apply(critic.model, critic.optimizer, meter, value_loss, "value_")
+
+    def _apply(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        meter: Meter,
+        loss: float,
+        prefix: str,
+    ) -> None:
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), self.max_gradient_norm))
         finite = math.isfinite(norm)
         if finite:
             optimizer.step()
-            meter.add({"loss": loss, "gradient_norm": norm})
-        meter.add({"skipped_steps": float(not finite)})
+            meter.add({f"{prefix}loss": loss, f"{prefix}gradient_norm": norm})
+        meter.add({f"{prefix}skipped_steps": float(not finite)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Policy:
+    """The policy with what its loss needs."""
+
+    model: Any
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    kl: KLPenalty | None
+
+    def loss(self, part: TrainRows, meter: Meter, *, num_samples: int, num_tokens: int) -> Tensor:
+        place = (part.tokens, part.mask, part.lengths)
+        logprobs = token_scores(self.model, *place).logprobs
+        bonus = self.objective.entropy_bonus != 0
+        loss, metrics = self.objective(
+            logprobs,
+            part,
+            num_samples=num_samples,
+            num_tokens=num_tokens,
+            entropies=token_entropies(self.model, *place) if bonus else None,
+            kl=self.kl,
+        )
+        meter.add(metrics, weight=int(part.mask.sum()))
+        _measure_turns(meter, logprobs.detach(), part, self.objective)
+        return loss
 
 
 class Meter:
@@ -166,18 +263,39 @@ class Meter:
         return means | self._extremes
 
 
-def _train_rows(batch: Batch, advantages: Tensor, objective: Objective) -> TrainRows:
-    return TrainRows(
+def score_figures(batch: Batch) -> dict[str, float]:
+    """What the scores say of the policy before the update, as means over model tokens.
+
+    Returns:
+      ``entropy`` in nats; ``engine_mismatch``, how far the log-probs of the sampling
+      engine were from the trainer's.
+    """
+    assert batch.logprobs is not None and batch.token_entropies is not None
+    difference = (batch.logprobs - batch.rollout_logprobs)[batch.mask].abs().mean()
+    entropy = batch.token_entropies[batch.mask].mean()
+    return {"entropy": float(entropy), "engine_mismatch": float(difference)}
+
+
+def train_rows(
+    batch: Batch, advantages: Tensor, objective: Objective, value_targets: Tensor | None
+) -> TrainRows:
+    """The rows that a loss is taken of, with all that the losses need."""
+    assert batch.logprobs is not None
+    rows = TrainRows(
         tokens=batch.tokens,
         mask=batch.mask,
         turns=batch.turns,
         advantages=advantages,
-        old_logprobs=batch.rollout_logprobs,
+        old_logprobs=batch.logprobs,
         ratio_spans=objective.ratio_spans(batch),
         weights=objective.weights(batch),
         lengths=batch.lengths,
         groups=batch.groups,
+        reference_logprobs=batch.reference_logprobs,
+        old_values=batch.values,
+        value_targets=value_targets,
     )
+    return rows if bool(batch.trained.all()) else rows.take(batch.trained.nonzero().squeeze(-1))
 
 
 def _measure_turns(meter: Meter, logprobs: Tensor, rows: TrainRows, objective: Objective) -> None:

@@ -48,3 +48,11 @@ def test_the_first_token_cannot_be_scored() -> None:
     mask[1, 0] = True
     with pytest.raises(ValueError, match="first token"):
         token_scores(tiny_model(), tokens, mask, lengths)
+
+
+def test_an_output_layer_that_is_not_linear_is_refused() -> None:
+    model = tiny_model()
+    model.set_output_embeddings(torch.nn.Sequential(model.get_output_embeddings()))
+    tokens, mask, lengths = rows()
+    with pytest.raises(ValueError, match="has a Sequential"):
+        token_scores(model, tokens, mask, lengths)

@@ -9,8 +9,8 @@ from spanwise.envs.base import Task
 from spanwise.rollout import Chains, Site
 from spanwise.samplers.base import Request
 from spanwise.train.evaluate import Evaluation, measure
-from spanwise.train.loop import draw_tasks
 from spanwise.train.metrics import tree_metrics
+from spanwise.train.sampling import draw_tasks
 from spanwise.tree import Expansion, Failure, Node, Tree
 from tests.toys import CharTokenizer, PathSampler, WordGame
 

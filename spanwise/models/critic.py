@@ -1,0 +1,223 @@
+"""The critic: a value head on a copy of the model, or on the policy's own trunk.
+
+A value is predicted *before* each model token, from the hidden state of the token that
+precedes it: what is known when the token is chosen.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from spanwise.models.loading import ModelError
+
+CRITIC_FILE = "critic.safetensors"
+"""Beside the policy in a checkpoint."""
+
+NUM_SURPRISE_FEATURES = 3
+
+
+class Values(NamedTuple):
+    """What the critic says of a batch; float32, or float64 from such a model."""
+
+    values: Tensor
+    """``[N, T]`` before each model token, in units of reward; 0 where masked."""
+
+    end_values: Tensor
+    """``[N]`` after the last model token."""
+
+
+class ValueModel(torch.nn.Module, ABC):
+    """A linear value head over the last hidden state of some trunk.
+
+    The head starts at 0: every value is 0 before the first update.
+
+    Args:
+      hidden_size: Of the trunk's hidden state.
+      like: A weight of the trunk, for its device and precision.
+      reads_surprise: Whether the head also reads ``surprise_features``.
+    """
+
+    def __init__(self, hidden_size: int, like: Tensor, *, reads_surprise: bool) -> None:
+        super().__init__()
+        self.reads_surprise = reads_surprise
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        width = hidden_size + reads_surprise * NUM_SURPRISE_FEATURES
+        self.head = torch.nn.Linear(width, 1, dtype=dtype, device=like.device)
+        torch.nn.init.zeros_(self.head.weight)
+        torch.nn.init.zeros_(self.head.bias)
+
+    @abstractmethod
+    def hidden(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        """``[N, T, D]`` last hidden states, with as much gradient as the trunk is to have."""
+
+    def forward(self, tokens: Tensor, mask: Tensor, lengths: Tensor, logprobs: Tensor) -> Values:
+        """Values of right-padded rows.
+
+        Args:
+          tokens: ``[N, T]`` int64, right-padded.
+          mask: ``[N, T]`` bool, True on model tokens; never on the first of a row.
+          lengths: ``[N]`` int64, tokens before the padding.
+          logprobs: ``[N, T]`` of the tokens under the policy that sampled them; read only
+            with ``reads_surprise``, and there those before the token alone.
+
+        Raises:
+          ValueError: if ``mask`` is True on a row's first token, which nothing precedes.
+        """
+        if bool(mask[:, 0].any()):
+            raise ValueError("the first token of a row has nothing before it to be valued from")
+        position = torch.arange(tokens.shape[1], device=tokens.device)
+        hidden = self.hidden(tokens, (position < lengths[:, None]).long())
+        seen = hidden.to(self.head.weight.dtype)
+        if self.reads_surprise:
+            seen = torch.cat([seen, surprise_features(logprobs, mask).to(seen.dtype)], -1)
+        after = self.head(seen).squeeze(-1)  # having seen token t
+        before = torch.nn.functional.pad(after[:, :-1], (1, 0))
+        last = torch.where(mask, position, 0).amax(1, keepdim=True)
+        return Values(torch.where(mask, before, 0), after.gather(1, last).squeeze(1))
+
+    @contextmanager
+    def trunk_frozen(self) -> Iterator[None]:
+        """While this lasts, a trunk that is not the critic's own has no gradient."""
+        yield
+
+    def save(self, folder: Path) -> None:
+        """Write the weights that are the critic's own into a checkpoint folder."""
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_file(weights, folder / CRITIC_FILE)
+
+    def restore(self, folder: Path) -> None:
+        """Read the weights back.
+
+        Raises:
+          ModelError: if the folder has no critic, or that of another kind or shape.
+        """
+        path = folder / CRITIC_FILE
+        if not path.is_file():
+            raise ModelError(f"{folder} has no critic ({CRITIC_FILE}); was it trained with one?")
+        try:
+            self.load_state_dict(load_file(path))
+        except RuntimeError as error:
+            raise ModelError(
+                f"{path} is the critic of another model or another kind of critic"
+            ) from error
+
+
+class SeparateCritic(ValueModel):
+    """A trunk of its own, copied from the policy when it is built."""
+
+    def __init__(self, policy: Any, *, reads_surprise: bool = False) -> None:
+        trunk = policy.base_model
+        like = next(trunk.parameters())
+        super().__init__(_hidden_size(policy), like, reads_surprise=reads_surprise)
+        self.trunk = copy.deepcopy(trunk)
+
+    def hidden(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        return _last_hidden(self.trunk, tokens, attention_mask)
+
+
+class SharedCritic(ValueModel):
+    """A head on the policy's trunk.
+
+    The head itself has the whole gradient of the value loss, the trunk a share of it:
+
+        h' = share * h + (1 - share) * stopgrad(h)
+
+    Limits: with a share of 0 the head reads the policy and cannot disturb it; with 1 the
+    trunk is trained by the sum of both losses.
+
+    Args:
+      policy: Causal language model of transformers; not a part of this module's state.
+      trunk_gradient: The share, at least 0.
+      reads_surprise: As in ``ValueModel``.
+    """
+
+    def __init__(self, policy: Any, trunk_gradient: float, *, reads_surprise: bool = False) -> None:
+        like = next(policy.parameters())
+        super().__init__(_hidden_size(policy), like, reads_surprise=reads_surprise)
+        self._policy = (policy,)  # a tuple hides it: its weights are saved with the policy
+        self.trunk_gradient = trunk_gradient
+
+    def hidden(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        trunk, share = self._policy[0].base_model, self.trunk_gradient
+        with torch.set_grad_enabled(torch.is_grad_enabled() and share > 0):
+            hidden = _last_hidden(trunk, tokens, attention_mask)
+        return hidden if share == 1 else hidden.detach() + share * (hidden - hidden.detach())
+
+    @contextmanager
+    def trunk_frozen(self) -> Iterator[None]:
+        share, self.trunk_gradient = self.trunk_gradient, 0.0
+        try:
+            yield
+        finally:
+            self.trunk_gradient = share
+
+
+def surprise_features(logprobs: Tensor, mask: Tensor) -> Tensor:
+    """How unlikely the model tokens up to and with each token were.
+
+    A slip is a token that the policy found unlikely. A small trunk is long in learning to
+    check the work; the policy's own log-probs say at once where it went astray.
+
+        s_t, the largest of s up to t, log(1 + the sum of s up to t)    with s = -logp
+
+    They come in tenths of a nat: a head that starts at 0 and moves by steps of the learning
+    rate then gives them weight about as soon as it does the hidden state.
+
+    Args:
+      logprobs: ``[N, T]`` float, under the policy that sampled; ignored where masked.
+      mask: ``[N, T]`` bool, True on model tokens.
+
+    Returns:
+      ``[N, T, 3]``, detached.
+
+    Example:
+      >>> surprise_features(torch.tensor([[-1.0, 9.0, -0.5]]), torch.tensor([[True, False, True]]))
+      tensor([[[10.0000, 10.0000,  6.9315],
+               [ 0.0000, 10.0000,  6.9315],
+               [ 5.0000, 10.0000,  9.1629]]])
+    """
+    surprise = torch.where(mask, -logprobs.detach(), 0)
+    sums = surprise.cumsum(1).clamp(min=0).log1p()
+    return 10 * torch.stack([surprise, surprise.cummax(1).values, sums], -1)
+
+
+def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> float:
+    """The share of the targets' variance that the values account for.
+
+        1 - Var(G - V) / Var(G)
+
+    Limits: 1 for values that equal the targets up to a constant; 0 for constant values;
+    below 0 for values worse than that. 0 by convention if the targets are all alike.
+
+    Args:
+      values: ``[N, T]`` float; ignored where masked.
+      targets: ``[N, T]`` float, what was to be predicted.
+      mask: ``[N, T]`` bool, True on the tokens that count.
+
+    Example:
+      >>> explained_variance(torch.tensor([[0.0, 1.0, 9.0]]), torch.tensor([[0.0, 2.0, 0.0]]),
+      ...                    torch.tensor([[True, True, False]]))
+      0.75
+    """
+    wanted = targets[mask].double()
+    missed = wanted - values[mask].double()
+    if wanted.numel() == 0 or bool((wanted == wanted[0]).all()):
+        return 0.0
+    return float(1 - missed.var(correction=0) / wanted.var(correction=0))
+
+
+def _hidden_size(policy: Any) -> int:
+    return int(policy.config.get_text_config().hidden_size)
+
+
+def _last_hidden(trunk: Any, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+    return trunk(input_ids=tokens, attention_mask=attention_mask, use_cache=False).last_hidden_state

@@ -1,0 +1,1 @@
+"""Studies: measurements of methods, with intervals, for the claims made of them."""

@@ -1,0 +1,97 @@
+"""``spanwise study``: a study of a finished run, shown and written into its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spanwise.credit import Segments, SpanAdvantage
+from spanwise.display import Display
+from spanwise.models.loading import ModelError
+from spanwise.rollout.base import Site
+from spanwise.runlog import RunLog
+from spanwise.study.correlation import CorrelationStudy, correlation_study
+from spanwise.study.report import correlation_record, correlation_table, write_correlation
+from spanwise.train.config import TrainConfig
+
+PROMPTS_PER_LINE = 20
+"""Progress is shown at every so many prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrelationOptions(CorrelationStudy):
+    """Which advantages of a run with a critic agree with Monte Carlo advantages."""
+
+    folder: Path | None = None
+    """For the results; by default RUN/study."""
+
+
+def run_correlation(
+    run: Path,
+    options: CorrelationOptions,
+    configured: Callable[[str, Sequence[str]], TrainConfig],
+) -> None:
+    """Study the final checkpoint of a run: one table, one JSON file, one plot.
+
+    Args:
+      run: The run folder.
+      options: Size of the study.
+      configured: Gives the configuration of a recipe with arguments.
+
+    Raises:
+      RunError: if there is no such run.
+      ModelError: if it has no finished checkpoint, or no critic.
+    """
+    log = RunLog.open(run)
+    record, path = log.read_config(), log.checkpoint_path("final")
+    if not path.is_dir():
+        raise ModelError(f"{run} has no finished checkpoint yet ({path} is missing)")
+    config = configured(record["recipe"], record["arguments"])
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(path)))
+    if not isinstance(config.advantage, SpanAdvantage):
+        raise ModelError(f"{run} was trained without a critic; take a run of a PPO recipe")
+    tokenizer = config.model.load_tokenizer()
+    policy = config.model.load()
+    critic = config.critic.build(policy)
+    assert critic is not None  # a span advantage has one: the configuration says so
+    critic.model.restore(path)
+    sampler = config.sampler.build(policy, tokenizer)
+    site = Site(env=config.env, sampler=sampler, tokenizer=tokenizer, seed=options.seed)
+    study = _with_delimiter_of(config.advantage, options)
+
+    console = Display().console
+    console.print(f"{options.num_prompts} rollouts, then Monte Carlo values", highlight=False)
+
+    def progress(done: int, total: int, seconds_left: float) -> None:
+        if done % PROMPTS_PER_LINE == 0 or done == total:
+            line = f"prompt {done}/{total}, about {seconds_left:.0f} s left"
+            console.print(line, highlight=False)
+
+    result = correlation_study(study, config, site, policy, critic.model, progress)
+    sampler.close()
+    console.print(correlation_table(result))
+    folder = options.folder or run / "study"
+    settings = CorrelationStudy(
+        **{f.name: getattr(study, f.name) for f in dataclasses.fields(CorrelationStudy)}
+    )
+    found = correlation_record(
+        result, settings, recipe=record["recipe"], arguments=record["arguments"]
+    )
+    write_correlation(folder, found, result)
+    console.print(f"results  {folder}/correlation.json, correlation.svg", highlight=False)
+
+
+def _with_delimiter_of(advantage: SpanAdvantage, options: CorrelationOptions) -> CorrelationOptions:
+    """The recipe's delimiter wherever the command line gives none."""
+    if not isinstance(advantage.segments, Segments):
+        return options
+    delimiter, truth = advantage.segments.delimiter, options.truth
+    if options.delimiter == CorrelationStudy.delimiter:
+        options = dataclasses.replace(options, delimiter=delimiter)
+    if truth.delimiter == Segments.delimiter:
+        options = dataclasses.replace(
+            options, truth=dataclasses.replace(truth, delimiter=delimiter)
+        )
+    return options

@@ -1,0 +1,93 @@
+"""Monte Carlo values of a place inside a rollout: go on from there many times."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from spanwise.envs.base import Task
+from spanwise.rollout.base import Growth, Rollout, Site
+from spanwise.rollout.seeds import seed_of
+from spanwise.samplers.base import Completion, Request, Sampler
+from spanwise.tree import Branch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Before a model token of a branch."""
+
+    turn: int
+    """Which of ``branch.turns`` the token is in."""
+
+    offset: int
+    """Tokens of that turn before it."""
+
+
+async def continuation_rewards(
+    site: Site, rollout: Rollout, task: Task, branch: Branch, place: Place, count: int, seed: int
+) -> list[float]:
+    """Rewards of fresh trajectories that share everything before a place.
+
+    A stop string that begins before the place and ends after it is not seen by the sampler.
+
+    Args:
+      site: Where; its own seed is not used.
+      rollout: For sampling and length limits, as in training.
+      task: Whose branch it is.
+      branch: The rollout that the trajectories set out from.
+      place: Where they leave it.
+      count: How many to sample.
+      seed: Of all of them.
+
+    Returns:
+      One reward for each trajectory that has one, in order.
+    """
+    grown = [
+        _continue(site, rollout, task, branch, place, seed_of(seed, task.id, i))
+        for i in range(count)
+    ]
+    return [reward for reward in await asyncio.gather(*grown) if reward is not None]
+
+
+async def _continue(
+    site: Site, rollout: Rollout, task: Task, branch: Branch, place: Place, seed: int
+) -> float | None:
+    turn = branch.turns[place.turn]
+    before = branch.nodes[: place.turn + 1]
+    context = tuple(t for n in before for t in (*n.tokens, *n.observation))
+    forced = _Forced(site.sampler, context, turn.tokens[: place.offset])
+    path = (0,) * (place.turn + 1)
+    growth = Growth(rollout, replace(site, sampler=forced, seed=seed), task, 0)
+    growth.nodes = {(0,) * depth: replace(n, path=(0,) * depth) for depth, n in enumerate(before)}
+    await growth.chain(path)
+    return growth.freeze().leaves()[0].reward
+
+
+class _Forced(Sampler):
+    """Begins the turn that follows one context with given tokens; else the sampler it has."""
+
+    def __init__(self, inner: Sampler, context: Sequence[int], prefix: Sequence[int]) -> None:
+        self._inner, self._context, self._prefix = inner, tuple(context), tuple(prefix)
+
+    async def sample(self, request: Request) -> Completion:
+        if request.prompt != self._context or not self._prefix:
+            return await self._inner.sample(request)
+        rest = await self._inner.sample(
+            replace(
+                request,
+                prompt=self._context + self._prefix,
+                max_tokens=request.max_tokens - len(self._prefix),
+            )
+        )
+        # Log-probs of the given tokens are in the rollout; nobody reads them here.
+        blank = (0.0,) * len(self._prefix)
+        return Completion(
+            tokens=self._prefix + rest.tokens,
+            logprobs=blank + rest.logprobs,
+            sampling_logprobs=blank + rest.sampling_logprobs,
+            finish=rest.finish,
+        )
+
+    def update_weights(self, model: object) -> None:
+        raise RuntimeError("the weights of a study are fixed")

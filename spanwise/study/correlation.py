@@ -1,0 +1,311 @@
+"""Which advantages agree with the truth: SAE's correlation study for any critic.
+
+For each span of a rollout, trajectories sampled afresh from both of its ends give the
+value before and after it. Their difference, given to every token of the span, is close to
+the true advantage, and every estimator's advantages are correlated with it (Gong et al.,
+arXiv:2601.07320, section 5.3.2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spanwise.batch import Batch
+from spanwise.credit import Segments, SpanAdvantage
+from spanwise.envs.base import Split, Task
+from spanwise.models.critic import ValueModel, explained_variance
+from spanwise.rollout.base import Site
+from spanwise.rollout.chains import Chains
+from spanwise.rollout.seeds import seed_of
+from spanwise.study.continuations import Place, continuation_rewards
+from spanwise.study.statistics import interval, pearson, resample_weights, spearman
+from spanwise.train.config import TrainConfig
+from spanwise.tree import Branch, Tree
+
+REFERENCE = "SAE start"
+"""The estimator that the others are compared with, resample by resample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrelationStudy:
+    """Correlate advantages with Monte Carlo values of a run's policy."""
+
+    num_prompts: int = 120
+    """One rollout of each, at least 2."""
+
+    num_continuations: int = 32
+    """Fresh trajectories from each end of a span, at least 2."""
+
+    split: Split = "dev"
+    """Whose prompts."""
+
+    truth: Segments = field(default_factory=Segments)
+    """The spans at whose ends the value is measured."""
+
+    delimiter: str = "\n"
+    """What closes a step, for the estimator by delimiter."""
+
+    num_resamples: int = 1000
+    """Bootstrap resamples of the prompts."""
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.num_prompts, self.num_continuations) < 2 or self.num_resamples < 1:
+            raise ValueError(
+                "the study needs at least 2 prompts, 2 continuations and 1 resample, got "
+                f"{self.num_prompts}, {self.num_continuations} and {self.num_resamples}"
+            )
+
+    def estimators(self) -> dict[str, SpanAdvantage]:
+        """What is compared, by name."""
+        token = Segments(by="token")
+        found = {
+            "GAE(1)": SpanAdvantage(segments=token, lam=1.0),
+            "GAE(0.95)": SpanAdvantage(segments=token),
+            "GAE, λ by length": SpanAdvantage(segments=token, length_alpha=0.05),
+            REFERENCE: SpanAdvantage(segments=Segments(boundary="start")),
+            "SAE end": SpanAdvantage(segments=Segments(boundary="end")),
+            "length 8": SpanAdvantage(segments=Segments(by="length", length=8)),
+            "length 32": SpanAdvantage(segments=Segments(by="length", length=32)),
+            "entropy": SpanAdvantage(segments=Segments(by="entropy")),
+            "delimiter": SpanAdvantage(segments=Segments(by="delimiter", delimiter=self.delimiter)),
+        }
+        return {name: replace(one, whiten=False) for name, one in found.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How well one estimator agrees with the truth; intervals are of 95%, over prompts."""
+
+    estimator: str
+    pearson: float
+    pearson_interval: tuple[float, float]
+    spearman: float
+    spearman_interval: tuple[float, float]
+    over_reference: float
+    """Its Pearson correlation less that of ``SAE start``."""
+
+    over_reference_interval: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrelationResult:
+    """What the study found."""
+
+    agreements: list[Agreement]
+    num_prompts: int
+    num_tokens: int
+    num_spans: int
+    num_continuations: int
+    failed: int
+    """Continuations without a reward, left out."""
+
+    reward: float
+    """Mean of the rollouts."""
+
+    critic_explained_variance: float
+    """Of the rollouts' own outcomes."""
+
+    truth_reliability: float
+    """Correlation of the truth with another measurement of it: between halves of the
+    continuations, stepped up to all of them (Spearman and Brown)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """Monte Carlo advantages of a batch."""
+
+    advantages: Tensor
+    """``[N, T]``, 0 where masked."""
+
+    halves: tuple[Tensor, Tensor]
+    """The same from every other continuation alone."""
+
+    num_spans: int
+    failed: int
+
+
+def correlation_study(
+    study: CorrelationStudy,
+    config: TrainConfig,
+    site: Site,
+    policy: Any,
+    critic: ValueModel,
+    progress: Callable[[int, int, float], None] = lambda done, total, seconds_left: None,
+) -> CorrelationResult:
+    """Run the study.
+
+    Args:
+      study: Its size.
+      config: The run's: tasks, sampling and limits.
+      site: Samples from ``policy``.
+      policy: Causal language model of transformers.
+      critic: Fitted to it.
+      progress: Told prompts done, prompts in all and the seconds that are left.
+
+    Raises:
+      ValueError: if the split has too few prompts, or nothing could be scored.
+    """
+    tasks = config.env.tasks(study.split)[: study.num_prompts]
+    if len(tasks) < study.num_prompts:
+        raise ValueError(
+            f"the {study.split} split has {len(tasks)} prompts, not {study.num_prompts}; "
+            "take fewer, or another split"
+        )
+    site = replace(site, seed=seed_of(study.seed, "rollouts"))
+    trees = asyncio.run(_rollouts(site, config, tasks))
+    scored = [i for i, tree in enumerate(trees) if tree.leaves()[0].reward is not None]
+    tasks, trees = [tasks[i] for i in scored], [trees[i] for i in scored]
+    batch = config.update.scored(policy, Batch.from_trees(trees), critic=critic)
+    batch = replace(batch, end_values=None)
+    found = true_advantages(study, config, site, tasks, trees, batch, progress)
+
+    assert batch.values is not None
+    returns = batch.rewards[:, None].expand_as(batch.values)
+    halves = [half[batch.mask] for half in found.halves]
+    between = float(pearson(halves[0], halves[1], torch.ones(1, len(halves[0]))))
+    return CorrelationResult(
+        agreements=agreements(study, site, batch, found.advantages),
+        num_prompts=batch.num_rows,
+        num_tokens=batch.num_model_tokens,
+        num_spans=found.num_spans,
+        num_continuations=study.num_continuations,
+        failed=found.failed,
+        reward=float(batch.rewards.mean()),
+        critic_explained_variance=explained_variance(batch.values, returns, batch.mask),
+        truth_reliability=2 * between / (1 + between),
+    )
+
+
+def agreements(study: CorrelationStudy, site: Site, batch: Batch, truth: Tensor) -> list[Agreement]:
+    """Every estimator's correlation with the truth, over all model tokens of a batch.
+
+    Args:
+      study: Estimators and resamples.
+      site: For the tokenizer.
+      batch: One rollout for each prompt, with values and entropies.
+      truth: ``[N, T]``.
+    """
+    prompts = batch.groups[:, None].expand_as(batch.mask)[batch.mask]
+    prompts = prompts.unique(return_inverse=True)[1]
+    ones = torch.ones(1, len(prompts))
+    weights = resample_weights(prompts, study.num_resamples, study.seed)
+    wanted = truth[batch.mask]
+    estimates = {
+        name: estimator.prepared(site.tokenizer)(batch)[batch.mask]
+        for name, estimator in study.estimators().items()
+    }
+    reference = pearson(estimates[REFERENCE], wanted, ones)
+    reference_resampled = pearson(estimates[REFERENCE], wanted, weights)
+    found: list[Agreement] = []
+    for name, estimate in estimates.items():
+        linear, resampled = pearson(estimate, wanted, ones), pearson(estimate, wanted, weights)
+        found.append(
+            Agreement(
+                estimator=name,
+                pearson=float(linear),
+                pearson_interval=interval(resampled),
+                spearman=float(spearman(estimate, wanted, ones)),
+                spearman_interval=interval(spearman(estimate, wanted, weights)),
+                over_reference=float(linear - reference),
+                over_reference_interval=interval(resampled - reference_resampled),
+            )
+        )
+    return found
+
+
+def true_advantages(
+    study: CorrelationStudy,
+    config: TrainConfig,
+    site: Site,
+    tasks: Sequence[Task],
+    trees: Sequence[Tree],
+    batch: Batch,
+    progress: Callable[[int, int, float], None],
+) -> Truth:
+    """The value after a span less the value before it, at each token of the span.
+
+    The value after the last span is the rollout's own reward.
+    """
+    spans = study.truth.prepared(site.tokenizer)(batch)
+    whole = torch.zeros_like(batch.rollout_logprobs)
+    halves = (whole.clone(), whole.clone())
+    started, num_spans, failed = time.monotonic(), 0, 0
+    for row, (task, tree) in enumerate(zip(tasks, trees, strict=True)):
+        numbers = spans[row][batch.mask[row]]
+        values, lost = asyncio.run(
+            _end_values(study, config, site, task, next(tree.branches()), numbers)
+        )
+        for target, of_span in zip((whole, *halves), values.diff(dim=1), strict=True):
+            target[row, batch.mask[row]] = of_span[numbers]
+        num_spans += values.shape[1] - 1
+        failed += lost
+        seconds = time.monotonic() - started
+        progress(row + 1, len(trees), seconds / (row + 1) * (len(trees) - row - 1))
+    return Truth(advantages=whole, halves=halves, num_spans=num_spans, failed=failed)
+
+
+async def _end_values(
+    study: CorrelationStudy,
+    config: TrainConfig,
+    site: Site,
+    task: Task,
+    branch: Branch,
+    numbers: Tensor,
+) -> tuple[Tensor, int]:
+    """``[3, K + 1]`` values at the ends of K spans, and the continuations that failed.
+
+    Row 0 is from all continuations, rows 1 and 2 from every other one.
+    """
+    places = [
+        Place(turn=turn, offset=offset)
+        for turn, node in enumerate(branch.turns)
+        for offset in range(len(node.tokens))
+    ]
+    opens = [0, *(numbers.diff() > 0).nonzero().squeeze(1).add(1).tolist()]
+    rewards = await asyncio.gather(
+        *(
+            continuation_rewards(
+                site,
+                config.rollout,
+                task,
+                branch,
+                places[position],
+                study.num_continuations,
+                seed_of(study.seed, "continuation", position),
+            )
+            for position in opens
+        )
+    )
+    end = branch.leaf.reward
+    assert end is not None
+    values = [
+        [*(_mean(found[first::step], task) for found in rewards), end]
+        for first, step in ((0, 1), (0, 2), (1, 2))
+    ]
+    return torch.tensor(values), sum(study.num_continuations - len(found) for found in rewards)
+
+
+def _mean(rewards: Sequence[float], task: Task) -> float:
+    if not rewards:
+        raise ValueError(f"no continuation of task {task.id} could be scored")
+    return sum(rewards) / len(rewards)
+
+
+async def _rollouts(site: Site, config: TrainConfig, tasks: Sequence[Task]) -> list[Tree]:
+    limits = config.rollout
+    chain = Chains(
+        num_chains=1,
+        sampling=limits.sampling,
+        max_turn_tokens=limits.max_turn_tokens,
+        max_response_tokens=limits.max_response_tokens,
+    )
+    return list(await asyncio.gather(*(chain(site, task, step=0) for task in tasks)))

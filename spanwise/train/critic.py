@@ -1,0 +1,126 @@
+"""Settings of the critic: what it stands on, and how it is fitted."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from spanwise import losses
+from spanwise.models.critic import SeparateCritic, SharedCritic, ValueModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Critic(ABC):
+    """Whether there is a critic, and which."""
+
+    @abstractmethod
+    def build(self, policy: Any) -> FittedCritic | None:
+        """The critic itself; None if there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoCritic(Critic):
+    """Credit comes from the outcomes of the same prompt alone."""
+
+    def build(self, policy: Any) -> None:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueHead(Critic):
+    """A value head, fitted by its own optimizer (AdamW, constant learning rate)."""
+
+    trunk: Literal["own", "policy"] = "own"
+    """A copy of the starting model, or the policy itself: half the memory, and the value
+    loss then moves the policy too."""
+
+    trunk_gradient: float = 0.1
+    """With ``trunk="policy"``: the share of the value loss's gradient that the policy's
+    trunk gets; 0 leaves the policy undisturbed."""
+
+    reads_surprise: bool = False
+    """Also tell the head how unlikely the tokens so far were: a small model learns that
+    sooner than to check the work itself."""
+
+    learning_rate: float = 1e-5
+    """Of the head, and of a trunk of its own."""
+
+    clip: float | None = 0.5
+    """A value is not drawn further than this from what it was before the update."""
+
+    pretraining_steps: int = 20
+    """Batches on which the critic alone is fitted, policy frozen, before training; fewer
+    if its explained variance stops rising sooner."""
+
+    def __post_init__(self) -> None:
+        if self.trunk_gradient < 0 or self.pretraining_steps < 0:
+            raise ValueError(
+                "a critic needs trunk_gradient >= 0 and pretraining_steps >= 0, got "
+                f"{self.trunk_gradient} and {self.pretraining_steps}"
+            )
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip must be above 0, or None for no clipping, got {self.clip}")
+
+    def build(self, policy: Any) -> FittedCritic:
+        if self.trunk == "own":
+            model: ValueModel = SeparateCritic(policy, reads_surprise=self.reads_surprise)
+        else:
+            model = SharedCritic(policy, self.trunk_gradient, reads_surprise=self.reads_surprise)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=self.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+        )
+        return FittedCritic(
+            model=model,
+            optimizer=optimizer,
+            clip=self.clip,
+            pretraining_steps=self.pretraining_steps,
+        )
+
+
+@dataclass(kw_only=True)
+class FittedCritic:
+    """A critic with its optimizer."""
+
+    model: ValueModel
+    optimizer: torch.optim.Optimizer
+    clip: float | None
+    pretraining_steps: int
+
+    def loss(
+        self,
+        values: Tensor,
+        old_values: Tensor,
+        targets: Tensor,
+        mask: Tensor,
+        *,
+        num_tokens: int,
+    ) -> Tensor:
+        """The value loss of some rows as their part of a minibatch's mean over tokens."""
+        per_token = losses.value_loss(values, old_values, targets, mask, clip=self.clip)
+        return losses.mean_by_token(per_token, mask, num_tokens=num_tokens)
+
+
+def still_rising(history: Sequence[float], *, window: int = 4, least: float = 0.01) -> bool:
+    """Whether the newest figures are, on average, above those before them.
+
+    Figures near 0 have not begun to rise, and count as rising.
+
+    Args:
+      history: Explained variance of each batch so far, measured before it was trained on.
+      window: Figures that are averaged, so that one batch decides nothing.
+      least: A rise of no more than this is none.
+
+    Example:
+      >>> still_rising([0.0, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4]), still_rising([0.4] * 8)
+      (True, False)
+    """
+    if len(history) < 2 * window:
+        return True
+    newest = sum(history[-window:]) / window
+    before = sum(history[-2 * window : -window]) / window
+    return newest <= least or newest > before + least

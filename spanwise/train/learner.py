@@ -1,0 +1,119 @@
+"""What is trained, and how a step's trees become an update of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spanwise.batch import Batch
+from spanwise.credit import Advantage
+from spanwise.models.critic import explained_variance
+from spanwise.train.config import TrainConfig
+from spanwise.tree import Tree
+
+
+class Learner:
+    """The policy, its critic and its reference, with their optimizers.
+
+    Args:
+      config: The run's.
+      model: The policy, as training starts from it.
+      advantage: The run's credit, prepared for the tokenizer.
+    """
+
+    def __init__(self, config: TrainConfig, model: Any, advantage: Advantage) -> None:
+        self.config = config
+        self.model = model
+        self.advantage = advantage
+        self.optimizer = config.update.optimizer(model)
+        self.critic = config.critic.build(model)
+        self.kl = config.kl
+        """With the coefficient as it is now."""
+        held = config.kl.coefficient > 0
+        self.reference = copy.deepcopy(model).requires_grad_(False) if held else None
+
+    def batch(self, trees: Sequence[Tree]) -> Batch | None:
+        """The trees as rows, with all that credit and losses are to see.
+
+        Returns:
+          None if no branch has a reward: there is nothing to train on.
+        """
+        if all(leaf.reward is None for tree in trees for leaf in tree.leaves()):
+            return None
+        batch = self.config.update.scored(
+            self.model,
+            Batch.from_trees(trees),
+            reference=self.reference,
+            critic=None if self.critic is None else self.critic.model,
+        )
+        limit = self.config.rollout.max_response_tokens
+        return self.kl.in_reward(self.config.overlong(batch, limit))
+
+    def update(self, batch: Batch, advantages: Tensor, *, seed: int) -> dict[str, float]:
+        """Train policy and critic on a batch.
+
+        A policy that nothing would move is left alone, and so is everything if no row is
+        trained on; ``no_signal`` counts either.
+
+        Returns:
+          Metrics of the step.
+        """
+        config, in_loss = self.config, self.kl.place == "loss" and self.reference is not None
+        figures = self.advantage.figures(batch)
+        if self.reference is not None:
+            figures |= self._divergence(batch)
+        targets = None
+        if self.critic is not None:
+            targets, of_values = self._value_targets(batch)
+            figures |= of_values
+        credited = bool((advantages[batch.loss_mask] != 0).any())
+        trains = bool(batch.loss_mask.any())
+        if trains and (credited or in_loss or config.objective.entropy_bonus):
+            figures |= config.update(
+                self.model,
+                self.optimizer,
+                batch,
+                advantages,
+                config.objective,
+                seed=seed,
+                kl=self.kl if in_loss else None,
+                critic=self.critic,
+                value_targets=targets,
+            )
+        else:
+            figures["no_signal"] = 1.0
+            if trains and self.critic is not None:
+                figures |= self.fit_critic(batch, seed=seed)
+        if self.reference is not None:
+            self.kl = self.kl.adapted(figures["kl"])
+        return figures
+
+    def fit_critic(self, batch: Batch, *, seed: int) -> dict[str, float]:
+        """Train the critic alone; the policy stays as it is, a shared trunk too."""
+        assert self.critic is not None
+        targets, figures = self._value_targets(batch)
+        if bool(batch.loss_mask.any()):
+            figures |= self.config.update.fit_critic(
+                self.critic, batch, targets, self.config.objective, seed=seed
+            )
+        return figures
+
+    def _value_targets(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """The critic's targets, and how well it predicted them before it saw them."""
+        assert batch.values is not None
+        targets = self.advantage.critic_targets(batch)
+        explained = explained_variance(batch.values, targets, batch.loss_mask)
+        values = batch.values[batch.loss_mask]
+        mean = float(values.mean()) if values.numel() else 0.0
+        return targets, {"explained_variance": explained, "value_mean": mean}
+
+    def _divergence(self, batch: Batch) -> dict[str, float]:
+        assert batch.logprobs is not None and batch.reference_logprobs is not None
+        with torch.no_grad():
+            nats = self.kl.estimates(batch.logprobs, batch.reference_logprobs, batch.mask)
+        mean = float(nats.sum() / batch.mask.sum().clamp(min=1))
+        return {"kl": mean, "kl_coefficient": self.kl.coefficient}

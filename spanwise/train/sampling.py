@@ -1,0 +1,91 @@
+"""Which tasks a step draws, and their rollouts."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from spanwise.envs.base import Task
+from spanwise.rollout.base import Site
+from spanwise.rollout.seeds import seed_of
+from spanwise.train.config import TrainConfig
+from spanwise.tree import Tree
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """The rollouts of one step."""
+
+    tasks: list[Task]
+    """Of ``trees``."""
+
+    trees: list[Tree]
+    """To train on."""
+
+    all_trees: list[Tree]
+    """With those that were left out because their branches all score alike."""
+
+
+async def sample_step(site: Site, config: TrainConfig, pool: Sequence[Task], step: int) -> Sampled:
+    """The trees of one step; with ``refill_rounds``, of prompts that tell branches apart."""
+    tasks = draw_tasks(pool, config.prompts_per_step, config.seed, step)
+    trees = await rollouts(site, config, tasks, step)
+    if not config.refill_rounds:
+        return Sampled(tasks=tasks, trees=trees, all_trees=trees)
+    others = refill_tasks(pool, tasks, config.seed, step)
+    kept = [pair for pair in zip(tasks, trees, strict=True) if tells_apart(pair[1])]
+    all_trees = trees
+    for _ in range(config.refill_rounds):
+        tasks = list(islice(others, config.prompts_per_step - len(kept)))
+        trees = await rollouts(site, config, tasks, step)
+        kept += [pair for pair in zip(tasks, trees, strict=True) if tells_apart(pair[1])]
+        all_trees = all_trees + trees
+    return Sampled(
+        tasks=[task for task, _ in kept], trees=[tree for _, tree in kept], all_trees=all_trees
+    )
+
+
+def tells_apart(tree: Tree) -> bool:
+    """Whether some branches score better than others: no group baseline learns otherwise."""
+    return len({leaf.reward for leaf in tree.leaves() if leaf.reward is not None}) > 1
+
+
+def draw_tasks(pool: Sequence[Task], count: int, seed: int, step: int) -> list[Task]:
+    """The tasks of one step: passes through the pool, each in an order of its own.
+
+    Example:
+      >>> pool = [Task(id=str(i), question="?", answers=("!",)) for i in range(4)]
+      >>> seen = [t.id for step in (1, 2) for t in draw_tasks(pool, 2, 0, step)]
+      >>> sorted(seen)
+      ['0', '1', '2', '3']
+    """
+    orders: dict[int, list[int]] = {}
+    tasks: list[Task] = []
+    for position in range((step - 1) * count, step * count):
+        epoch, index = divmod(position, len(pool))
+        if epoch not in orders:
+            orders[epoch] = list(range(len(pool)))
+            random.Random(seed_of(seed, epoch, "order")).shuffle(orders[epoch])
+        tasks.append(pool[orders[epoch][index]])
+    return tasks
+
+
+def refill_tasks(
+    pool: Sequence[Task], drawn: Sequence[Task], seed: int, step: int
+) -> Iterator[Task]:
+    """The rest of the pool in an order of the step's own, each task once.
+
+    Which come next depends on the step alone, not on how many were used before it.
+    """
+    order = list(pool)
+    random.Random(seed_of(seed, step, "refill")).shuffle(order)
+    seen = {task.id for task in drawn}
+    return (task for task in order if task.id not in seen)
+
+
+async def rollouts(site: Site, config: TrainConfig, tasks: Sequence[Task], step: int) -> list[Tree]:
+    """One tree for each task, all grown at the same time."""
+    return list(await asyncio.gather(*(config.rollout(site, task, step=step) for task in tasks)))

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from spanwise import spans
+from spanwise.batch import Batch
+from spanwise.credit import GroupAdvantage, Segments, SpanAdvantage, TreeAdvantage
+from spanwise.tree import Node, Tree
+
+
+def tree(*rows: tuple[tuple[float, ...], float, str], name: str = "t") -> Tree:
+    """Single turns after a prompt of two tokens: probabilities, reward, stop."""
+    nodes = [Node(path=(), observation=(50, 51), stop="prompt")]
+    for i, (probabilities, reward, stop) in enumerate(rows):
+        logprobs = tuple(torch.tensor(probabilities).log().tolist())
+        nodes.append(
+            Node(
+                path=(i,),
+                tokens=tuple(range(1, len(logprobs) + 1)),
+                logprobs=logprobs,
+                sampling_logprobs=logprobs,
+                stop=stop,  # pyright: ignore[reportArgumentType]
+                reward=reward,
+            )
+        )
+    return Tree(task_id=name, nodes=tuple(nodes))
+
+
+# Four tokens; the third was unlikely. Values 0.5 0.4 0.6 0.9, reward 1.
+BATCH = replace(
+    Batch.from_trees([tree(((0.9, 0.8, 0.1, 0.7), 1.0, "answer"))]),
+    values=torch.tensor([[0.0, 0.0, 0.5, 0.4, 0.6, 0.9]]),
+    token_entropies=torch.tensor([[0.0, 0.0, 0.1, 0.2, 2.0, 0.3]]),
+)
+PLAIN = SpanAdvantage(whiten=False, lam=0.5)
+
+
+def credit(advantage: SpanAdvantage, batch: Batch = BATCH) -> list[float]:
+    return advantage(batch)[batch.mask].tolist()
+
+
+def by(**options: Any) -> SpanAdvantage:
+    return replace(PLAIN, segments=Segments(**options))
+
+
+# Backwards: A_4 = 1 - 0.9 = 0.1 always. Inside a span A_t = (V_next - V_t) + A_next, across
+# a boundary A_t = (V_next - V_t) + 0.5 A_next.
+@pytest.mark.parametrize(
+    ("advantage", "expected"),
+    [
+        # whole: 1 - V
+        (by(by="whole"), [0.5, 0.6, 0.4, 0.1]),
+        # token: A_3 = 0.3 + 0.05, A_2 = 0.2 + 0.175, A_1 = -0.1 + 0.1875
+        (by(by="token"), [0.0875, 0.375, 0.35, 0.1]),
+        # boundary before token 3: A_3 = 0.4, A_2 = 0.2 + 0.2, A_1 = -0.1 + 0.4
+        (by(by="probability"), [0.3, 0.4, 0.4, 0.1]),
+        # boundary after token 3: A_3 = 0.3 + 0.05, A_2 = 0.2 + 0.35, A_1 = -0.1 + 0.55
+        (by(by="probability", boundary="end"), [0.45, 0.55, 0.35, 0.1]),
+        # threshold above token 4's 0.7 too: boundaries before 3 and 4
+        (by(by="probability", threshold=0.75), [0.275, 0.375, 0.35, 0.1]),
+        # pairs: as the boundary before token 3
+        (by(by="length", length=2), [0.3, 0.4, 0.4, 0.1]),
+        (by(by="length", length=4), [0.5, 0.6, 0.4, 0.1]),
+        # a mean of two tokens is one boundary, before the least likely
+        (by(by="mean_length", length=2), [0.3, 0.4, 0.4, 0.1]),
+        # the token above the third quartile opens a span
+        (by(by="entropy", quantile=0.75), [0.3, 0.4, 0.4, 0.1]),
+        (by(by="turn"), [0.5, 0.6, 0.4, 0.1]),
+        # lam 1 is Monte Carlo whatever the spans
+        (replace(by(by="token"), lam=1.0), [0.5, 0.6, 0.4, 0.1]),
+    ],
+)
+def test_partitions_by_hand(advantage: SpanAdvantage, expected: list[float]) -> None:
+    assert credit(advantage) == pytest.approx(expected, abs=1e-6)
+
+
+def test_discount_by_hand() -> None:
+    # whole, gamma 0.5: 0.5 ** 3 - 0.5, 0.25 - 0.4, 0.5 - 0.6, 1 - 0.9
+    advantage = replace(by(by="whole"), gamma=0.5)
+    assert credit(advantage) == pytest.approx([-0.375, -0.15, -0.1, 0.1], abs=1e-6)
+
+
+class Letters:
+    def __len__(self) -> int:
+        return 5
+
+    def decode(self, token_ids: list[int]) -> str:
+        return "".join("ab;c\n"[t] for t in token_ids)
+
+
+def test_delimiters_are_looked_up_in_the_vocabulary() -> None:
+    # tokens 1 2 3 4 are "b;c\n": a boundary after the second, or at the end
+    advantage = by(by="delimiter", delimiter=";").prepared(Letters())
+    assert credit(advantage) == pytest.approx([0.3, 0.4, 0.4, 0.1], abs=1e-6)
+    newline = by(by="delimiter").prepared(Letters())
+    assert credit(newline) == pytest.approx([0.5, 0.6, 0.4, 0.1], abs=1e-6)
+    with pytest.raises(ValueError, match="no token's text has the delimiter"):
+        by(by="delimiter", delimiter="?").prepared(Letters())
+    with pytest.raises(ValueError, match="prepared"):
+        by(by="delimiter")(BATCH)
+
+
+def test_critic_and_policy_have_decays_of_their_own() -> None:
+    # the critic's default target is the outcome, whatever the policy's decay
+    assert PLAIN.critic_targets(BATCH)[BATCH.mask].tolist() == pytest.approx([1.0] * 4)
+    # critic_lam 0.5 over tokens: the advantages 0.0875 0.375 0.35 0.1 plus the values
+    advantage = replace(by(by="token"), lam=0.9, critic_lam=0.5)
+    expected = [0.5875, 0.775, 0.95, 1.0]
+    assert advantage.critic_targets(BATCH)[BATCH.mask].tolist() == pytest.approx(expected)
+    # and the policy's advantages are those of 0.9: A_3 = 0.3 + 0.09, A_2 = 0.2 + 0.351 ...
+    assert credit(advantage) == pytest.approx([-0.1 + 0.9 * 0.551, 0.551, 0.39, 0.1], abs=1e-6)
+
+
+def test_decay_by_length() -> None:
+    # alpha 0.5, rows of 4 and 8 tokens: lam = 1 - 1/2 and 1 - 1/4
+    rows = [((0.9,) * 4, 1.0, "answer"), ((0.9,) * 8, 1.0, "answer")]
+    batch = Batch.from_trees([tree(*rows)])  # pyright: ignore[reportArgumentType]
+    batch = replace(batch, values=torch.zeros(2, 10))
+    advantage = replace(by(by="token"), length_alpha=0.5)
+    found = advantage(batch)
+    assert found[0, 2:6].tolist() == pytest.approx([0.5**3, 0.5**2, 0.5, 1])
+    assert found[1, 2:].tolist() == pytest.approx([0.75**k for k in range(7, -1, -1)])
+    # the critic's decay stays its own
+    assert advantage.critic_targets(batch)[batch.mask].unique().tolist() == [1.0]
+
+
+def test_whitening_counts_the_tokens_that_are_trained() -> None:
+    trees = [
+        tree(((0.9,) * 4, 1.0, "answer"), ((0.9,) * 3, 0.0, "length"), name="a"),
+        tree(((0.9,) * 2, 0.5, "answer"), name="b"),
+    ]
+    batch = Batch.from_trees(trees)
+    batch = replace(batch, values=torch.zeros_like(batch.rollout_logprobs))
+    white = SpanAdvantage()(batch)
+    assert white[batch.mask].mean() == pytest.approx(0, abs=1e-6)
+    assert white[batch.mask].std() == pytest.approx(1, abs=1e-5)
+    assert white[~batch.mask].eq(0).all()
+    masked = replace(batch, trained=~batch.truncated)
+    white = SpanAdvantage()(masked)
+    assert white[1].eq(0).all()
+    # 4 tokens of advantage 1 and 2 of 0.5: mean 5/6, deviation sqrt((4/36 + 2/9) / 5)
+    assert white[0, 2].item() == pytest.approx((1 / 6) / (1 / 15) ** 0.5, rel=1e-4)
+    assert SpanAdvantage(whiten=False)(batch)[0, 2] == 1.0
+
+
+def test_masked_values_and_padding_change_nothing() -> None:
+    noisy = replace(
+        BATCH,
+        values=torch.where(BATCH.mask, BATCH.values, torch.nan),
+        token_rewards=torch.where(BATCH.mask, 0.0, 7.0),
+    )
+    assert credit(SpanAdvantage(), noisy) == credit(SpanAdvantage())
+
+
+def test_a_cut_row_goes_on_from_the_critic_if_asked_to() -> None:
+    batch = replace(BATCH, rewards=torch.tensor([0.0]), end_values=torch.tensor([0.8]))
+    # whole span: 0.8 - V
+    assert credit(by(by="whole"), batch) == pytest.approx([0.3, 0.4, 0.2, -0.1], abs=1e-6)
+    targets = PLAIN.critic_targets(batch)[batch.mask]
+    assert targets.tolist() == pytest.approx([0.8] * 4)
+
+
+def test_rewards_of_single_tokens_reach_every_kind_of_credit() -> None:
+    paid = torch.tensor([[0.0, 0.0, 0.0, -0.25, 0.0, -0.5]])
+    batch = replace(BATCH, token_rewards=paid)
+    assert batch.returns.tolist() == [0.25]
+    # whole: 0.25 - 0.5; after the token that costs 0.25 there is 0.5 to come
+    assert credit(by(by="whole"), batch) == pytest.approx([-0.25, -0.15, -0.1, -0.4], abs=1e-6)
+    both = Batch.from_trees([tree(((0.9,), 1.0, "answer"), ((0.9,), 1.0, "answer"))])
+    both = replace(both, token_rewards=torch.tensor([[0.0, 0.0, -1.0], [0.0, 0.0, 0.0]]))
+    centred = GroupAdvantage(baseline="group_mean")(both)
+    assert centred[:, 2].tolist() == [-0.5, 0.5]
+    assert TreeAdvantage()(both)[:, 2].tolist() == pytest.approx([-1, 1], abs=1e-5)
+
+
+def test_segment_statistics_and_node_values() -> None:
+    figures = PLAIN.figures(BATCH)
+    assert figures["credit/num_spans"] == 2 and figures["credit/span_length_mean"] == 2
+    assert PLAIN.node_values(BATCH).tolist() == [0.0, 0.5]  # the root, then the turn
+    assert GroupAdvantage().figures(BATCH) == {}
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(ValueError, match="critic"):
+        PLAIN(replace(BATCH, values=None))
+    with pytest.raises(ValueError, match="token_entropies"):
+        by(by="entropy")(replace(BATCH, token_entropies=None))
+    with pytest.raises(ValueError, match="delimiter"):
+        Segments(by="delimiter", delimiter="")
+
+
+def test_the_two_limits_of_sae() -> None:
+    torch.manual_seed(0)
+    probabilities = torch.rand(3, 6).clamp(0.01, 0.99)
+    batch = Batch.from_trees([tree(*((tuple(p.tolist()), 1.0, "answer") for p in probabilities))])
+    batch = replace(batch, values=torch.rand(3, 8))
+    never, always = by(threshold=0.0), by(threshold=1.01)
+    assert torch.equal(never(batch), by(by="whole")(batch))
+    assert torch.equal(always(batch), by(by="token")(batch))
+    assert torch.equal(always.segments(batch), spans.by_token(batch.mask))

@@ -1,0 +1,82 @@
+"""The recipes of the chain task, few steps, through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from spanwise.cli import main
+from spanwise.runlog import RunLog
+
+SMALL = [
+    *("--steps", "2"),
+    *("--prompts-per-step", "4"),
+    *("--evaluation.num-tasks", "8"),
+]
+
+
+def run(folder: Path, recipe: str, *options: str) -> RunLog:
+    assert main(["train", recipe, *SMALL, *options, "--folder", str(folder)]) == 0
+    return RunLog.open(folder)
+
+
+@pytest.fixture(scope="module")
+def sae(tmp_path_factory: pytest.TempPathFactory) -> RunLog:
+    folder = tmp_path_factory.mktemp("runs") / "sae"
+    return run(folder, "sae_chain", "--critic.pretraining-steps", "2")
+
+
+def test_sae_chain_leaves_what_a_critic_run_should(sae: RunLog) -> None:
+    summary, metrics = sae.read_summary(), sae.read_metrics()
+    assert len(summary["pretraining_explained_variance"]) == 2
+    assert summary["explained_variance"] == pytest.approx(
+        sum(m["explained_variance"] for m in metrics[2:]) / 2
+    )
+    assert (sae.checkpoint_path("final") / "critic.safetensors").is_file()
+    assert metrics[-1]["engine_mismatch"] < 1e-4
+    assert 1 < metrics[-1]["credit/span_length_mean"] < 100
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "spans_per_token"),
+    [
+        ("gae_chain", [], (1, 1)),
+        ("vapo_chain", [], (1, 1)),
+        ("sae_chain", ["--advantage.segments.by", "delimiter"], (0.05, 0.5)),
+        ("sae_chain", ["--advantage.segments.by", "whole"], (0, 0.1)),
+        ("sae_chain", ["--critic.trunk", "policy", "--critic.clip", "None"], (0.01, 0.9)),
+    ],
+)
+def test_one_option_gives_another_method(
+    recipe: str, options: list[str], spans_per_token: tuple[float, float], tmp_path: Path
+) -> None:
+    log = run(tmp_path, recipe, "--critic.pretraining-steps", "0", "--steps", "1", *options)
+    (metrics,) = log.read_metrics()
+    low, high = spans_per_token
+    assert low <= metrics["credit/span_open_share"] <= high
+
+
+def test_grpo_chain_has_no_critic(tmp_path: Path) -> None:
+    log = run(tmp_path, "grpo_chain", "--steps", "1")
+    assert "explained_variance" not in log.read_summary()
+    assert not (log.checkpoint_path("final") / "critic.safetensors").exists()
+
+
+def test_the_correlation_study_of_a_run(sae: RunLog, capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--num-prompts", "4", "--num-continuations", "2", "--num-resamples", "20"]
+    assert main(["study", "correlation", str(sae.folder), *size]) == 0
+    assert "SAE start" in capsys.readouterr().out
+    read = json.loads((sae.folder / "study" / "correlation.json").read_text())
+    assert read["recipe"] == "sae_chain" and read["num_prompts"] == 4
+    assert read["study"]["delimiter"] == ";"  # the recipe's
+    assert (sae.folder / "study" / "correlation.svg").is_file()
+
+
+def test_a_run_without_a_critic_cannot_be_studied(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = run(tmp_path, "grpo_chain", "--steps", "1")
+    assert main(["study", "correlation", str(log.folder)]) == 2
+    assert "without a critic" in capsys.readouterr().err

@@ -1,0 +1,382 @@
+"""PPO with a critic: what each part of the update does, on a random model."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from spanwise.batch import Batch
+from spanwise.credit import GroupAdvantage, Segments, SpanAdvantage
+from spanwise.models.scoring import token_scores
+from spanwise.rollout import Chains
+from spanwise.train.config import TrainConfig
+from spanwise.train.critic import NoCritic, ValueHead, still_rising
+from spanwise.train.learner import Learner
+from spanwise.train.objective import Objective
+from spanwise.train.shaping import KLPenalty, Overlong
+from spanwise.train.update import Update
+from spanwise.tree import Tree
+from tests.tiny import tiny_model
+from tests.train.letters import letters
+from tests.train.test_update import random_tree
+
+TREES = [random_tree(seed) for seed in range(6)]
+ALIKE = [
+    Tree(
+        task_id=t.task_id,
+        nodes=tuple(replace(n, reward=None if n.reward is None else 1.0) for n in t.nodes),
+    )
+    for t in TREES
+]
+PPO = Objective(ratio_span="token", average="token", clip_low=0.2, clip_high=0.28)
+BIG = Update(learning_rate=1e-3, prompts_per_minibatch=6, max_gradient_norm=1e9)
+SAE = SpanAdvantage(segments=Segments(threshold=0.6))  # the trees' tokens are likelier than 0.36
+OWN = ValueHead(learning_rate=1e-3, pretraining_steps=0)
+SHARED = replace(OWN, trunk="policy", trunk_gradient=0.5)
+
+
+def config(**changes: Any) -> TrainConfig:
+    found = letters(objective=PPO, update=BIG, critic=OWN, advantage=SAE)
+    return replace(found, **changes)
+
+
+def stepped(
+    settings: TrainConfig, trees: list[Tree] = TREES, *, dtype: torch.dtype = torch.float64
+) -> tuple[Learner, dict[str, float]]:
+    """One step from random weights; the reference and the critic are not the policy's."""
+    model = tiny_model(dtype=dtype)
+    learner = Learner(settings, model, settings.advantage)
+    if learner.reference is not None:
+        learner.reference = tiny_model(seed=7, dtype=dtype)
+    if learner.critic is not None:
+        torch.manual_seed(3)
+        torch.nn.init.normal_(learner.critic.model.head.weight, std=0.1)
+    batch = learner.batch(trees)
+    assert batch is not None
+    return learner, learner.update(batch, settings.advantage(batch), seed=0)
+
+
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten().double() for p in model.parameters()])
+
+
+def both(learner: Learner) -> torch.Tensor:
+    parts = [weights(learner.model)]
+    if learner.critic is not None:
+        parts.append(weights(learner.critic.model))
+    return torch.cat(parts)
+
+
+FULL = {
+    "own": config(kl=KLPenalty(coefficient=0.1), objective=replace(PPO, entropy_bonus=0.05)),
+    "shared": config(
+        critic=SHARED,
+        kl=KLPenalty(coefficient=0.1, estimate="k3"),
+        objective=replace(PPO, entropy_bonus=0.05, average="sample", dual_clip=3.0),
+    ),
+    "masked": config(critic=SHARED, overlong=Overlong(truncated="mask")),
+}
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_micro_batches_change_neither_policy_nor_critic(name: str) -> None:
+    """A6 for the value loss, the KL penalty and the entropy bonus."""
+    whole, figures = stepped(FULL[name])
+    for tokens in (1, 50, 150):
+        update = replace(BIG, tokens_per_microbatch=tokens)
+        split, other = stepped(replace(FULL[name], update=update))
+        torch.testing.assert_close(both(split), both(whole), rtol=0, atol=1e-9)
+        for figure in ("loss", "value_loss", "value_gradient_norm", "gradient_norm"):
+            assert other[figure] == pytest.approx(figures[figure], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["own", "shared"])
+def test_the_order_of_trees_changes_neither_policy_nor_critic(name: str) -> None:
+    forward, _ = stepped(FULL[name])
+    backward, _ = stepped(FULL[name], TREES[::-1])
+    torch.testing.assert_close(both(forward), both(backward), rtol=0, atol=1e-9)
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "segments": {"advantage": replace(SAE, segments=Segments(threshold=0.8))},
+    "lam": {"advantage": replace(SAE, lam=0.5)},
+    "length_alpha": {"advantage": replace(SAE, length_alpha=1.0)},
+    "gamma": {"advantage": replace(SAE, gamma=0.9)},
+    "whiten": {"advantage": replace(SAE, whiten=False)},
+    "entropy_bonus": {"objective": replace(PPO, entropy_bonus=0.01)},
+    "kl": {"kl": KLPenalty(coefficient=0.1)},
+    "kl.estimate": {"kl": KLPenalty(coefficient=0.1, estimate="k3")},
+    "kl.place": {"kl": KLPenalty(coefficient=0.1, place="reward")},
+    "truncated": {"overlong": Overlong(truncated="mask")},
+    "bootstrap": {"overlong": Overlong(truncated="bootstrap")},
+    "penalty": {
+        "overlong": Overlong(penalty_tokens=20),
+        "rollout": Chains(max_response_tokens=20),
+    },
+    "trunk": {"critic": SHARED},
+    "trunk_gradient": {"critic": replace(SHARED, trunk_gradient=0.0)},
+}
+CUT = [
+    Tree(
+        task_id=t.task_id,
+        nodes=tuple(
+            replace(n, stop="length") if n.is_leaf and i % 2 else n for i, n in enumerate(t.nodes)
+        ),
+    )
+    for t in TREES
+]
+
+
+def test_every_option_of_the_policys_update_matters() -> None:
+    """No two of these settings give the same policy."""
+    update = replace(BIG, learning_rate=1e-3, epochs=2)
+    found = {"plain": weights(stepped(config(update=update), CUT)[0].model)}
+    for name, change in CHANGES.items():
+        found[name] = weights(stepped(config(update=update, **change), CUT)[0].model)
+    # a shared trunk without gradient leaves the policy as a critic of its own does
+    alone = found.pop("trunk_gradient")
+    torch.testing.assert_close(alone, found["plain"], rtol=0, atol=1e-12)
+    names = list(found)
+    for i, a in enumerate(names):
+        for b in names[:i]:
+            assert (found[a] - found[b]).abs().max() > 1e-7, f"{a} and {b} do the same"
+
+
+def test_every_option_of_the_critics_update_matters() -> None:
+    update = replace(BIG, epochs=3, learning_rate=1e-3)
+    changes: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "critic_lam": {"advantage": replace(SAE, critic_lam=0.5)},
+        "learning_rate": {"critic": replace(OWN, learning_rate=2e-3)},
+        "clip": {"critic": replace(OWN, clip=1e-3)},
+    }
+    found: dict[str, torch.Tensor] = {}
+    for name, change in changes.items():
+        learner, _ = stepped(config(update=update, **change), CUT)
+        assert learner.critic is not None
+        found[name] = weights(learner.critic.model)
+        if name != "plain":
+            assert (found[name] - found["plain"]).abs().max() > 1e-7, name
+    for trunk in ("own", "policy"):
+        critic = replace(OWN, trunk=trunk, reads_surprise=True)
+        surprised = stepped(config(update=update, critic=critic), CUT)[0].critic
+        assert surprised is not None
+        last = surprised.model.head.weight[0, -3:]
+        assert torch.unique(last).numel() == 3  # each is fitted in its own way
+    # the critic's decay is not the policy's
+    learner, _ = stepped(config(update=update, advantage=replace(SAE, lam=0.5)), CUT)
+    assert learner.critic is not None
+    assert torch.equal(weights(learner.critic.model), found["plain"])
+
+
+def test_the_dual_clip_bounds_the_loss_of_a_bad_token() -> None:
+    model = tiny_model(dtype=torch.float64)
+    batch = Update().scored(model, Batch.from_trees(TREES))
+    assert batch.logprobs is not None
+    # the policy is 20 times likelier to write every token than it was
+    batch = replace(batch, logprobs=batch.logprobs - torch.tensor(20.0).log() * batch.mask)
+    advantages = -batch.mask.double()
+
+    def first_loss(objective: Objective) -> float:
+        twin = copy.deepcopy(model)
+        return BIG(twin, BIG.optimizer(twin), batch, advantages, objective, seed=0)["loss"]
+
+    assert first_loss(replace(PPO, clip_low=0.2)) == pytest.approx(20, rel=1e-4)
+    assert first_loss(replace(PPO, clip_low=0.2, dual_clip=3.0)) == pytest.approx(3, rel=1e-6)
+
+
+def entropy(model: Any, batch: Batch) -> float:
+    with torch.no_grad():
+        scores = token_scores(model, batch.tokens, batch.mask, batch.lengths)
+    return float(scores.entropies[batch.mask].mean())
+
+
+def test_an_entropy_bonus_spreads_and_a_kl_penalty_holds_back() -> None:
+    batch = Batch.from_trees(TREES)
+    update = replace(BIG, epochs=20, learning_rate=3e-3)
+    nothing = torch.zeros(batch.tokens.shape, dtype=torch.float64)
+    model, reference = tiny_model(), tiny_model(seed=7)
+    before = entropy(model, batch)
+    bonus = replace(PPO, entropy_bonus=1.0)
+    update(model, update.optimizer(model), batch, nothing, bonus, seed=0)
+    assert entropy(model, batch) > before + 0.1
+
+    for estimate in ("k2", "k3"):
+        model = tiny_model()
+        kl = KLPenalty(coefficient=1.0, estimate=estimate)
+        scored = update.scored(model, batch, reference=reference)
+        update(model, update.optimizer(model), scored, nothing, PPO, seed=0, kl=kl)
+        assert scored.logprobs is not None and scored.reference_logprobs is not None
+        with torch.no_grad():
+            after = token_scores(model, batch.tokens, batch.mask, batch.lengths).logprobs
+        distance = (scored.logprobs - scored.reference_logprobs)[batch.mask].abs().mean()
+        assert (after - scored.reference_logprobs)[batch.mask].abs().mean() < 0.7 * distance
+
+
+def test_an_adaptive_coefficient_follows_the_divergence() -> None:
+    kl = KLPenalty(coefficient=0.1, estimate="k3", target=1e-3)  # far exceeded
+    learner, figures = stepped(config(kl=kl))
+    assert figures["kl"] > 1e-3 and figures["kl_coefficient"] == 0.1
+    assert learner.kl.coefficient == pytest.approx(0.102)
+    learner, _ = stepped(config(kl=replace(kl, target=None)))
+    assert learner.kl.coefficient == 0.1
+
+
+def test_the_reference_stays_where_training_started() -> None:
+    settings = config(kl=KLPenalty(coefficient=0.1))
+    model = tiny_model()
+    learner = Learner(settings, model, settings.advantage)
+    started = weights(model)
+    for seed in range(2):
+        batch = learner.batch(TREES)
+        assert batch is not None
+        figures = learner.update(batch, settings.advantage(batch), seed=seed)
+    assert torch.equal(weights(learner.reference), started)
+    assert (weights(model) - started).abs().max() > 0 and figures["kl"] > 0
+    assert Learner(config(), model, settings.advantage).reference is None
+
+
+def test_without_signal_the_policy_stays_and_the_critic_learns() -> None:
+    group = config(critic=NoCritic(), advantage=GroupAdvantage())
+    learner, figures = stepped(group, ALIKE)
+    assert figures["no_signal"] == 1.0 and "loss" not in figures
+    assert torch.equal(weights(learner.model), weights(tiny_model(dtype=torch.float64)))
+    # a penalty or a bonus is a signal of its own
+    _, figures = stepped(replace(group, kl=KLPenalty(coefficient=0.1)), ALIKE)
+    assert "no_signal" not in figures and figures["loss"] != 0
+    # every row cut and masked: nothing is trained on
+    cut = [
+        Tree(
+            task_id=t.task_id,
+            nodes=tuple(replace(n, stop="length") if n.is_leaf else n for n in t.nodes),
+        )
+        for t in TREES
+    ]
+    for critic in (OWN, SHARED):
+        learner, figures = stepped(config(critic=critic, overlong=Overlong(truncated="mask")), cut)
+        assert figures["no_signal"] == 1.0
+        assert torch.equal(weights(learner.model), weights(tiny_model(dtype=torch.float64)))
+
+
+def test_rows_that_are_masked_out_are_as_if_not_there() -> None:
+    """Those left have the same loss as without the others, given the same credit."""
+    settings = config(overlong=Overlong(truncated="mask"))
+    learner, _ = stepped(settings, CUT)
+    model = tiny_model(dtype=torch.float64)
+    batch = learner.config.update.scored(model, Batch.from_trees(CUT))
+    keep = (~batch.truncated).nonzero().squeeze(1)
+    assert 0 < len(keep) < batch.num_rows
+    masked = replace(batch, trained=~batch.truncated)
+    advantages = torch.randn(batch.tokens.shape, dtype=torch.float64)
+    for objective in (PPO, replace(PPO, average="sample", shared_turns="mean")):
+        with_them = _updated(masked, advantages, objective)
+        leaves = [n.path for t in CUT for n in t.leaves()]
+        assert len(leaves) == batch.num_rows
+        trimmed = [_without_cut_leaves(tree) for tree in CUT]
+        alone = Update().scored(model, Batch.from_trees([t for t in trimmed if t is not None]))
+        width = alone.tokens.shape[1]
+        without_them = _updated(alone, advantages[keep][:, :width], objective)
+        torch.testing.assert_close(with_them, without_them, rtol=0, atol=1e-12)
+
+
+def _updated(batch: Batch, advantages: torch.Tensor, objective: Objective) -> torch.Tensor:
+    model = tiny_model(dtype=torch.float64)
+    BIG(model, BIG.optimizer(model), batch, advantages, objective, seed=0)
+    return weights(model)
+
+
+def _without_cut_leaves(tree: Tree) -> Tree | None:
+    """The tree without its truncated branches; None if none is left."""
+    kept = [leaf.path for leaf in tree.leaves() if leaf.stop != "length"]
+    nodes = tuple(n for n in tree.nodes if any(p[: len(n.path)] == n.path for p in kept))
+    return Tree(task_id=tree.task_id, nodes=nodes) if kept else None
+
+
+@pytest.mark.parametrize("critic", [OWN, replace(SHARED, trunk_gradient=1.0)])
+def test_both_critics_learn_what_decides_the_outcome(critic: ValueHead) -> None:
+    """The outcome is known from the first token on; fresh rows are predicted."""
+    update = Update(learning_rate=3e-3, prompts_per_minibatch=8)
+    settings = config(critic=replace(critic, learning_rate=3e-3), update=update)
+    learner = Learner(settings, tiny_model(), settings.advantage)
+    explained = []
+    for step in range(60):
+        batch = learner.batch([_decided(step * 16 + i) for i in range(16)])
+        assert batch is not None
+        no_credit = torch.zeros(batch.tokens.shape)
+        no_credit[0, batch.mask[0].nonzero()[0]] = 1e-9  # the policy has all but nothing to learn
+        explained.append(learner.update(batch, no_credit, seed=step)["explained_variance"])
+    assert explained[0] == pytest.approx(0, abs=0.05)
+    assert sum(explained[-5:]) / 5 > 0.5
+
+
+def _decided(seed: int) -> Tree:
+    """Two rows of five random tokens; those that begin with a low token are right."""
+    from spanwise.tree import Node
+
+    generator = torch.Generator().manual_seed(seed)
+    nodes = [Node(path=(), observation=(1, 2), stop="prompt")]
+    for i in range(2):
+        tokens = tuple(torch.randint(4, 20, (5,), generator=generator).tolist())
+        reward = float(tokens[0] < 12)
+        blank = (-1.0,) * 5
+        nodes.append(
+            Node(
+                path=(i,),
+                tokens=tokens,
+                logprobs=blank,
+                sampling_logprobs=blank,
+                stop="answer",
+                reward=reward,
+            )
+        )
+    return Tree(task_id=str(seed), nodes=tuple(nodes))
+
+
+def test_pretraining_fits_the_critic_and_leaves_the_policy() -> None:
+    for critic in (OWN, SHARED):
+        settings = config(critic=replace(critic, learning_rate=1e-2))
+        model = tiny_model()
+        learner = Learner(settings, model, settings.advantage)
+        assert learner.critic is not None
+        before, critic_before = weights(model), weights(learner.critic.model)
+        first = last = 0.0
+        for step in range(30):
+            batch = learner.batch([_decided(i) for i in range(16)])
+            assert batch is not None
+            figures = learner.fit_critic(batch, seed=step)
+            first, last = first or figures["value_loss"], figures["value_loss"]
+        assert torch.equal(weights(model), before)
+        assert (weights(learner.critic.model) - critic_before).abs().max() > 0
+        assert last < 0.9 * first
+
+
+def test_pretraining_stops_when_the_explained_variance_no_longer_rises() -> None:
+    rising = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    assert all(still_rising(rising[:n]) for n in range(7))
+    assert still_rising([*rising, 0.5, 0.5])  # the newest four are above the four before
+    assert not still_rising([*rising, 0.5, 0.5, 0.52, 0.48, 0.49, 0.5, 0.51])
+    assert still_rising([0.0] * 12)  # it has not begun
+    assert not still_rising([0.5] * 4 + [0.4] * 4)
+
+
+def test_a_critic_and_a_credit_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="needs values"):
+        config(critic=NoCritic())
+    with pytest.raises(ValueError, match="reads no values"):
+        config(advantage=GroupAdvantage())
+    with pytest.raises(ValueError, match="bootstrap"):
+        config(
+            critic=NoCritic(),
+            advantage=GroupAdvantage(),
+            overlong=Overlong(truncated="bootstrap"),
+        )
+    with pytest.raises(ValueError, match="trunk_gradient"):
+        ValueHead(trunk_gradient=-1.0)
+    with pytest.raises(ValueError, match="clip"):
+        ValueHead(clip=0.0)
+    with pytest.raises(ValueError, match="pretraining_steps"):
+        ValueHead(pretraining_steps=-1)
