@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
+
+from spanwise.kernels import kernels_for
 
 __all__ = [
     "Boundary",
@@ -35,6 +37,8 @@ __all__ = [
     "span_statistics",
     "whole",
 ]
+
+NAN_SCORE = "{} is NaN at a token sampled by the model; leave that row out"
 
 Boundary = Literal["start", "end"]
 """On which side of a low-probability token the boundary lies.
@@ -162,11 +166,22 @@ def by_probability(
       Gong et al., Segmental Advantage Estimation, arXiv:2601.07320. The paper does not
       state the side of the boundary; ``start`` is our reading.
     """
-    _check_scores("logprobs", logprobs, mask)
+    _check_mask(mask)
+    require_same_shape(logprobs=logprobs, mask=mask)
     if not threshold >= 0:
         raise ValueError(f"threshold is a probability, at least 0, got {threshold}")
     limit = math.log(threshold) if threshold > 0 else -math.inf
-    return _bounded(logprobs < limit, mask, boundary)
+    kernels = kernels_for(logprobs)
+    if kernels is None:
+        _check_scores("logprobs", logprobs, mask)
+        return _bounded(logprobs < limit, mask, boundary)
+    # In the precision of the log-probs, as torch would compare them.
+    limit = torch.tensor(limit, dtype=logprobs.dtype).item()
+    wide = logprobs.detach().to(torch.promote_types(logprobs.dtype, torch.float32))
+    spans = kernels.spans_below(wide, mask, limit=limit, closes=_closes(boundary))
+    if spans is None:
+        raise ValueError(NAN_SCORE.format("logprobs"))
+    return spans
 
 
 def by_mean_length(
@@ -307,11 +322,7 @@ def mask_of(spans: Tensor) -> Tensor:
       >>> mask_of(torch.tensor([[0, -1, 1]])).tolist()
       [[True, False, True]]
     """
-    if spans.dtype != torch.int64 or spans.dim() != 2:
-        raise ValueError(
-            "spans must be int64 [N, T], -1 where masked, such as by_turn(mask) returns; "
-            f"got {spans.dtype} {tuple(spans.shape)}"
-        )
+    require_spans(spans)
     return spans >= 0
 
 
@@ -331,11 +342,8 @@ def span_means(x: Tensor, spans: Tensor) -> Tensor:
       [[2.0, 2.0, 0.0, 5.0]]
     """
     require_same_shape(x=x, spans=spans)
-    mask = mask_of(spans)
-    index = spans.clamp(min=0)  # a masked place adds 0 to span 0
-    x = torch.where(mask, x, 0)
-    sums = torch.zeros_like(x).scatter_add(1, index, x).gather(1, index)
-    return torch.where(mask, sums / span_lengths(spans).clamp(min=1), 0)
+    require_spans(spans)
+    return cast("Tensor", _SpanMeans.apply(x, spans))  # pyright: ignore[reportUnknownMemberType]
 
 
 def span_lengths(spans: Tensor) -> Tensor:
@@ -345,6 +353,10 @@ def span_lengths(spans: Tensor) -> Tensor:
       >>> span_lengths(torch.tensor([[0, 0, -1, 1]])).tolist()
       [[2, 2, 0, 1]]
     """
+    require_spans(spans)
+    kernels = kernels_for(spans)
+    if kernels is not None:
+        return kernels.span_lengths(spans)
     mask = mask_of(spans)
     index = spans.clamp(min=0)
     counts = torch.zeros_like(spans).scatter_add(1, index, mask.to(torch.int64))
@@ -396,14 +408,56 @@ def require_same_shape(**tensors: Tensor) -> None:
         raise ValueError(f"these tensors must share one shape: {listed}")
 
 
+def require_spans(spans: Tensor) -> None:
+    """Refuse what cannot be a partition.
+
+    Raises:
+      ValueError: if ``spans`` is not an int64 tensor ``[N, T]``.
+    """
+    if spans.dtype != torch.int64 or spans.dim() != 2:
+        raise ValueError(
+            "spans must be int64 [N, T], -1 where masked, such as by_turn(mask) returns; "
+            f"got {spans.dtype} {tuple(spans.shape)}"
+        )
+
+
+class _SpanMeans(torch.autograd.Function):
+    """Means over spans. The map is its own transpose: the gradient is averaged alike."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, spans: Tensor) -> Tensor:
+        ctx.save_for_backward(spans)
+        working = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+        kernels = kernels_for(x)
+        means = kernels.span_means if kernels is not None else _scattered_means
+        return means(working, spans).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (spans,) = ctx.saved_tensors
+        return span_means(gradients[0], spans), None
+
+
+def _scattered_means(x: Tensor, spans: Tensor) -> Tensor:
+    mask = mask_of(spans)
+    index = spans.clamp(min=0)  # a masked place adds 0 to span 0
+    sums = torch.zeros_like(x).scatter_add(1, index, torch.where(mask, x, 0)).gather(1, index)
+    return torch.where(mask, sums / span_lengths(spans).clamp(min=1), 0)
+
+
 def _bounded(marked: Tensor, mask: Tensor, boundary: Boundary) -> Tensor:
     """Spans with a boundary before (``start``) or after (``end``) each marked token."""
     marked = marked & mask
-    if boundary == "start":
-        return _numbered(marked | (mask.cumsum(1) == 1), mask)
-    if boundary == "end":
+    if _closes(boundary):
         return torch.where(mask, marked.cumsum(1) - marked.to(torch.int64), -1)
-    raise ValueError(f'boundary must be "start" or "end", got {boundary!r}')
+    return _numbered(marked | (mask.cumsum(1) == 1), mask)
+
+
+def _closes(boundary: Boundary) -> bool:
+    """Whether a marked token closes its span, once it is known to do that or open one."""
+    if boundary not in ("start", "end"):
+        raise ValueError(f'boundary must be "start" or "end", got {boundary!r}')
+    return boundary == "end"
 
 
 def _numbered(opens: Tensor, mask: Tensor) -> Tensor:
@@ -438,4 +492,4 @@ def _check_scores(name: str, scores: Tensor, mask: Tensor) -> None:
     _check_mask(mask)
     require_same_shape(**{name: scores, "mask": mask})
     if bool((scores.isnan() & mask).any()):
-        raise ValueError(f"{name} is NaN at a token sampled by the model; leave that row out")
+        raise ValueError(NAN_SCORE.format(name))

@@ -292,3 +292,26 @@ X = torch.zeros(1, 2)
 def test_bad_input_is_one_clear_error(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@given(masks, seeds)
+def test_the_gradient_of_means_is_that_of_their_values(mask, seed):
+    """Once and twice differentiated: the map is linear, and its own transpose."""
+    partition = spans.by_probability(random_logprobs(mask, seed), mask, threshold=0.4)
+    x, y = torch.randn(2, *mask.shape, dtype=torch.float64).requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        (y * spans.span_means(x, partition)).sum(), x, create_graph=True
+    )
+    torch.testing.assert_close(gradient, spans.span_means(y, partition))
+    (twice,) = torch.autograd.grad((x.detach() * gradient).sum(), y)
+    torch.testing.assert_close(twice, spans.span_means(x.detach(), partition))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_means_have_the_dtype_of_their_numbers_and_are_summed_in_more(dtype):
+    # 4,096 numbers of 1 and one of 3: a sum in half precision would stop at 2,048 or 256.
+    x = torch.ones(1, 4097, dtype=dtype)
+    x[0, 0] = 3
+    means = spans.span_means(x, torch.zeros(1, 4097, dtype=torch.int64))
+    assert means.dtype == dtype
+    assert torch.equal(means, torch.full_like(x, 4099 / 4097))

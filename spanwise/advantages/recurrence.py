@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spanwise.spans import mask_of, require_same_shape
+from spanwise.kernels import NAN_REWARD, kernels_for
+from spanwise.spans import mask_of, require_same_shape, require_spans
 
 
 def span_advantages(
@@ -69,38 +70,26 @@ def span_advantages(
       Gong et al., Segmental Advantage Estimation, arXiv:2601.07320.
     """
     require_same_shape(rewards=rewards, values=values, spans=spans)
-    mask = mask_of(spans)
+    require_spans(spans)
     dtype = torch.promote_types(rewards.dtype, values.dtype)
     working = _working_dtype(dtype)
-    decay_NC = gamma * _checked_lambda(gamma, lam, mask, working)
-    if bool((rewards.isnan() & mask).any()):
-        raise ValueError("a reward is NaN: rows that were never scored must be left out first")
-
-    counts = mask.sum(1)
-    num_columns = int(counts.max()) if len(counts) else 0
-    if num_columns == 0:
-        return torch.zeros(rewards.shape, dtype=dtype, device=rewards.device)
-    # Model tokens move left; what is masked falls into one column more, which is cut off.
-    column = torch.where(mask, mask.cumsum(1) - 1, num_columns)
-
-    def compact(x: Tensor, dtype: torch.dtype) -> Tensor:
-        room = torch.zeros(len(x), num_columns + 1, dtype=dtype, device=x.device)
-        return room.scatter_(1, column, x.detach().to(dtype))[:, :num_columns]
-
-    values_NC = compact(values, working)
-    spans_NC = compact(spans, torch.int64)
-    next_values_NC = torch.nn.functional.pad(values_NC[:, 1:], (0, 1))
-    if bootstrap is not None:
-        require_same_shape(bootstrap=bootstrap, rows=counts)
-        last = (counts - 1).clamp(min=0)[:, None]
-        next_values_NC.scatter_(1, last, bootstrap.detach().to(working)[:, None])
-    deltas_NC = compact(rewards, working) + gamma * next_values_NC - values_NC
-    same_span_NC = spans_NC[:, :-1] == spans_NC[:, 1:]
-    decays_NC = torch.where(same_span_NC, torch.full_like(decay_NC, gamma), decay_NC)
-
-    advantages_NC = _reverse_scan(deltas_NC, decays_NC)
-    advantages = advantages_NC.gather(1, column.clamp(max=num_columns - 1))
-    return torch.where(mask, advantages, 0).to(dtype)
+    num_rows = len(spans)
+    lam_N = _checked_lambda(gamma, lam, num_rows, spans.device)
+    if bootstrap is None:
+        bootstrap = torch.zeros(num_rows, device=spans.device)
+    elif bootstrap.shape != (num_rows,):
+        raise ValueError(f"bootstrap must be [N] = [{num_rows}], got {tuple(bootstrap.shape)}")
+    kernels = kernels_for(rewards)
+    recurrence = kernels.span_recurrence if kernels is not None else _scanned_recurrence
+    advantages = recurrence(
+        rewards.detach().to(working),
+        values.detach().to(working),
+        spans,
+        gamma=gamma,
+        lam=lam_N,
+        bootstrap=bootstrap.detach().to(working),
+    )
+    return advantages.to(dtype)
 
 
 def span_returns(
@@ -182,6 +171,42 @@ def length_adaptive_lambda(mask: Tensor, alpha: float = 0.05) -> Tensor:
     return (1 - 1 / (alpha * lengths)).clamp(min=0)
 
 
+def _scanned_recurrence(
+    rewards: Tensor,
+    values: Tensor,
+    spans: Tensor,
+    *,
+    gamma: float,
+    lam: Tensor,
+    bootstrap: Tensor,
+) -> Tensor:
+    """The recurrence in plain torch, for where there is no kernel."""
+    mask = mask_of(spans)
+    if bool((rewards.isnan() & mask).any()):
+        raise ValueError(NAN_REWARD)
+    counts = mask.sum(1)
+    num_columns = int(counts.max()) if len(counts) else 0
+    if num_columns == 0:
+        return torch.zeros_like(rewards)
+    # Model tokens move left; what is masked falls into one column more, which is cut off.
+    column = torch.where(mask, mask.cumsum(1) - 1, num_columns)
+
+    def compact(x: Tensor) -> Tensor:
+        room = torch.zeros(len(x), num_columns + 1, dtype=x.dtype, device=x.device)
+        return room.scatter_(1, column, x)[:, :num_columns]
+
+    values_NC, spans_NC = compact(values), compact(spans)
+    next_values_NC = torch.nn.functional.pad(values_NC[:, 1:], (0, 1))
+    last = (counts - 1).clamp(min=0)[:, None]
+    next_values_NC.scatter_(1, last, bootstrap[:, None])
+    deltas_NC = compact(rewards) + gamma * next_values_NC - values_NC
+    at_boundary = (gamma * lam).to(values.dtype)[:, None]
+    same_span_NC = spans_NC[:, :-1] == spans_NC[:, 1:]
+    decays_NC = torch.where(same_span_NC, torch.full_like(at_boundary, gamma), at_boundary)
+    advantages_NC = _reverse_scan(deltas_NC, decays_NC)
+    return torch.where(mask, advantages_NC.gather(1, column.clamp(max=num_columns - 1)), 0)
+
+
 def _reverse_scan(deltas_NC: Tensor, decays_NC: Tensor) -> Tensor:
     """``A_c = delta_c + decay_c * A_{c+1}`` in log2(C) steps over all columns at once.
 
@@ -200,16 +225,18 @@ def _reverse_scan(deltas_NC: Tensor, decays_NC: Tensor) -> Tensor:
     return sums_NC
 
 
-def _checked_lambda(gamma: float, lam: float | Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """``lam`` as ``[1, 1]`` or ``[N, 1]``, once it and ``gamma`` are known to be in range."""
-    lam_N = torch.as_tensor(lam, dtype=dtype, device=mask.device).detach()
-    if lam_N.dim() > 1 or lam_N.numel() not in (1, len(mask)):
-        raise ValueError(f"lam is a number or [N] = [{len(mask)}], got {tuple(lam_N.shape)}")
+def _checked_lambda(
+    gamma: float, lam: float | Tensor, num_rows: int, device: torch.device
+) -> Tensor:
+    """``lam`` as ``[N]`` float64, once it and ``gamma`` are known to be in range."""
+    lam_N = torch.as_tensor(lam, dtype=torch.float64, device=device).detach()
+    if lam_N.dim() > 1 or lam_N.numel() not in (1, num_rows):
+        raise ValueError(f"lam is a number or [N] = [{num_rows}], got {tuple(lam_N.shape)}")
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
     if not bool(((lam_N >= 0) & (lam_N <= 1)).all()):
         raise ValueError(f"lam must lie in [0, 1], got {lam}")
-    return lam_N.reshape(-1, 1)
+    return lam_N.expand(num_rows)
 
 
 def _working_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -96,5 +96,4 @@ def _log_ratios(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> T
     """``logp - ref`` in float32 or wider; 0 and without gradient where masked."""
     require_same_shape(logprobs=logprobs, reference_logprobs=reference_logprobs, mask=mask)
     dtype = torch.promote_types(logprobs.dtype, torch.float32)
-    new = torch.where(mask, logprobs.to(dtype), 0)
-    return new - torch.where(mask, reference_logprobs.detach().to(dtype), 0)
+    return torch.where(mask, logprobs.to(dtype) - reference_logprobs.detach(), 0)

@@ -96,8 +96,6 @@ def token_gradient_ratio(
 def _log_ratios(logprobs: Tensor, old_logprobs: Tensor, spans: Tensor) -> Tensor:
     """``logp - old`` in float32 or wider; 0 and without gradient where masked."""
     require_same_shape(logprobs=logprobs, old_logprobs=old_logprobs, spans=spans)
-    mask = mask_of(spans)
     dtype = torch.promote_types(logprobs.dtype, torch.float32)
-    # Masked before they are subtracted: NaN - NaN would send NaN back as a gradient.
-    new = torch.where(mask, logprobs.to(dtype), 0)
-    return new - torch.where(mask, old_logprobs.detach().to(dtype), 0)
+    differences = logprobs.to(dtype) - old_logprobs.detach()
+    return torch.where(mask_of(spans), differences, 0)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 
-from spanwise.losses.kl import kl_k3
+from spanwise.kernels import kernels_for
 from spanwise.losses.ratio import Ratio, token_gradient_ratio
-from spanwise.spans import mask_of, require_same_shape, span_lengths
+from spanwise.spans import mask_of, require_same_shape, require_spans, span_lengths
 
 
 def clipped_surrogate(
@@ -83,44 +86,97 @@ def clipped_surrogate(
         )
     if dual_clip is not None and not dual_clip > 1:
         raise ValueError(f"dual_clip must be above 1, got {dual_clip}")
-    mask = mask_of(ratio_spans)
-    advantages = torch.where(mask, advantages.detach(), 0)
+    require_spans(ratio_spans)
     ratios = ratio(logprobs, old_logprobs, ratio_spans)
-    clipped = ratios.clamp(1 - clip_low, 1 + clip_high)
-    losses = torch.maximum(-ratios * advantages, -clipped * advantages)
-    if dual_clip is not None:
-        bounded = torch.minimum(losses, -dual_clip * advantages)
-        losses = torch.where(advantages < 0, bounded, losses)
     with torch.no_grad():
-        low = (ratios < 1 - clip_low) & (advantages < 0)
-        high = (ratios > 1 + clip_high) & (advantages > 0)
-        metrics = _metrics(logprobs, old_logprobs, ratios, ratio_spans, low, high)
-    return torch.where(mask, losses, 0), metrics
+        estimates = old_logprobs - logprobs.to(ratios.dtype)
+        estimates = torch.expm1(-estimates) + estimates  # k3, see ``losses.kl``
+    limits = (1 - clip_low, 1 + clip_high, math.inf if dual_clip is None else dual_clip)
+    losses, sums = _Clipped.apply(ratios, advantages.detach(), ratio_spans, estimates, limits)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return cast("Tensor", losses), _metrics(cast("Tensor", sums))
 
 
-def _metrics(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
+class _Clipped(torch.autograd.Function):
+    """Losses and what the metrics are made of, in one pass; the slope is found on the way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        ratios: Tensor,
+        advantages: Tensor,
+        spans: Tensor,
+        estimates: Tensor,
+        limits: tuple[float, float, float],
+    ) -> tuple[Tensor, Tensor]:
+        kernels = kernels_for(ratios)
+        clipped = kernels.clipped_losses if kernels is not None else _clipped_losses
+        advantages = advantages.to(ratios.dtype)
+        losses, slopes, sums = clipped(ratios, advantages, spans, estimates, limits)
+        ctx.save_for_backward(slopes)
+        ctx.mark_non_differentiable(sums)
+        return losses, sums
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (slopes,) = ctx.saved_tensors
+        return gradients[0] * slopes, None, None, None, None
+
+
+def _clipped_losses(
     ratios: Tensor,
+    advantages: Tensor,
     spans: Tensor,
-    low: Tensor,
-    high: Tensor,
-) -> dict[str, Tensor]:
+    estimates: Tensor,
+    limits: tuple[float, float, float],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``RowKernels.clipped_losses`` in plain torch, for where there is no kernel."""
+    least, most, bound = limits
     mask = mask_of(spans)
-    per_token = mask.to(ratios.dtype)
-    per_span = torch.where(mask, 1 / span_lengths(spans).clamp(min=1).to(ratios.dtype), 0)
+    advantages = torch.where(mask, advantages, 0)
+    low = (ratios < least) & (advantages < 0)
+    high = (ratios > most) & (advantages > 0)
+    # The minimum of the two products is the clipped one exactly where the gradient is cut.
+    cut = low | high
+    used = torch.where(cut, ratios.clamp(least, most), ratios)
+    bounded = mask & (advantages < 0) & (used > bound)
+    used = torch.where(bounded, bound, used)
+    losses = torch.where(mask, -used * advantages, 0)
+    slopes = torch.where(mask & ~(cut | bounded), -advantages, 0)
+    shares = torch.where(mask, 1 / span_lengths(spans).clamp(min=1), 0)
+    sums = [
+        mask,
+        shares,
+        torch.where(mask, ratios, 0),
+        low,
+        high,
+        low * shares,
+        high * shares,
+        torch.where(mask, estimates, 0),
+    ]
+    totals = torch.stack([x.sum(1, dtype=torch.float64) for x in sums], 1)
+    if spans.shape[1] == 0:
+        ratios, mask = ratios.new_ones(len(spans), 1), mask.new_zeros(len(spans), 1)
+    extremes = [
+        torch.where(mask, ratios, torch.inf).amin(1, keepdim=True),
+        torch.where(mask, ratios, -torch.inf).amax(1, keepdim=True),
+    ]
+    return losses, slopes, torch.cat([totals, *(x.double() for x in extremes)], 1)
 
-    def mean(x: Tensor, weights: Tensor) -> Tensor:
-        total = weights.sum()
-        return (x * weights).sum() / torch.where(total > 0, total, 1)
 
-    return {
-        "ratio_mean": mean(ratios, per_token),
-        "ratio_min": torch.where(mask, ratios, torch.inf).amin(),
-        "ratio_max": torch.where(mask, ratios, -torch.inf).amax(),
-        "clip_share_low": mean(low, per_token),
-        "clip_share_high": mean(high, per_token),
-        "clip_span_share_low": mean(low, per_span),
-        "clip_span_share_high": mean(high, per_span),
-        "approx_kl": mean(kl_k3(old_logprobs, logprobs, mask), per_token),
+def _metrics(sums: Tensor) -> dict[str, Tensor]:
+    """The metrics from the sums over each row, ``[N, 10]``."""
+    tokens, spans, ratios, low, high, low_spans, high_spans, estimates = sums[:, :8].sum(0)
+    infinite = sums.new_full((1, 2), torch.inf) * torch.tensor([1, -1], device=sums.device)
+    extremes = torch.cat([infinite, sums[:, 8:]])
+    num_tokens, num_spans = tokens.clamp(min=1), spans.clamp(min=1)
+    metrics = {
+        "ratio_mean": ratios / num_tokens,
+        "ratio_min": extremes[:, 0].amin(),
+        "ratio_max": extremes[:, 1].amax(),
+        "clip_share_low": low / num_tokens,
+        "clip_share_high": high / num_tokens,
+        "clip_span_share_low": low_spans / num_spans,
+        "clip_span_share_high": high_spans / num_spans,
+        "approx_kl": estimates / num_tokens,
     }
+    return {name: figure.float() for name, figure in metrics.items()}

@@ -253,7 +253,7 @@ TWO_SPANS = torch.tensor([[0, 1]])
         (lambda: span_advantages(ONE, ONE, TWO_SPANS, lam=1.1), "lam must lie in"),
         (lambda: span_advantages(ONE, ONE, TWO_SPANS, lam=torch.ones(3)), r"\[N\] = \[1\]"),
         (lambda: span_advantages(ONE, ONE, TWO_SPANS, gamma=-1), "gamma must lie in"),
-        (lambda: span_advantages(ONE, ONE, TWO_SPANS, bootstrap=ONE), r"bootstrap \(1, 2\)"),
+        (lambda: span_advantages(ONE, ONE, TWO_SPANS, bootstrap=ONE), r"bootstrap must be \[N\]"),
         (lambda: length_adaptive_lambda(ONE > 0, alpha=0), "alpha must be above 0"),
     ],
 )

@@ -1,7 +1,11 @@
 """KL estimates: value and gradient in expectation, enumerated over a small action set."""
 
+import math
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from spanwise.losses import kl_k1, kl_k2, kl_k3
 
@@ -71,3 +75,26 @@ def test_the_reference_is_not_differentiated(estimate):
 def test_other_shapes_are_refused(estimate):
     with pytest.raises(ValueError, match=r"reference_logprobs \(1, 2\)"):
         estimate(torch.ones(1, 1), torch.ones(1, 2), torch.tensor([[True]]))
+
+
+@pytest.mark.parametrize("estimate", ESTIMATES)
+@given(seed=st.integers(0, 2**31))
+def test_equals_the_formula_and_its_finite_differences(estimate, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logp, reference = torch.randn(2, 2, 5, generator=generator, dtype=torch.float64)
+    mask = torch.rand(2, 5, generator=generator) < 0.6
+    x = logp.clone().requires_grad_()
+    got = estimate(x, reference, mask)
+    (gradient,) = torch.autograd.grad(got.sum(), x)
+    formula = {
+        kl_k1: lambda d: d,
+        kl_k2: lambda d: d * d / 2,
+        kl_k3: lambda d: math.exp(-d) - 1 + d,
+    }[estimate]
+    for i in range(2):
+        for t in range(5):
+            d = float(logp[i, t] - reference[i, t])
+            expected = formula(d) if mask[i, t] else 0.0
+            slope = (formula(d + 1e-6) - formula(d - 1e-6)) / 2e-6 if mask[i, t] else 0.0
+            assert got[i, t].item() == pytest.approx(expected, abs=1e-12)
+            assert gradient[i, t].item() == pytest.approx(slope, rel=1e-5, abs=1e-5)

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from spanwise.losses import value_loss
 
@@ -47,3 +49,30 @@ def test_bad_input_is_one_clear_error():
         value_loss(one, one, one, one > 0, clip=0.0)
     with pytest.raises(ValueError, match=r"returns \(1, 2\)"):
         value_loss(one, one, torch.ones(1, 2), one > 0)
+
+
+@given(seed=st.integers(0, 2**31), clip=st.sampled_from([None, 0.3]))
+def test_equals_the_loop_and_its_finite_differences(seed, clip):
+    generator = torch.Generator().manual_seed(seed)
+    values, old, returns = torch.randn(3, 2, 6, generator=generator, dtype=torch.float64)
+    mask = torch.rand(2, 6, generator=generator) < 0.6
+    x = values.clone().requires_grad_()
+    losses = value_loss(x, old, returns, mask, clip=clip)
+    (gradient,) = torch.autograd.grad(losses.sum(), x)
+
+    def loop(v, o, g):
+        held = v if clip is None else min(max(v, o - clip), o + clip)
+        return max((v - g) ** 2, (held - g) ** 2) / 2
+
+    for i in range(2):
+        for t in range(6):
+            v, o, g = (float(y[i, t]) for y in (values, old, returns))
+            expected = loop(v, o, g) if mask[i, t] else 0.0
+            assert losses[i, t].item() == pytest.approx(expected, abs=1e-12)
+            slope = (loop(v + 1e-6, o, g) - loop(v - 1e-6, o, g)) / 2e-6 if mask[i, t] else 0.0
+            assert gradient[i, t].item() == pytest.approx(slope, abs=1e-5)
+
+
+def test_half_precision_is_widened():
+    values = torch.tensor([[0.1]], dtype=torch.bfloat16)
+    assert value_loss(values, values, values, values > 0).dtype == torch.float32

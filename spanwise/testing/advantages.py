@@ -1,0 +1,211 @@
+"""What must hold of any advantage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spanwise.batch import Batch
+from spanwise.testing.assertions import require, require_close
+from spanwise.tree import Failure, Node, Tree
+
+TOLERANCE = 1e-5
+"""Relative and absolute: sums over a batch in another order differ by roundings."""
+
+SEEDS = range(5)
+
+
+def check_advantage(advantage: Callable[[Batch], Tensor]) -> None:
+    """Check an ``Advantage``, or any function from a ``Batch`` to the credit of its tokens.
+
+    On batches of small search trees, with and without forks, one of which has a failed branch:
+
+    - the result is ``[N, T]`` float, finite, detached, and 0 where ``batch.mask`` is False;
+    - the batch is not changed, and the same batch gives the same bits again;
+    - what stands at masked places, NaN included, changes nothing;
+    - neither more padding nor longer observations change the credit of a model token;
+    - neither the order of the rows nor that of the trees changes it;
+    - rows with one model token and rows with none have finite credit, and so have a batch of
+      one row and one in which all rewards are alike.
+
+    Args:
+      advantage: Called with batches that have ``values``, ``end_values``, ``logprobs``,
+        ``token_entropies`` and ``reference_logprobs``.
+
+    Raises:
+      AssertionError: one line that says which property does not hold.
+
+    Example:
+      >>> from spanwise.credit import GroupAdvantage
+      >>> check_advantage(GroupAdvantage())
+      >>> check_advantage(lambda batch: batch.rewards[:, None].expand(batch.mask.shape))
+      Traceback (most recent call last):
+      AssertionError: an advantage must be 0 where the mask is False
+    """
+    for seed in SEEDS:
+        batch = example_batch(seed)
+        credit = _checked(advantage, batch)
+        again = advantage(batch)
+        require(torch.equal(credit, again), "the same batch must give the same advantages again")
+        of_model = credit[batch.mask]
+
+        def same(other: Batch, change: str, expected: Tensor = of_model) -> None:
+            found = _checked(advantage, other)[other.mask]
+            require_close(
+                found, expected, f"{change} must not change an advantage", tolerance=TOLERANCE
+            )
+
+        same(_with_masked(batch, torch.nan), "NaN at masked places")
+        same(_with_masked(batch, 1e3), "what stands at masked places")
+        same(_padded(batch, 3), "more padding")
+        same(example_batch(seed, observation_length=5), "a longer observation")
+        order = torch.arange(batch.num_rows).flip(0)
+        same(_rows(batch, order), "the order of the rows", credit[order][batch.mask[order]])
+        swapped = example_batch(seed, reverse_trees=True)
+        found = _checked(advantage, swapped)
+        back = torch.cat([(swapped.groups == g).nonzero()[:, 0] for g in (2, 1, 0)])
+        require_close(
+            found[back][swapped.mask[back]],
+            of_model,
+            "the order of the trees must not change an advantage",
+            tolerance=TOLERANCE,
+        )
+        _checked(advantage, replace(batch, rewards=torch.ones_like(batch.rewards)))
+        _checked(advantage, _rows(batch, torch.tensor([0])))
+        for length in (0, 1):
+            _checked(advantage, _with_row_cut(batch, row=1, length=length))
+
+
+def _checked(advantage: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+    """The advantages of a batch, once their form is known to be right."""
+    before = {name: x.clone() for name, x in _tensors(batch).items()}
+    credit = advantage(batch)
+    for name, x in _tensors(batch).items():
+        unchanged = torch.allclose(x, before[name], rtol=0, atol=0, equal_nan=True)
+        require(unchanged, f"an advantage must not change its batch: {name} was written to")
+    require(isinstance(credit, Tensor), f"an advantage is a tensor, got {type(credit).__name__}")
+    require(
+        credit.shape == batch.mask.shape,
+        f"an advantage is [N, T] = {tuple(batch.mask.shape)}, got {tuple(credit.shape)}",
+    )
+    require(credit.dtype.is_floating_point, f"an advantage is float, got {credit.dtype}")
+    require(
+        not credit.requires_grad, "an advantage must be detached: nothing is learned through it"
+    )
+    require(not bool(credit[~batch.mask].any()), "an advantage must be 0 where the mask is False")
+    require(bool(credit.isfinite().all()), "an advantage must be finite")
+    return credit
+
+
+def example_batch(seed: int, *, observation_length: int = 2, reverse_trees: bool = False) -> Batch:
+    """A batch of three small trees; what is drawn for a model token depends on the seed alone.
+
+    A tree with two forks and a failed branch, a tree of single turns, and one long chain.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def numbers(count: int) -> list[float]:
+        return torch.rand(count, generator=generator, dtype=torch.float64).tolist()
+
+    def node(*path: int, reward: float | None = None, failed: bool = False) -> Node:
+        length = 1 + int(4 * numbers(1)[0])
+        logprobs = tuple(-3 * x for x in numbers(length))
+        leaf = reward is not None or failed
+        return Node(
+            path=path,
+            tokens=tuple(range(1, length + 1)),
+            logprobs=logprobs,
+            sampling_logprobs=logprobs,
+            observation=() if leaf else (9,) * observation_length,
+            stop="failure" if failed else "answer" if leaf else "call",
+            reward=reward,
+            failure=Failure(kind="tool_error", message="made to fail") if failed else None,
+        )
+
+    def tree(name: str, *nodes: Node) -> Tree:
+        root = Node(path=(), observation=(7, 8), stop="prompt")
+        return Tree(task_id=name, nodes=(root, *sorted(nodes, key=lambda n: n.path)))
+
+    forks = tree(
+        "forks",
+        node(0),
+        node(0, 0, reward=1.0),
+        node(0, 1),
+        node(0, 1, 0, reward=0.25),
+        node(0, 1, 1, failed=True),
+        node(1),
+        node(1, 0, reward=-1.0),
+    )
+    turns = tree("turns", node(0, reward=0.0), node(1, reward=1.0), node(2, reward=1.0))
+    chain = tree("chain", node(0), node(0, 0), node(0, 0, 0, reward=0.5))
+    trees = [forks, turns, chain]
+    batch = Batch.from_trees(trees[::-1] if reverse_trees else trees)
+
+    # A draw belongs to the k-th model token of its row, wherever the row and the token stand.
+    draws = torch.rand(4, batch.num_rows, 32, generator=generator)
+    end_values = torch.rand(batch.num_rows, generator=generator)
+    rows = torch.tensor([6, 3, 4, 5, 0, 1, 2] if reverse_trees else range(batch.num_rows))
+    place = (batch.mask.cumsum(1) - 1).clamp(min=0)
+    values, logprobs, entropies, reference = (
+        torch.where(batch.mask, draw[rows].gather(1, place), 0) for draw in draws
+    )
+    return replace(
+        batch,
+        values=values,
+        end_values=torch.where(rows % 2 == 0, end_values[rows], 0),
+        logprobs=-3 * logprobs,
+        token_entropies=entropies,
+        reference_logprobs=-3 * reference,
+    )
+
+
+def _tensors(batch: Batch) -> dict[str, Tensor]:
+    named = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return {name: x for name, x in named.items() if isinstance(x, Tensor)}
+
+
+def _per_token(batch: Batch) -> dict[str, Tensor]:
+    return {name: x for name, x in _tensors(batch).items() if x.shape == batch.mask.shape}
+
+
+def _with_masked(batch: Batch, value: float) -> Batch:
+    """Other numbers in every float tensor where the mask is False."""
+    changed = {
+        name: torch.where(batch.mask, x, value)
+        for name, x in _per_token(batch).items()
+        if x.dtype.is_floating_point
+    }
+    return replace(batch, **changed)
+
+
+FILL = {"turns": -1, "nodes": -1}
+"""What stands at masked places; 0 elsewhere."""
+
+
+def _padded(batch: Batch, columns: int) -> Batch:
+    changed: dict[str, Any] = {
+        name: torch.nn.functional.pad(x, (0, columns), value=FILL.get(name, 0))
+        for name, x in _per_token(batch).items()
+    }
+    return replace(batch, **changed)
+
+
+def _rows(batch: Batch, order: Tensor) -> Batch:
+    """Some rows, in some order; the nodes stay as they are."""
+    nodewise = {"parents", "entropies"}
+    changed = {name: x[order] for name, x in _tensors(batch).items() if name not in nodewise}
+    return replace(batch, **changed)
+
+
+def _with_row_cut(batch: Batch, *, row: int, length: int) -> Batch:
+    """One row keeps no more than ``length`` of its model tokens."""
+    kept = batch.mask.clone()
+    kept[row] &= batch.mask[row].cumsum(0) <= length
+    changed = {
+        name: torch.where(kept, x, FILL.get(name, 0)) for name, x in _per_token(batch).items()
+    }
+    return replace(batch, **(changed | {"mask": kept}))

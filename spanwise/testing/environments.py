@@ -1,0 +1,147 @@
+"""What must hold of any environment."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Callable, Sequence
+
+from spanwise.envs.base import Environment, Reply, Split, Task, Turn
+from spanwise.testing.assertions import require
+
+SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+TEXTS = ("", " ", "yes", "<answer> 42 </answer>", "\x1b[31m\x00\u202e", "</", "{}[]" * 2000)
+"""Turns that a model may well write."""
+
+MAX_TURNS = 50
+
+
+def check_environment(
+    environment: Environment,
+    *,
+    texts: Sequence[str] = TEXTS,
+    solve: Callable[[Task, Sequence[Turn]], str] | None = None,
+    num_tasks: int = 3,
+    splits: Sequence[Split] = SPLITS,
+) -> None:
+    """Check an environment: its tasks, and that it answers whatever a model writes.
+
+    - a split has tasks, always the same in the same order; no id stands twice, in one split
+      or in two;
+    - a task opens with a chat of ``{"role": ..., "content": ...}``, always the same;
+    - every text, and every text cut by the token limit, gets a ``Reply``: no exception, a
+      finite reward if it ends, an outcome that can be written as JSON;
+    - a reply is a function of its arguments: the same again, whatever was answered in
+      between and whatever is answered at the same time, so that a search may fork anywhere;
+      the turns it is given stay as they are;
+    - with ``solve``: a player who knows the answers ends every task within 50 turns, with a
+      better reward than any single text of ``texts`` had for that task.
+
+    Args:
+      environment: With its tools at work; their answers must not change between calls.
+      texts: Turns to try, besides each of the environment's stop strings.
+      solve: The task and the turns so far to the text of a good next turn.
+      num_tasks: How many tasks of each split to play.
+      splits: The splits it has.
+
+    Raises:
+      AssertionError: one line that says which property does not hold.
+    """
+    tried = (*texts, *environment.stop_strings)
+    for task in _checked_tasks(environment, splits, num_tasks):
+        _check_messages(environment, task)
+        rewards = asyncio.run(_check_replies(environment, task, tried))
+        if solve is not None:
+            reward = asyncio.run(_solved(environment, task, solve))
+            require(
+                reward > max(rewards, default=-math.inf),
+                f"task {task.id}: solve earns {reward:g}, no more than a text that knows nothing",
+            )
+
+
+def _checked_tasks(environment: Environment, splits: Sequence[Split], num_tasks: int) -> list[Task]:
+    seen: set[str] = set()
+    played: list[Task] = []
+    for split in splits:
+        tasks = list(environment.tasks(split))
+        require(bool(tasks), f"the split {split!r} has no tasks")
+        require(
+            tasks == list(environment.tasks(split)),
+            f"tasks({split!r}) must give the same tasks in the same order every time",
+        )
+        for task in tasks:
+            require(task.id not in seen, f"the task id {task.id!r} stands twice")
+            seen.add(task.id)
+        played += tasks[:num_tasks]
+    return played
+
+
+def _check_messages(environment: Environment, task: Task) -> None:
+    messages = environment.messages(task)
+    require(bool(messages), f"task {task.id}: messages() is empty")
+    for message in messages:
+        fine = set(message) >= {"role", "content"} and all(
+            isinstance(text, str) for text in message.values()
+        )
+        require(fine, f"task {task.id}: a message needs a role and a content, got {message}")
+    require(
+        messages == environment.messages(task),
+        f"task {task.id}: messages() must give the same chat every time",
+    )
+
+
+async def _check_replies(environment: Environment, task: Task, texts: Sequence[str]) -> list[float]:
+    """Every text as a first turn and as a second; the rewards that were earned."""
+    firsts = [Turn(text=text, truncated=cut) for text in texts for cut in (False, True)]
+    histories: list[tuple[Turn, ...]] = [(turn,) for turn in firsts]
+    replies = [await _reply(environment, task, history) for history in histories]
+    goes_on = [
+        (Turn(text=history[0].text, outcome=reply.outcome),)
+        for history, reply in zip(histories, replies, strict=True)
+        if reply.stop == "call"
+    ]
+    seconds = [(*first, Turn(text=text)) for first in goes_on for text in texts]
+    replies += [await _reply(environment, task, history) for history in seconds]
+    histories += seconds
+    together = await asyncio.gather(*(_reply(environment, task, h) for h in reversed(histories)))
+    for history, alone, other in zip(histories, replies, reversed(together), strict=True):
+        require(
+            alone == other,
+            f"task {task.id}: the reply to {history[-1].text[:40]!r} must be a function of its "
+            f"arguments alone, got {alone} and {other}",
+        )
+    return [reply.reward for reply in replies if reply.reward is not None]
+
+
+async def _reply(environment: Environment, task: Task, turns: Sequence[Turn]) -> Reply:
+    """The reply to some turns, once its form is known to be right."""
+    name = f"task {task.id}, turn {turns[-1].text[:40]!r}"
+    given = list(turns)
+    try:
+        reply = await environment.reply(task, given)
+    except Exception as error:
+        raise AssertionError(f"{name}: reply() raised {error!r}") from error
+    require(given == list(turns), f"{name}: reply() must leave the turns as they are")
+    require(isinstance(reply, Reply), f"{name}: reply() gives a Reply, got {type(reply).__name__}")
+    if reply.reward is not None:
+        require(math.isfinite(reply.reward), f"{name}: the reward is {reply.reward}")
+    try:
+        json.dumps(dict(reply.outcome))
+    except (TypeError, ValueError) as error:
+        raise AssertionError(f"{name}: the outcome cannot be written as JSON: {error}") from error
+    return reply
+
+
+async def _solved(
+    environment: Environment, task: Task, solve: Callable[[Task, Sequence[Turn]], str]
+) -> float:
+    turns: list[Turn] = []
+    for _ in range(MAX_TURNS):
+        text = solve(task, tuple(turns))
+        reply = await _reply(environment, task, (*turns, Turn(text=text)))
+        if reply.stop != "call":
+            require(reply.reward is not None, f"task {task.id}: solve ended in {reply.failure}")
+            return float(reply.reward or 0.0)
+        turns.append(Turn(text=text, outcome=reply.outcome))
+    raise AssertionError(f"task {task.id}: solve did not come to an end in {MAX_TURNS} turns")

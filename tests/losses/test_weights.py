@@ -1,0 +1,41 @@
+"""Weights of shared turns against a count over the rows, on random sets of branches."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spanwise.losses import weight_mean, weight_once, weight_per_leaf
+
+
+@st.composite
+def nodes_of_branches(draw):
+    """``[N, T]``: each row a path of node numbers, a run of tokens each, with gaps between."""
+    rows = []
+    for _ in range(draw(st.integers(1, 5))):
+        row = []
+        for node in sorted(draw(st.sets(st.integers(0, 4), max_size=4))):
+            row += [-1] * draw(st.integers(0, 2)) + [node] * (1 + node % 3)
+        rows.append(row)
+    width = max(map(len, rows)) + 1
+    return torch.tensor([row + [-1] * (width - len(row)) for row in rows])
+
+
+@given(nodes_of_branches())
+def test_weights_follow_their_definitions(nodes):
+    per_leaf, mean, once = (f(nodes) for f in (weight_per_leaf, weight_mean, weight_once))
+    for i, row in enumerate(nodes.tolist()):
+        for t, node in enumerate(row):
+            holders = [j for j, other in enumerate(nodes.tolist()) if node in other]
+            expected = (1.0, 1 / len(holders), float(holders[0] == i)) if node >= 0 else (0, 0, 0)
+            for got, wanted in zip((per_leaf, mean, once), expected, strict=True):
+                torch.testing.assert_close(got[i, t], torch.tensor(float(wanted)))
+
+
+@given(nodes_of_branches())
+def test_a_turn_counts_once_in_all_or_once_a_branch(nodes):
+    for node in set(nodes.flatten().tolist()) - {-1}:
+        here = nodes == node
+        length = here.sum(1).max()
+        assert torch.isclose(weight_mean(nodes)[here].sum(), length.float())
+        assert weight_once(nodes)[here].sum() == length
+        assert weight_per_leaf(nodes)[here].sum() == here.sum()

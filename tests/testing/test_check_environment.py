@@ -1,0 +1,152 @@
+"""``check_environment`` passes the library's environment and fails each broken one."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+
+from spanwise.envs.base import Environment, Reply, Task
+from spanwise.envs.search import MultiHopSearch
+from spanwise.testing import check_environment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess(Environment):
+    """A correct environment: ``more`` asks for another hint, a number is a guess."""
+
+    stop_strings = (";",)
+
+    def tasks(self, split):
+        return [Task(id=f"{split}-{n}", question=f"Guess {n}", answers=(str(n),)) for n in range(4)]
+
+    def messages(self, task):
+        return [{"role": "user", "content": task.question}]
+
+    async def reply(self, task, turns):
+        text = turns[-1].text.strip().rstrip(";")
+        if text == "more":
+            return Reply(stop="call", observation="no hint", outcome={"calls": len(turns)})
+        if text in task.answers:
+            return Reply(stop="answer", reward=1.0)
+        return Reply(stop="malformed", reward=0.0)
+
+
+def solve(task, turns):
+    return task.answers[0] if turns else "more"
+
+
+def test_a_correct_environment_passes():
+    check_environment(Guess(), texts=("more", "x", "more;"), solve=solve)
+
+
+def test_the_search_environment_passes():
+    check_environment(MultiHopSearch(), num_tasks=1)
+
+
+class SameIds(Guess):
+    def tasks(self, split):
+        return [replace(task, id=task.question) for task in super().tasks(split)]
+
+
+class Shuffled(Guess):
+    calls: ClassVar[list] = []
+
+    def tasks(self, split):
+        self.calls.append(split)
+        return super().tasks(split)[:: -1 if len(self.calls) % 2 else 1]
+
+
+class Empty(Guess):
+    def tasks(self, split):
+        return [] if split == "dev" else super().tasks(split)
+
+
+class NoRole(Guess):
+    def messages(self, task):
+        return [{"content": task.question}]
+
+
+class CountingMessages(Guess):
+    calls: ClassVar[list] = []
+
+    def messages(self, task):
+        self.calls.append(task)
+        return [{"role": "user", "content": f"{len(self.calls)}: {task.question}"}]
+
+
+class Raises(Guess):
+    async def reply(self, task, turns):
+        int(turns[-1].text)
+        return await super().reply(task, turns)
+
+
+class Remembers(Guess):
+    """Counts the turns itself instead of looking at them."""
+
+    calls: ClassVar[list] = []
+
+    async def reply(self, task, turns):
+        self.calls.append(task)
+        reply = await super().reply(task, turns)
+        return replace(reply, outcome={"calls": len(self.calls)})
+
+
+class WritesTurns(Guess):
+    async def reply(self, task, turns):
+        reply = await super().reply(task, turns)
+        turns.append(turns[-1])
+        return reply
+
+
+class RewardOfNaN(Guess):
+    async def reply(self, task, turns):
+        reply = await super().reply(task, turns)
+        return reply if reply.stop == "call" else replace(reply, reward=math.nan)
+
+
+class OutcomeOfObjects(Guess):
+    async def reply(self, task, turns):
+        return replace(await super().reply(task, turns), outcome={"task": task})
+
+
+class NotAReply(Guess):
+    async def reply(self, task, turns):
+        return ("malformed", 0.0)
+
+
+class NeverRight(Guess):
+    async def reply(self, task, turns):
+        reply = await super().reply(task, turns)
+        return reply if reply.stop == "call" else replace(reply, reward=0.0)
+
+
+class NeverEnds(Guess):
+    async def reply(self, task, turns):
+        reply = await super().reply(task, turns)
+        if reply.stop == "answer":
+            return Reply(stop="call", observation="go on")
+        return reply
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (SameIds, "stands twice"),
+        (Shuffled, "same order every time"),
+        (Empty, "'dev' has no tasks"),
+        (NoRole, "needs a role"),
+        (CountingMessages, "the same chat every time"),
+        (Raises, r"reply\(\) raised ValueError"),
+        (Remembers, "function of its arguments alone"),
+        (WritesTurns, "leave the turns as they are"),
+        (RewardOfNaN, "the reward is nan"),
+        (OutcomeOfObjects, "cannot be written as JSON"),
+        (NotAReply, "gives a Reply, got tuple"),
+        (NeverRight, "no more than a text that knows nothing"),
+        (NeverEnds, "did not come to an end"),
+    ],
+)
+def test_broken_environments_fail(broken, message):
+    with pytest.raises(AssertionError, match=message):
+        check_environment(broken(), texts=("more", "x"), solve=solve)
