@@ -2,13 +2,19 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check install install-dev clean
+.PHONY: demo test test-browser view check install install-dev clean
 
 demo: install  ## Train the embedded search agent with AT²PO and show what it learned.
 	$(BIN)/spanwise train at2po_search
 
 test: install-dev  ## Unit, property, end-to-end tests and doctests.
 	$(BIN)/python -m pytest -n auto
+
+test-browser: install-dev  ## The page of `spanwise view` in a headless chromium.
+	$(BIN)/python -m pytest tests/browser -m browser
+
+view: install  ## See the newest run in the browser: make view, or make view RUN="runs/a runs/b".
+	$(BIN)/spanwise view $(or $(RUN),$(shell ls -dt runs/*/ 2>/dev/null | head -1))
 
 check: install-dev  ## Format, lint, types: what a reviewer would say first.
 	$(BIN)/ruff format --check .

@@ -3,6 +3,8 @@
 spanwise train RECIPE [--option value ...]     train, and show what was learned
 spanwise eval RUN_OR_MODEL [--option value]    answer held-out questions
 spanwise show RUN [--step N] [--tree N]        one search tree with its credit
+spanwise view RUN [RUN ...]                    see runs, trees and tokens in the browser
+spanwise compare RUN RUN [RUN ...]             scores of runs over their seeds
 spanwise study correlation RUN [--option …]    which advantages agree with Monte Carlo values
 spanwise build-base MODEL [--option value ...] fit a small model that ships with spanwise
 
@@ -17,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from spanwise.envs.base import Split
 
@@ -41,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train": _train,
         "eval": _eval,
         "show": _show,
+        "view": _view,
+        "compare": _compare,
         "study": _study,
         "build-base": _build_base,
     }
@@ -163,6 +167,62 @@ def _show(arguments: list[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ViewOptions:
+    """See runs, trees and tokens in the browser, on this machine alone."""
+
+    port: int | None = None
+    """Where the page is served; 0: any free port. By default 8077, or a free one if that
+    is taken."""
+
+    browser: bool = True
+    """Open the page, where there is a desktop."""
+
+    export: Path | None = None
+    """Write the page with its data as this one file instead."""
+
+
+def _view(arguments: list[str]) -> None:
+    folders, rest = _targets(arguments, "view RUN [RUN ...]")
+    options = _parsed(ViewOptions(), rest, "spanwise view RUN")
+
+    from spanwise.viewer import Viewer, export, open_page, serve
+
+    viewer = Viewer(folders)
+    if options.export is not None:
+        export(viewer, options.export)
+        print(f"page  {options.export} ({options.export.stat().st_size / 1e6:.1f} MB)")
+        return
+    with serve(viewer, options.port) as server:
+        address = f"http://127.0.0.1:{server.server_address[1]}/"
+        print(f"page  {address}   (Ctrl-C ends it)", flush=True)
+        if options.browser:
+            open_page(address)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Held-out scores of runs over their seeds, and how often one method beats another."""
+
+    score: Literal["exact_match", "greedy"] = "exact_match"
+    """Sampled answers, or greedy ones."""
+
+
+def _compare(arguments: list[str]) -> None:
+    folders, rest = _targets(arguments, "compare RUN RUN [RUN ...]")
+    options = _parsed(CompareOptions(), rest, "spanwise compare RUN RUN")
+
+    from spanwise.compare import comparison, read_run, run_groups
+    from spanwise.display import Display
+
+    groups = run_groups([read_run(folder, options.score) for folder in folders])
+    Display().console.print(comparison(groups, options.score))
+
+
+@dataclass(frozen=True, kw_only=True)
 class BuildOptions:
     """Fit a small model from nothing, on demonstrations that spanwise makes up."""
 
@@ -219,6 +279,14 @@ def _target(
             f"{', '.join(recipes.names())}, or FILE.py:FUNCTION; RECIPE --help lists the options"
         )
     raise UsageError(f"use spanwise {usage} [--option value ...]")
+
+
+def _targets(arguments: list[str], usage: str) -> tuple[list[Path], list[str]]:
+    """The folders after the command, and the options after them."""
+    count = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    if not count and not {"-h", "--help"} & set(arguments):
+        raise UsageError(f"use spanwise {usage} [--option value ...]")
+    return [Path(word) for word in arguments[:count]], arguments[count:]
 
 
 def _configured(spec: str, arguments: Sequence[str]) -> TrainConfig:

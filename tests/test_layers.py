@@ -11,6 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "spanwise"
 LAYERS = [
+    "kernels",
     "spans",
     "advantages",
     "losses",
@@ -21,11 +22,16 @@ LAYERS = [
     "envs",
     "samplers",
     "rollout",
+    "testing",
     "models",
     "runlog",
     "display",
+    "viewer",
+    "compare",
+    "trackers",
     "train",
     "recipes",
+    "study",
     "cli",
     "__main__",
 ]

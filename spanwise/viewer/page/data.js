@@ -1,0 +1,245 @@
+"use strict";
+// What the page knows: of each run its state and metrics, and trees as they are asked for.
+// The data come from the server that sent the page, or from the page itself (an export).
+
+const Data = (() => {
+  const embedded = document.getElementById("data");
+  const exported = embedded ? JSON.parse(embedded.textContent) : null;
+
+  async function get(address) {
+    const answer = await fetch(address);
+    const value = await answer.json();
+    if (!answer.ok) throw new Error(value.error || `no answer (${answer.status})`);
+    return value;
+  }
+
+  const fromServer = {
+    states: () => get("/api/runs"),
+    metrics: (run, start) => get(`/api/runs/${run}/metrics?start=${start}`),
+    steps: (run) => get(`/api/runs/${run}/steps`),
+    trees: (run, step) => get(`/api/runs/${run}/trees/${step}`),
+    tree: (run, step, number) => get(`/api/runs/${run}/trees/${step}/${number}`),
+  };
+
+  const missing = (what) => Promise.reject(new Error(`${what} is not in this file`));
+  const fromPage = exported && {
+    states: async () => exported.runs.map((run) => run.state),
+    metrics: async (run, start) => {
+      const text = exported.runs[run].metrics;
+      return { start: 0, end: text.length, text: start ? "" : text, more: false };
+    },
+    steps: async (run) => Object.keys(exported.runs[run].trees).map(Number).sort((a, b) => a - b),
+    trees: async (run, step) => {
+      const kept = exported.runs[run].trees[step];
+      if (!kept) return missing(`step ${step}`);
+      return { step, trees: kept.map((tree) => tree.overview), notes: [] };
+    },
+    tree: async (run, step, number) => {
+      const kept = (exported.runs[run].trees[step] || [])[number];
+      return kept ? structuredClone(kept.record) : missing(`tree ${number} of step ${step}`);
+    },
+  };
+
+  const source = fromPage || fromServer;
+  const runs = [];
+  let lost = null;
+
+  // Brings everything up to date; true if something has changed.
+  async function refresh() {
+    let states;
+    try {
+      states = await source.states();
+      lost = null;
+    } catch (error) {
+      const news = lost === null;
+      lost = "The server does not answer; what you see is what was read before.";
+      if (!runs.length) throw error;
+      return news;
+    }
+    const changes = await Promise.all(states.map((state, index) => update(index, state)));
+    return changes.some(Boolean);
+  }
+
+  async function update(index, state) {
+    const first = !runs[index];
+    const run = (runs[index] ??= { id: index, rows: [], steps: [], end: 0, damaged: 0 });
+    const before = JSON.stringify([run.name, run.live, run.notes, run.summary, run.config]);
+    Object.assign(run, {
+      name: Text.visible(state.name), config: state.config, summary: state.summary,
+      live: state.live, notes: state.notes,
+    });
+    const same = before === JSON.stringify([run.name, run.live, run.notes, run.summary, run.config]);
+    const grown = first || (!exported && state.metrics_bytes !== run.end);
+    const read = grown ? await readMetrics(run) : 0;
+    if (first || read || run.live) run.steps = await source.steps(index);
+    return first || !same || read > 0;
+  }
+
+  async function readMetrics(run) {
+    let more = true;
+    let read = 0;
+    while (more) {
+      const found = await source.metrics(run.id, run.end);
+      if (found.start < run.end) [run.rows, run.damaged] = [[], 0];
+      for (const line of found.text.split("\n")) {
+        if (!line.trim()) continue;
+        read += 1;
+        try {
+          const row = JSON.parse(line);
+          if (row && typeof row === "object" && !Array.isArray(row)) run.rows.push(row);
+          else run.damaged += 1;
+        } catch {
+          run.damaged += 1;
+        }
+      }
+      [run.end, more] = [found.end, found.more];
+    }
+    place(run);
+    return read;
+  }
+
+  // Gives every row its place along each axis. Batches that fit a critic before the first
+  // step are counted down to 0.
+  function place(run) {
+    const pretraining = run.rows.filter((row) => "critic_batch" in row).length;
+    let seconds = 0;
+    run.rows.forEach((row, index) => {
+      for (const [name, value] of Object.entries(row)) {
+        if (name.startsWith("seconds/") && Number.isFinite(value)) seconds += value;
+      }
+      row["axis/step"] = "critic_batch" in row ? row.critic_batch - pretraining : row.step ?? index;
+      row["axis/tokens"] = row.total_sampled_tokens ?? null;
+      row["axis/minutes"] = seconds / 60;
+    });
+  }
+
+  const DERIVED = {
+    "clip share": (row) => sum(row.clip_share_low, row.clip_share_high),
+    "unscored share": (row) => quotient(row.excluded, row.branches),
+    "tokens per second": (row) => quotient(row.sampled_tokens, row["seconds/rollout"]),
+    "step seconds": (row) => {
+      const parts = Object.keys(row).filter((name) => name.startsWith("seconds/"));
+      return parts.length ? parts.reduce((total, name) => total + row[name], 0) : null;
+    },
+  };
+  const sum = (a, b) => (Number.isFinite(a) && Number.isFinite(b) ? a + b : null);
+  const quotient = (a, b) => (Number.isFinite(a) && b > 0 ? a / b : null);
+
+  function value(row, key) {
+    const found = DERIVED[key] ? DERIVED[key](row) : row[key];
+    return Number.isFinite(found) ? found : null;
+  }
+
+  // The points of a metric along an axis; the scores before and after training stand at the
+  // ends of the held-out ones.
+  function points(run, key, axis) {
+    const found = [];
+    for (const row of run.rows) {
+      const [x, y] = [row["axis/" + axis], value(row, key)];
+      if (x !== null && y !== null) found.push({ x, y, step: row.step });
+    }
+    const score = key.startsWith("held_out/") ? key.slice("held_out/".length) : null;
+    if (score && run.summary && run.rows.length) {
+      const last = run.rows[run.rows.length - 1];
+      const [before, after] = [run.summary.before?.[score], run.summary.after?.[score]];
+      if (Number.isFinite(before)) found.unshift({ x: 0, y: before, step: 0 });
+      if (Number.isFinite(after)) {
+        const end = { x: last["axis/" + axis] ?? 0, y: after, step: last.step };
+        if (found.length > 1 && found[found.length - 1].x === end.x) found.pop();
+        found.push(end);
+      }
+    }
+    return found;
+  }
+
+  function keys() {
+    const found = new Set(Object.keys(DERIVED));
+    for (const run of runs) {
+      for (const row of [run.rows[0], run.rows[run.rows.length - 1]]) {
+        for (const key of Object.keys(row || {})) if (!key.startsWith("axis/")) found.add(key);
+      }
+    }
+    return [...found].sort();
+  }
+
+  // Settings as dotted names; what a run is called and where it lies is no setting.
+  function settings(run) {
+    const found = {};
+    const walk = (value, name) => {
+      if (value && typeof value === "object" && !Array.isArray(value)) {
+        for (const [key, inner] of Object.entries(value)) {
+          if (key === "class") found[name || "class"] = String(inner);
+          else walk(inner, name ? `${name}.${key}` : key);
+        }
+      } else {
+        found[name] = JSON.stringify(value);
+      }
+    };
+    walk(run.config?.config ?? {}, "");
+    delete found.folder;
+    return { recipe: run.config?.recipe ?? "?", ...found };
+  }
+
+  // Runs that differ in their seed alone are one group.
+  function groups() {
+    const found = new Map();
+    for (const run of runs) {
+      const { seed: _, ...rest } = settings(run);
+      const key = run.config ? JSON.stringify(rest) : `run ${run.id}`;
+      if (!found.has(key)) found.set(key, { runs: [], settings: rest });
+      found.get(key).runs.push(run);
+    }
+    const all = [...found.values()];
+    const differing = differences(all.map((group) => group.settings));
+    for (const group of all) {
+      const changed = differing.filter((name) => name !== "recipe").slice(0, 3);
+      const several = all.filter((o) => o.settings.recipe === group.settings.recipe).length > 1;
+      const told = changed.filter((name) => name in group.settings).map((name) => `${name.split(".").pop()} ${group.settings[name]}`);
+      group.name = Text.visible([group.settings.recipe, ...(several ? told : [])].join(", "));
+    }
+    return all;
+  }
+
+  function differences(list) {
+    const names = new Set(list.flatMap((one) => Object.keys(one)));
+    return [...names].filter((name) => list.some((one) => one[name] !== list[0][name]));
+  }
+
+  function notes() {
+    const found = lost ? [lost] : [];
+    for (const run of runs) {
+      const own = [...run.notes];
+      if (run.damaged) own.push(`metrics.jsonl: ${run.damaged} ${run.damaged === 1 ? "line" : "lines"} cannot be read`);
+      for (const note of own) found.push(`${run.name}: ${note}`);
+    }
+    return found;
+  }
+
+  // A tree with its turns joined up.
+  async function tree(run, step, number) {
+    const record = await source.tree(run, step, number);
+    const byPath = new Map();
+    for (const node of record.nodes) {
+      node.name = node.path.join(".") || "prompt";
+      node.parent = byPath.get(node.path.slice(0, -1).join(".")) ?? null;
+      node.children = [];
+      if (!node.path.length) node.parent = null;
+      byPath.set(node.path.join("."), node);
+      if (node.parent) node.parent.children.push(node);
+    }
+    record.root = record.nodes[0];
+    record.node = (name) => byPath.get(name === "prompt" ? "" : name) ?? null;
+    record.leaves = record.nodes.filter((node) => !node.children.length && node.parent);
+    for (const node of [...record.nodes].reverse()) {
+      node.leaves = node.children.length
+        ? node.children.reduce((total, child) => total + child.leaves, 0) : 1;
+    }
+    return record;
+  }
+
+  return {
+    runs, refresh, points, keys, groups, settings, differences, notes, tree,
+    trees: (run, step) => source.trees(run, step),
+    exported: Boolean(exported),
+  };
+})();

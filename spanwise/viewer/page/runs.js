@@ -1,0 +1,278 @@
+"use strict";
+// The run page: curves of one or several runs, their settings and what came out.
+
+const Runs = (() => {
+  const PANELS = [
+    ["Reward", "chain/reward", "reward", "chain/exact_match", "exact_match"],
+    ["Held-out score", "held_out/exact_match", "held_out/greedy"],
+    ["Length", "turn_tokens", "tool_calls", "sampled_tokens", "branches"],
+    ["Entropy", "entropy", "turn_entropy"],
+    ["Clip share", "clip share", "clip_share_low", "clip_share_high", "clip_span_share_low", "clip_span_share_high"],
+    ["Explained variance", "explained_variance", "value_mean"],
+    ["Faults", "unscored share", "stop/malformed", "stop/failure", "stop/length", "stop/budget", "skipped_steps"],
+    ["Tokens per second", "tokens per second", "step seconds", "seconds/rollout", "seconds/update"],
+    ["Engine and trainer mismatch", "engine_mismatch", "approx_kl", "ratio_max", "ratio_min"],
+    ["Gradient", "gradient_norm", "loss", "value_gradient_norm", "value_loss"],
+    ["Spans", "credit/span_length_mean", "credit/num_spans", "credit/span_open_share", "ratio_mean", "unique_to_total"],
+  ];
+  const AXES = [["step", "step"], ["tokens", "sampled tokens"], ["minutes", "minutes"]];
+  const SHARES = new Set(["chain/reward", "reward", "chain/exact_match", "exact_match", "held_out/exact_match", "held_out/greedy"]);
+
+  let state;
+  let panels = [];
+
+  function show(main, _, query) {
+    state = {
+      axis: query.get("x") ?? "step",
+      smooth: Number(query.get("smooth") ?? 0.6),
+      mode: query.get("mode") ?? "each",
+      hidden: new Set((query.get("hide") ?? "").split(",").filter(Boolean).map(Number)),
+      chosen: new Map((query.get("show") ?? "").split(",").filter(Boolean).map((pair) => pair.split(":"))),
+      large: query.has("large") ? Number(query.get("large")) : null,
+    };
+    main.replaceChildren(controls(), h("div", { id: "panels" }), h("section", { id: "summary" }), h("section", { id: "settings" }));
+    draw();
+    tables();
+  }
+
+  function remember() {
+    const query = new URLSearchParams();
+    if (state.axis !== "step") query.set("x", state.axis);
+    if (state.smooth !== 0.6) query.set("smooth", state.smooth);
+    if (state.mode !== "each") query.set("mode", state.mode);
+    if (state.hidden.size) query.set("hide", [...state.hidden].join(","));
+    if (state.chosen.size) query.set("show", [...state.chosen].map((pair) => pair.join(":")).join(","));
+    if (state.large !== null) query.set("large", state.large);
+    App.remember("#/runs", query);
+  }
+
+  function change(name, value) {
+    state[name] = value;
+    remember();
+    draw();
+  }
+
+  // What is drawn: each run, or each group of seeds, with its colour.
+  function subjects() {
+    if (state.mode === "median") {
+      return Data.groups().map((group, index) => ({
+        id: group.runs[0].id, name: `${group.name} (${group.runs.length} ${group.runs.length > 1 ? "seeds" : "seed"})`,
+        runs: group.runs, colour: Scales.line(index),
+      }));
+    }
+    return Data.runs.map((run) => ({ id: run.id, name: run.name, runs: [run], colour: Scales.line(run.id) }));
+  }
+
+  function controls() {
+    return h("div", { class: "controls" },
+      select("Along", AXES, state.axis, (v) => change("axis", v), "axis"),
+      slider("Smoothing", { min: 0, max: 0.99, step: 0.01, value: state.smooth, id: "smooth", shown: (v) => v.toFixed(2) }, (v) => change("smooth", v)),
+      Data.runs.length > 1
+        ? select("Draw", [["each", "each run"], ["median", "median over seeds"]], state.mode, (v) => change("mode", v), "mode") : null,
+      h("div", { id: "legend", role: "group", "aria-label": "Runs" }));
+  }
+
+  function legend() {
+    document.getElementById("legend").replaceChildren(...subjects().map((subject) => {
+      const shown = !state.hidden.has(subject.id);
+      const swatch = h("span", { class: "swatch" });
+      swatch.style.background = subject.colour;
+      const box = h("input", {
+        type: "checkbox", checked: shown, "data-run": subject.id,
+        change: () => {
+          if (box.checked) state.hidden.delete(subject.id);
+          else state.hidden.add(subject.id);
+          change("hidden", state.hidden);
+        },
+      });
+      const live = subject.runs.some((run) => run.live) ? h("em", { class: "live" }, "live") : null;
+      return h("label", {}, box, swatch, h("span", { class: "model-text" }, subject.name), live);
+    }));
+  }
+
+  function draw() {
+    const held = document.activeElement?.closest?.(".panel")?.dataset.panel;
+    legend();
+    const all = [...PANELS, ["Any metric", ...Data.keys()]];
+    const box = document.getElementById("panels");
+    box.classList.toggle("large", state.large !== null);
+    const shown = state.large !== null ? [state.large] : all.map((_, index) => index);
+    panels = shown.map((index) => panel(index, all[index]));
+    box.replaceChildren(...panels.map((one) => one.element));
+    if (held !== undefined) box.querySelector(`[data-panel="${held}"] .plot`)?.focus({ preventScroll: true });
+  }
+
+  function curves(key) {
+    const found = [];
+    for (const subject of subjects()) {
+      if (state.hidden.has(subject.id)) continue;
+      const raw = subject.runs.map((run) => Data.points(run, key, state.axis));
+      const soft = raw.map((points) => (points.length > 12 ? Charts.smoothed(points, state.smooth) : points));
+      if (subject.runs.length > 1) {
+        const middle = Charts.spread(soft);
+        for (const points of soft) found.push({ points, colour: subject.colour, faint: true });
+        found.push({ name: subject.name, colour: subject.colour, points: middle, band: middle, subject });
+        continue;
+      }
+      if (state.smooth > 0 && raw[0].length > 12) found.push({ points: raw[0], colour: subject.colour, faint: true });
+      found.push({ name: subject.name, colour: subject.colour, points: soft[0], subject });
+    }
+    return found;
+  }
+
+  function panel(index, [title, ...keys]) {
+    const recorded = keys.filter((key) => Data.runs.some((run) => Data.points(run, key, state.axis).length));
+    const fallback = title === "Any metric" ? recorded.find((k) => k === "loss") ?? recorded[0] : recorded[0];
+    const key = recorded.includes(state.chosen.get(String(index))) ? state.chosen.get(String(index)) : fallback;
+    const element = h("section", { class: "panel", "data-panel": index });
+    const chooser = recorded.length > 1
+      ? select(`Metric of ${title}`, recorded.map((k) => [k, k]), key, (v) => {
+        state.chosen.set(String(index), v);
+        change("chosen", state.chosen);
+      }) : h("span", { class: "soft" }, key ?? "");
+    const enlarge = () => change("large", state.large === null ? index : null);
+    const head = h("div", { class: "panel-head" }, h("h2", {}, title), chooser, h("span", { class: "filler" }));
+    element.append(head);
+    if (!key) {
+      element.append(h("p", { class: "empty" }, Data.runs.some((run) => run.rows.length) ? "not recorded in these runs" : "no metrics yet"));
+      return { element };
+    }
+    const series = curves(key);
+    const large = state.large !== null;
+    const width = large ? Math.max(600, document.getElementById("main").clientWidth - 60) : panelWidth();
+    const picture = Charts.lines({
+      width, height: large ? 440 : 150, series, xLabel: AXES.find(([name]) => name === state.axis)[1],
+      label: `${title}: ${key} by ${state.axis}. ${spoken(series)}`, low: SHARES.has(key) ? 0 : null, high: SHARES.has(key) ? 1 : null,
+    });
+    const readout = h("div", { class: "readout", "aria-hidden": true });
+    const plot = h("div", { class: "plot", tabindex: 0, role: "group", "aria-label": `${title}, curve; arrow keys read it, Enter enlarges it` }, picture.svg, readout);
+    follow(plot, picture, series.filter((one) => one.name), readout, enlarge);
+    head.append(
+      Charts.savers(() => picture.svg, () => key.replaceAll("/", "-").replaceAll(" ", "-")),
+      h("button", { click: enlarge, class: "enlarge", "aria-label": large ? "All curves" : `Enlarge ${title}`, title: "Enlarge (Enter)" }, large ? "All curves" : "⤢"));
+    element.append(plot);
+    return { element };
+  }
+
+  function panelWidth() {
+    const columns = innerWidth < 760 ? 1 : innerWidth < 1120 ? 2 : innerWidth < 1700 ? 3 : 4;
+    const inner = document.getElementById("main").clientWidth - 32;
+    return Math.floor((inner - (columns - 1) * 12) / columns) - 26;
+  }
+
+  function spoken(series) {
+    return series.filter((one) => one.name && one.points.length).map((one) => {
+      const [first, last] = [one.points[0], one.points[one.points.length - 1]];
+      return `${one.name}: from ${Scales.number(first.y)} to ${Scales.number(last.y)}`;
+    }).join("; ");
+  }
+
+  // Mouse and keys read the curves; a click leads to the trees of that step.
+  function follow(plot, picture, series, readout, enlarge) {
+    const longest = series.reduce((a, b) => (b.points.length > a.points.length ? b : a), series[0] ?? { points: [] }).points;
+    let at = null;
+    const read = (index) => {
+      if (!longest.length) return;
+      at = Math.min(Math.max(index, 0), longest.length - 1);
+      const x = longest[at].x;
+      picture.cross(x);
+      const lines = series.filter((one) => one.points.length).map((one) => {
+        const p = one.points[Charts.nearest(one.points, x)];
+        const swatch = h("span", { class: "swatch" });
+        swatch.style.background = one.colour;
+        const band = p.low !== undefined ? ` (${Scales.number(p.low)} to ${Scales.number(p.high)})` : "";
+        return h("div", {}, swatch, h("b", {}, Scales.number(p.y, 4)), band + " ", h("span", { class: "model-text" }, one.name));
+      });
+      readout.replaceChildren(h("div", { class: "soft" }, `${state.axis} ${Scales.number(x, 4)}`), ...lines);
+      readout.classList.add("shown");
+    };
+    const hide = () => {
+      picture.cross(null);
+      readout.classList.remove("shown");
+    };
+    plot.addEventListener("pointermove", (event) => {
+      const pixel = event.clientX - picture.svg.getBoundingClientRect().left;
+      read(Charts.nearest(longest, picture.valueAt(pixel)));
+    });
+    plot.addEventListener("pointerleave", hide);
+    plot.addEventListener("blur", hide);
+    plot.addEventListener("click", () => {
+      const subject = series.find((one) => one.points === longest)?.subject;
+      const step = at === null ? null : longest[at].step;
+      const run = subject?.runs[0];
+      if (!run || !run.steps.length || step === undefined || step === null) return;
+      const near = run.steps.reduce((a, b) => (Math.abs(b - step) < Math.abs(a - step) ? b : a));
+      App.go(`#/tree/${run.id}/${near}`);
+    });
+    plot.addEventListener("keydown", (event) => {
+      if (event.key === "ArrowRight" || event.key === "ArrowLeft") {
+        read(at === null ? longest.length - 1 : at + (event.key === "ArrowRight" ? 1 : -1));
+        App.announce(readout.textContent);
+        event.preventDefault();
+      } else if (event.key === "Enter") {
+        enlarge();
+      }
+    });
+  }
+
+  const FIGURES = [
+    ["recipe", (run) => run.config?.recipe],
+    ["seed", (run) => run.config?.config?.seed],
+    ["steps", (run) => run.rows.length ? run.rows[run.rows.length - 1].step : 0],
+    ["sampled, before → after", (run) => scores(run, "exact_match")],
+    ["greedy, before → after", (run) => scores(run, "greedy")],
+    ["explained variance", (run) => run.summary?.explained_variance],
+    ["sampled tokens", (run) => run.summary?.sampled_tokens ?? last(run, "total_sampled_tokens")],
+    ["seconds", (run) => run.summary?.train_seconds],
+    ["memory, MB", (run) => run.summary?.peak_memory_mb],
+  ];
+
+  const last = (run, key) => (run.rows.length ? run.rows[run.rows.length - 1][key] : null);
+
+  function scores(run, key) {
+    const [before, after] = [run.summary?.before?.[key], run.summary?.after?.[key]];
+    if (!Number.isFinite(before) || !Number.isFinite(after)) return null;
+    const gain = 100 * (after - before);
+    return `${(100 * before).toFixed(1)} → ${(100 * after).toFixed(1)} % (${Scales.withSign(gain, 1)})`;
+  }
+
+  function summaryRows() {
+    const shown = FIGURES.filter(([, figure]) => Data.runs.some((run) => figure(run) !== null && figure(run) !== undefined));
+    const cell = (value) => (typeof value === "number" ? Scales.number(value, 4) : value ? Text.visible(String(value)) : "–");
+    return [["run", ...shown.map(([name]) => name)],
+      ...Data.runs.map((run) => [run.name, ...shown.map(([, figure]) => cell(figure(run)))])];
+  }
+
+  function table(rows, id) {
+    const [head, ...body] = rows;
+    return h("div", { class: "scroll" }, h("table", { id },
+      h("thead", {}, h("tr", {}, head.map((text) => h("th", { scope: "col" }, text)))),
+      h("tbody", {}, body.map((row) => h("tr", {}, row.map((text, i) => h(i ? "td" : "th", i ? {} : { scope: "row", class: "model-text" }, text)))))));
+  }
+
+  function tables() {
+    document.getElementById("summary").replaceChildren(h("h2", {}, "Outcome"), table(summaryRows(), "outcome"));
+    const all = Data.runs.map((run) => Object.fromEntries(
+      Object.entries(Data.settings(run)).map(([name, value]) => [name, Text.visible(value)])));
+    const names = [...new Set(all.flatMap((one) => Object.keys(one)))];
+    const differing = new Set(Data.differences(all));
+    const rows = (list) => [["setting", ...Data.runs.map((run) => run.name)], ...list.map((name) => [name, ...all.map((one) => one[name] ?? "–")])];
+    const box = document.getElementById("settings");
+    const open = box.querySelector("details")?.open;
+    box.replaceChildren(h("div", {},
+      h("h2", {}, Data.runs.length > 1 ? "Settings that differ" : "Settings"),
+      Data.runs.length > 1 ? (differing.size ? table(rows(names.filter((n) => differing.has(n))), "differences") : h("p", {}, "None: these runs differ in nothing that was set.")) : null,
+      h("details", { open: Boolean(open) }, h("summary", {}, `All ${names.length} settings`), table(rows(names), "all-settings"))));
+  }
+
+  function update() {
+    draw();
+    tables();
+  }
+
+  function asText() {
+    return summaryRows().map((row) => row.join("\t")).join("\n") + "\n";
+  }
+
+  return { show, update, asText, key: () => false };
+})();

@@ -1,0 +1,141 @@
+"""Run folders written by the library itself, small, with text that means to do harm."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from spanwise.runlog import RunLog, tree_record
+from spanwise.tree import Expansion, Failure, Node, Tree
+
+SCRIPT = "<script>document.title='taken'</script>"
+IMAGE = "<img src=x onerror=\"document.title='taken'\">"
+ANSI = "\x1b[31mred\x1b[2J"
+BIDI = "\u202egnp.txet"
+
+
+def turn(*path: int, stop: Any, words: tuple[str, ...] = ("a", "b"), **fields: Any) -> Node:
+    logprobs = tuple(math.log(0.9 if i % 2 else 0.1) for i in range(len(words)))
+    return Node(
+        path=path,
+        tokens=tuple(range(10, 10 + len(words))),
+        logprobs=logprobs,
+        sampling_logprobs=logprobs,
+        stop=stop,
+        text=" ".join(words),
+        **fields,
+    )
+
+
+def small_tree(number: int = 0) -> Tree:
+    """Two first turns; below the first a right and a wrong leaf and a failure."""
+    return Tree(
+        task_id=f"task-{number}",
+        nodes=(
+            Node(path=(), observation=(1, 2), stop="prompt", observation_text=f"question {number}"),
+            turn(0, stop="call", words=("look", SCRIPT, "up"), observation=(3,),
+                 observation_text=IMAGE, outcome={"query": SCRIPT}),
+            turn(0, 0, stop="answer", words=(ANSI, BIDI, "yes"), reward=1.0,
+                 outcome={"answer": BIDI, "exact_match": 1.0}),
+            turn(0, 1, stop="answer", words=("no", "no"), reward=0.0,
+                 expansion=Expansion(round=2, of=(0, 0), score=0.75)),
+            Node(path=(0, 2), stop="failure",
+                 failure=Failure(kind="tool_timeout", message=f"hung {ANSI}")),
+            turn(1, stop="answer", words=("quick", "guess"), reward=0.0),
+        ),
+    )  # fmt: skip
+
+
+def record(tree: Tree, **per_token: Any) -> dict[str, Any]:
+    """A line of ``trees/`` with credit that differs from turn to turn."""
+    count = len(tree.nodes)
+    credit = [0.5 * i - 1.0 for i in range(count)]
+    task = {"question": f"{IMAGE} who?", "answers": [SCRIPT], "info": {}}
+    found = json.loads(
+        json.dumps(
+            tree_record(tree, task, advantages=credit, values=[0.25 * i for i in range(count)])
+        )
+    )
+    for node in found["nodes"]:
+        for name, function in per_token.items():
+            node[name] = [function(t) for t in range(len(node["tokens"]))]
+    return found
+
+
+def make_run(
+    folder: Path,
+    *,
+    recipe: str = "at2po_search",
+    seed: int = 0,
+    steps: int = 20,
+    trees_at: tuple[int, ...] = (1, 2, 20),
+    finished: bool = True,
+    offset: float = 0.0,
+    **per_token: Any,
+) -> RunLog:
+    config = {
+        "class": "TrainConfig",
+        "seed": seed,
+        "folder": str(folder),
+        "advantage": {"class": "TreeAdvantage", "advantage": "node_value"},
+        "objective": {"clip_low": 0.003, "clip_high": 0.004},
+    }
+    log = RunLog.create(folder, {"recipe": recipe, "arguments": [], "config": config})
+    for step in range(1, steps + 1):
+        log.write_metrics(metrics(step, offset))
+    for step in trees_at:
+        log.write_trees(step, [record(small_tree(n), **per_token) for n in range(3)])
+    if finished:
+        log.write_summary(
+            {
+                "recipe": recipe,
+                "seed": seed,
+                "before": {"exact_match": 0.4, "greedy": 0.5, "n": 10},
+                "after": {"exact_match": 0.8 + offset, "greedy": 0.9, "n": 10},
+                "train_seconds": 10.0,
+                "sampled_tokens": 100 * steps,
+                "peak_memory_mb": 100,
+            }
+        )
+    return log
+
+
+def metrics(step: int, offset: float = 0.0) -> dict[str, Any]:
+    return {
+        "step": step,
+        "chain/reward": 0.3 + step / 50 + offset,
+        "reward": 0.2 + step / 50 + offset,
+        "entropy": 1 / step,
+        "turn_tokens": 9.0,
+        "clip_share_low": 0.01,
+        "clip_share_high": 0.02,
+        "excluded": 1,
+        "branches": 10,
+        "sampled_tokens": 100,
+        "total_sampled_tokens": 100 * step,
+        "seconds/rollout": 0.5,
+        "engine_mismatch": 1e-8,
+    }
+
+
+def branching_tree(num_leaves: int) -> Tree:
+    """A tree of many leaves: eight first turns, and leaves below them."""
+    nodes = [Node(path=(), observation=(1,), stop="prompt", observation_text="q")]
+    for first in range(8):
+        nodes.append(turn(first, stop="call", outcome={"query": f"query {first}"}))
+        below = num_leaves // 8 + (first < num_leaves % 8)
+        for leaf in range(below):
+            nodes.append(
+                turn(first, leaf, stop="answer", reward=float(leaf % 2),
+                     outcome={"answer": f"answer {leaf}"})
+            )  # fmt: skip
+    return Tree(task_id="branching", nodes=tuple(sorted(nodes, key=lambda n: n.path)))
+
+
+def without_schema_fields(node: Node) -> dict[str, Any]:
+    """A node as a version without credit and outcomes might have written it."""
+    kept = json.loads(json.dumps(dataclasses.asdict(node)))
+    return {name: kept[name] for name in ("path", "tokens", "stop", "text")}
