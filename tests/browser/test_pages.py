@@ -135,8 +135,17 @@ def test_the_colours_follow_what_is_chosen(served: Any) -> None:
         assert f"colour={name}" in served.value("location.hash") or name == "advantage"
         seen.add((name, served.value(fill)))
     assert len({colour for _, colour in seen}) >= 4
-    # Ratios 1, 1.002, 1.004 of a turn with A = 0: no limit is passed (0.997 to 1.004).
-    assert served.value("Scales.signed(0, 5) === Scales.signed(0, 1)")
+
+
+def test_clipped_tokens_are_those_where_the_clip_acts(served: Any) -> None:
+    served.open()
+    # Limits 0.997 and 1.004. A ratio above counts with A > 0, one below with A < 0.
+    shares = served.value(
+        "[1, -1, 0].map((A) => Turn.clippedShare("
+        "{advantage: A, advantages: null, ratio: [0.9, 1, 1.1, 1.003, null, 1.2, 1.3, 0.998]},"
+        " Data.runs[0]))"
+    )
+    assert shares == [3 / 8, 1 / 8, 0]
 
 
 def test_zero_is_neutral_and_signs_are_told_apart_in_both_themes(served: Any) -> None:

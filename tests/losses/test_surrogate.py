@@ -69,10 +69,10 @@ def test_dual_clip_bounds_the_loss_of_bad_tokens_alone():
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
-@given(batch=batches(), dual_clip=st.sampled_from([None, 1.3]))
-def test_losses_and_shares_equal_the_loop(ratio, batch, dual_clip):
+@given(batch=batches(), dual_clip=st.sampled_from([None, 1.3]), high=st.sampled_from([0.2, 3.0]))
+def test_losses_and_shares_equal_the_loop(ratio, batch, dual_clip, high):
     logprobs, old, advantages, partition = batch
-    low, high = 0.1, 0.2
+    low = 0.1
     losses, metrics = clipped_surrogate(
         *batch, clip_low=low, clip_high=high, ratio=ratio, dual_clip=dual_clip
     )
@@ -203,6 +203,19 @@ def test_nothing_at_masked_places_matters(ratio):
     for dirt in (math.nan, math.inf, -math.inf, 1e30):
         for a, b in zip(clean, step(dirt), strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dirt", [math.nan, math.inf])
+def test_a_ratio_of_ones_own_may_be_anything_at_masked_places(dirt):
+    def ratio(logprobs, old_logprobs, spans):
+        return torch.where(spans >= 0, (logprobs - old_logprobs).exp(), dirt)
+
+    losses, metrics = clipped_surrogate(
+        torch.zeros(1, 3), torch.zeros(1, 3), torch.ones(1, 3), torch.tensor([[0, -1, 1]]),
+        clip_low=0.2, clip_high=0.2, ratio=ratio,
+    )  # fmt: skip
+    assert losses.tolist() == [[-1.0, 0.0, -1.0]]
+    assert metrics["ratio_max"] == metrics["ratio_mean"] == 1
 
 
 def test_without_model_tokens_the_loss_is_zero():

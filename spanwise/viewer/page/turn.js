@@ -10,7 +10,8 @@ const Turn = (() => {
     const limits = run.config?.config?.objective;
     if (!node.ratio || !limits || node.advantage === null) return null;
     const credit = (t) => node.advantages?.[t] ?? node.advantage;
-    const clipped = node.ratio.filter((ratio, t) => ratio !== null && (credit(t) > 0 ? ratio > 1 + limits.clip_high : ratio < 1 - limits.clip_low));
+    const clipped = node.ratio.filter((ratio, t) =>
+      (credit(t) > 0 && ratio > 1 + limits.clip_high) || (credit(t) < 0 && ratio !== null && ratio < 1 - limits.clip_low));
     return clipped.length / Math.max(node.ratio.length, 1);
   }
 
