@@ -131,6 +131,7 @@ def tree_record(
     *,
     advantages: Sequence[float],
     values: Sequence[float] | None = None,
+    tokens: Sequence[Mapping[str, Sequence[float]]] | None = None,
 ) -> dict[str, Any]:
     """One tree with its credit, for a line of ``trees/``.
 
@@ -139,6 +140,7 @@ def tree_record(
       task: Question, answers and what else belongs to the task.
       advantages: Of each node of ``tree.nodes``.
       values: Of each node, where the credit has values.
+      tokens: Of each node, figures of its tokens by name, such as ``advantages``.
     """
     nodes: list[dict[str, Any]] = []
     for index, node in enumerate(tree.nodes):
@@ -146,6 +148,7 @@ def tree_record(
         record["entropy"] = node.entropy
         record["advantage"] = advantages[index]
         record["value"] = None if values is None else values[index]
+        record |= {} if tokens is None else tokens[index]
         nodes.append(record)
     return {"task": {"id": tree.task_id, **task}, "nodes": nodes}
 

@@ -24,7 +24,7 @@ EVERYWHERE = {
     "rollout.max_response_tokens", "rollout.max_turn_tokens", "rollout.num_chains",
     "rollout.sampling.temperature", "rollout.sampling.top_k", "rollout.sampling.top_p",
     "sampler.max_prefix_tokens", "sampler.max_rows", "sampler.max_slot_tokens",
-    "seed", "steps",
+    "seed", "steps", "trackers",
     "update.epochs", "update.learning_rate", "update.max_gradient_norm",
     "update.prompts_per_minibatch", "update.tokens_per_microbatch", "update.weight_decay",
 }  # fmt: skip

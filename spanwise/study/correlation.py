@@ -70,7 +70,7 @@ class CorrelationStudy:
         found = {
             "GAE(1)": SpanAdvantage(segments=token, lam=1.0),
             "GAE(0.95)": SpanAdvantage(segments=token),
-            "GAE, λ by length": SpanAdvantage(segments=token, length_alpha=0.05),
+            "GAE(λ by length)": SpanAdvantage(segments=token, length_alpha=0.05),
             REFERENCE: SpanAdvantage(segments=Segments(boundary="start")),
             "SAE end": SpanAdvantage(segments=Segments(boundary="end")),
             "length 8": SpanAdvantage(segments=Segments(by="length", length=8)),

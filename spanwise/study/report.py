@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from spanwise.study.correlation import Agreement, CorrelationResult, CorrelationStudy
@@ -18,10 +19,13 @@ def correlation_table(result: CorrelationResult) -> Table:
     """One line for each estimator, best Pearson correlation first."""
     table = Table(
         title=f"Correlation with the Monte Carlo advantage: {result.num_prompts} prompts, "
-        f"{result.num_tokens} tokens"
+        f"{result.num_tokens} tokens",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
     )
     table.add_column("estimator", no_wrap=True)
-    for name in ("Pearson", "Spearman", "Pearson - SAE start"):
+    for name in ("Pearson", "Spearman", "over SAE start"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in sorted(result.agreements, key=lambda a: -_sortable(a.pearson)):
         cells: list[str] = []

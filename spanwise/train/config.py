@@ -12,6 +12,7 @@ from spanwise.envs.base import Environment
 from spanwise.models.loading import Model
 from spanwise.rollout.base import Rollout
 from spanwise.samplers.base import Engine
+from spanwise.trackers import TrackerName
 from spanwise.train.critic import Critic, NoCritic
 from spanwise.train.evaluate import Evaluation
 from spanwise.train.objective import Objective
@@ -71,6 +72,9 @@ class TrainConfig:
 
     keep_trees_every: int = 1
     """Write the trees of every so many steps, and of the last; 0 keeps none."""
+
+    trackers: tuple[TrackerName, ...] = ()
+    """Where the metrics are copied to besides the run folder."""
 
     folder: Path | None = None
     """The run folder; by default runs/RECIPE-DATE-TIME."""

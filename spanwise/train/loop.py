@@ -19,6 +19,7 @@ from spanwise.envs.base import Task
 from spanwise.rollout.base import Site
 from spanwise.rollout.seeds import seed_of
 from spanwise.runlog import RunLog, tree_record
+from spanwise.trackers import open_trackers
 from spanwise.train.config import TrainConfig, resolved
 from spanwise.train.critic import still_rising
 from spanwise.train.evaluate import measure
@@ -60,9 +61,17 @@ def train(
     tokenizer = config.model.load_tokenizer()
     config.env.check(tokenizer)
     advantage = config.advantage.prepared(tokenizer)
+    settings = resolved(config)
     log = RunLog.create(
-        folder, {"recipe": recipe, "arguments": list(arguments), "config": resolved(config)}
+        folder, {"recipe": recipe, "arguments": list(arguments), "config": settings}
     )
+    trackers = open_trackers(config.trackers, folder, settings)
+
+    def write(metrics: Mapping[str, Any]) -> None:
+        log.write_metrics(metrics)
+        for tracker in trackers:
+            tracker.write(metrics)
+
     model = config.model.load()
     sampler = config.sampler.build(model, tokenizer)
     site = Site(env=config.env, sampler=sampler, tokenizer=tokenizer, seed=config.seed)
@@ -75,7 +84,7 @@ def train(
     if learner.critic is not None and learner.critic.pretraining_steps:
         with display.waiting("fitting the critic, the policy is frozen"):
             for metrics in pretrain_critic(learner, site, pool):
-                log.write_metrics(metrics)
+                write(metrics)
                 sampled_tokens += metrics["sampled_tokens"]
                 done, explained = metrics["critic_batch"], metrics["explained_variance"]
                 display.console.print(
@@ -117,7 +126,7 @@ def train(
                 metrics["held_out/greedy"] = held_out["greedy"]
                 clock.lap("evaluation")
             metrics |= {"total_sampled_tokens": sampled_tokens, **clock.seconds()}
-            log.write_metrics(metrics)
+            write(metrics)
             progress.step(metrics)
     train_seconds = time.monotonic() - started
 
@@ -138,6 +147,8 @@ def train(
         }
     )
     sampler.close()
+    for tracker in trackers:
+        tracker.close()
     return log
 
 
@@ -194,6 +205,7 @@ def records(
     counts = torch.bincount(at, minlength=len(batch.parents)).clamp(min=1)
     per_node = (sums / counts).tolist()
     per_node_values = None if values is None else values.tolist()
+    per_token = token_credit(batch, advantages)
     found: list[dict[str, Any]] = []
     first = 0
     for tree, task in zip(trees, tasks, strict=True):
@@ -205,8 +217,22 @@ def records(
                 {"question": task.question, "answers": task.answers, "info": dict(task.info)},
                 advantages=per_node[nodes],
                 values=None if per_node_values is None else per_node_values[nodes],
+                tokens=per_token[nodes],
             )
         )
+    return found
+
+
+def token_credit(batch: Batch, advantages: Tensor) -> list[dict[str, list[float]]]:
+    """Of each node, what its tokens were given; nothing for nodes that were not trained on."""
+    found: list[dict[str, list[float]]] = [{} for _ in batch.parents]
+    for row, nodes in enumerate(batch.nodes):
+        for node in nodes[nodes >= 0].unique().tolist():
+            if not found[node]:
+                here = nodes == node
+                found[node]["advantages"] = advantages[row, here].tolist()
+                if batch.values is not None:
+                    found[node]["values"] = batch.values[row, here].tolist()
     return found
 
 

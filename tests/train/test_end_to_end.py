@@ -63,6 +63,8 @@ def test_recorded_trees_hold_the_credit_of_every_turn(at2po: RunLog) -> None:
             assert node["advantage"] == pytest.approx(node["value"], abs=1e-5)  # node_value
             siblings = tree.children(tree.node(tuple(node["path"][:-1])))
             assert by_path[siblings[0].path]["path"]
+            # every token of the turn was given the turn's advantage
+            assert node["advantages"] == pytest.approx([node["advantage"]] * len(node["tokens"]))
 
 
 def test_training_moved_the_weights_and_the_checkpoint_has_them(at2po: RunLog) -> None:
@@ -130,3 +132,20 @@ def test_a_recipe_of_ones_own_file(tmp_path: Path) -> None:
     for node in record["nodes"]:
         if node["reward"] is not None:
             assert node["advantage"] == pytest.approx(2 * node["reward"])
+
+
+def test_metrics_are_copied_to_a_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[dict[str, object]] = []
+
+    class Copies:
+        def __init__(self, folder: Path, config: object) -> None: ...
+        def write(self, metrics: dict[str, object]) -> None:
+            copied.append(dict(metrics))
+
+        def close(self) -> None:
+            copied.append({"closed": True})
+
+    monkeypatch.setattr("spanwise.train.loop.open_trackers", lambda names, *rest: [Copies(*rest)])
+    log = run(tmp_path / "run", "grpo_search", "--steps", "2", "--trackers", "tensorboard")
+    assert [line.get("step") for line in copied] == [1, 2, None] and copied[-1]["closed"]
+    assert log.read_config()["config"]["trackers"] == ["tensorboard"]
