@@ -16,6 +16,7 @@ from torch import Tensor
 from spanwise.batch import Batch
 from spanwise.display import Display
 from spanwise.envs.base import Task
+from spanwise.losses import span_ratio
 from spanwise.rollout.base import Site
 from spanwise.rollout.seeds import seed_of
 from spanwise.runlog import RunLog, tree_record
@@ -115,8 +116,10 @@ def train(
                 clock.lap("update")
                 if _now(step, config.keep_trees_every, config.steps):
                     values = advantage.node_values(batch)
-                    kept = records(sampled.trees, sampled.tasks, batch, advantages, values)
+                    arrays = token_arrays(config, model, batch, advantages)
+                    kept = records(sampled.trees, sampled.tasks, batch, arrays, values)
                     log.write_trees(step, kept)
+                    clock.lap("record")
 
             sampled_tokens += metrics["sampled_tokens"]
             trained_tokens += config.update.epochs * metrics["trained_tokens"]
@@ -192,20 +195,40 @@ def critic_summary(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def token_arrays(
+    config: TrainConfig, model: Any, batch: Batch, advantages: Tensor
+) -> dict[str, Tensor]:
+    """What the run folder keeps of each token of a step, ``[N, T]`` each.
+
+    ``ratio`` is the span's, after the update against before it: how far the step moved it.
+    """
+    found = {"advantages": advantages}
+    if batch.values is not None:
+        found["values"] = batch.values
+    if batch.token_entropies is not None:
+        found["entropies"] = batch.token_entropies
+    if batch.logprobs is not None:
+        after = config.update.scored(model, batch).logprobs
+        assert after is not None
+        found["ratio"] = span_ratio(after, batch.logprobs, config.objective.ratio_spans(batch))
+    return found
+
+
 def records(
     trees: Sequence[Tree],
     tasks: Sequence[Task],
     batch: Batch,
-    advantages: Tensor,
+    arrays: Mapping[str, Tensor],
     values: Tensor | None,
 ) -> list[dict[str, Any]]:
-    """The trees of a step with the credit of each node, for the run folder."""
+    """The trees of a step with the credit of each node and token, for the run folder."""
     at = batch.nodes[batch.mask]
-    sums = torch.zeros(len(batch.parents)).index_add(0, at, advantages[batch.mask].float())
+    given = arrays["advantages"][batch.mask].float()
+    sums = torch.zeros(len(batch.parents)).index_add(0, at, given)
     counts = torch.bincount(at, minlength=len(batch.parents)).clamp(min=1)
     per_node = (sums / counts).tolist()
     per_node_values = None if values is None else values.tolist()
-    per_token = token_credit(batch, advantages)
+    per_token = by_node(batch, arrays)
     found: list[dict[str, Any]] = []
     first = 0
     for tree, task in zip(trees, tasks, strict=True):
@@ -223,16 +246,14 @@ def records(
     return found
 
 
-def token_credit(batch: Batch, advantages: Tensor) -> list[dict[str, list[float]]]:
-    """Of each node, what its tokens were given; nothing for nodes that were not trained on."""
+def by_node(batch: Batch, arrays: Mapping[str, Tensor]) -> list[dict[str, list[float]]]:
+    """Of each node, the figures of its tokens in the first row that holds it."""
     found: list[dict[str, list[float]]] = [{} for _ in batch.parents]
     for row, nodes in enumerate(batch.nodes):
         for node in nodes[nodes >= 0].unique().tolist():
             if not found[node]:
                 here = nodes == node
-                found[node]["advantages"] = advantages[row, here].tolist()
-                if batch.values is not None:
-                    found[node]["values"] = batch.values[row, here].tolist()
+                found[node] = {name: of[row, here].tolist() for name, of in arrays.items()}
     return found
 
 

@@ -65,6 +65,11 @@ def test_recorded_trees_hold_the_credit_of_every_turn(at2po: RunLog) -> None:
             assert by_path[siblings[0].path]["path"]
             # every token of the turn was given the turn's advantage
             assert node["advantages"] == pytest.approx([node["advantage"]] * len(node["tokens"]))
+            # and has the turn's ratio, since the ratio's span is the turn
+            assert len(node["entropies"]) == len(node["ratio"]) == len(node["tokens"])
+            assert node["ratio"] == pytest.approx([node["ratio"][0]] * len(node["tokens"]))
+    ratios = [n["ratio"][0] for r in at2po.read_trees(1) for n in r["nodes"][1:]]
+    assert any(abs(ratio - 1) > 1e-5 for ratio in ratios)  # the step moved something
 
 
 def test_training_moved_the_weights_and_the_checkpoint_has_them(at2po: RunLog) -> None:
