@@ -76,11 +76,25 @@ def run_correlation(
     settings = CorrelationStudy(
         **{f.name: getattr(study, f.name) for f in dataclasses.fields(CorrelationStudy)}
     )
-    found = correlation_record(
-        result, settings, recipe=record["recipe"], arguments=record["arguments"]
-    )
+    arguments = without_folder(record["arguments"])
+    found = correlation_record(result, settings, recipe=record["recipe"], arguments=arguments)
     write_correlation(folder, found, result)
     console.print(f"results  {folder}/correlation.json, correlation.svg", highlight=False)
+
+
+def without_folder(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a run without the place it was written to.
+
+    Example:
+      >>> without_folder(["--steps", "8", "--folder", "runs/a", "--seed", "1"])
+      ['--steps', '8', '--seed', '1']
+    """
+    kept: list[str] = []
+    for number, argument in enumerate(arguments):
+        named = argument == "--folder" or argument.startswith("--folder=")
+        if not named and (number == 0 or arguments[number - 1] != "--folder"):
+            kept.append(argument)
+    return kept
 
 
 def _with_delimiter_of(advantage: SpanAdvantage, options: CorrelationOptions) -> CorrelationOptions:

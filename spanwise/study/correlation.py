@@ -73,6 +73,7 @@ class CorrelationStudy:
             "GAE(λ by length)": SpanAdvantage(segments=token, length_alpha=0.05),
             REFERENCE: SpanAdvantage(segments=Segments(boundary="start")),
             "SAE end": SpanAdvantage(segments=Segments(boundary="end")),
+            "SAE, mean 8": SpanAdvantage(segments=Segments(by="mean_length", length=8)),
             "length 8": SpanAdvantage(segments=Segments(by="length", length=8)),
             "length 32": SpanAdvantage(segments=Segments(by="length", length=32)),
             "entropy": SpanAdvantage(segments=Segments(by="entropy")),

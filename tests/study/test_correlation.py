@@ -127,7 +127,7 @@ def test_a_critic_that_knows_makes_the_token_level_estimator_true() -> None:
     assert result.num_spans == result.num_tokens  # the truth was asked for token by token
     assert result.critic_explained_variance > 0.4
     found = {a.estimator: a for a in result.agreements}
-    assert len(found) == 9
+    assert len(found) == 10
     # R - V with the critic's 0.5 is the truth at the first letter, and 0 after it
     assert found["GAE(1)"].pearson > 0.9 and found["GAE(0.95)"].pearson > 0.9
     assert result.truth_reliability > 0.9
