@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.timing import alternated_s, arguments, save, speed_row
+from bench.record import save
+from bench.timing import alternated_s, arguments, speed_row
 from spanwise import spans
 from spanwise.advantages import span_advantages, span_returns, whiten
 

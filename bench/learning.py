@@ -12,23 +12,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
-import subprocess
-import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.machine import machine
+from bench.record import commit, save
 from spanwise import recipes
 from spanwise.display import Display
 from spanwise.runlog import RunLog
 from spanwise.train import train
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def one_run(recipe: str, seed: int, every: int, folder: Path) -> dict[str, Any]:
@@ -86,16 +81,7 @@ def main() -> None:
             print(f"{recipe}: gain in {key} {spread}")
     budgets = same_budget(rows)
     name = arguments.name or "learning_" + "_".join(arguments.recipes)
-    RESULTS.mkdir(exist_ok=True)
-    result = {
-        "name": name,
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": machine(),
-        "rows": rows,
-        "at_the_same_sampled_tokens": budgets,
-    }
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    save(name, rows, at_the_same_sampled_tokens=budgets)
 
 
 def same_budget(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -135,11 +121,6 @@ def show(row: dict[str, Any]) -> None:
     )
     for point in row["curve"]:
         print(f"    {point}")
-
-
-def commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":

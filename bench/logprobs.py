@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.timing import save, speed_row
+from bench.record import save
+from bench.timing import speed_row
 from spanwise.losses import logprobs_and_entropies
 
 VOCABULARY, HIDDEN = 151_936, 256

@@ -11,26 +11,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from bench.machine import machine
+from bench.record import save
 from spanwise.samplers.base import Completion, Request, Sampling
 from spanwise.samplers.transformers import TransformersEngine
 
 VOCAB = 700
 ALTERNATIONS = 5
-RESULTS = Path(__file__).parent / "results" / "sampler.json"
 
 
 class NoText:
@@ -137,16 +132,6 @@ def measured_row(model: Any, case: str, rows: int) -> dict[str, object]:
     }
 
 
-def commit() -> str:
-    run = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-    )
-    return run.stdout.strip() or "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
@@ -157,15 +142,7 @@ def main() -> None:
         for case in ("uniform", "ragged", "siblings")
         for n in (16, 64, 128)
     ]
-    result = {
-        "name": "sampler",
-        "commit": commit(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": machine(),
-        "rows": rows,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    save("sampler", rows)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,14 @@
-"""Times of several functions side by side, and the results file they are kept in."""
+"""Times of several functions side by side."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
-
-from bench.machine import machine
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def alternated_s(
@@ -69,22 +61,3 @@ def arguments(description: str | None) -> argparse.Namespace:
     found = parser.parse_args()
     torch.set_num_threads(found.threads)
     return found
-
-
-def save(name: str, rows: list[dict[str, Any]]) -> None:
-    """Write ``bench/results/<name>.json``."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-    ).stdout.strip()
-    result = {
-        "name": name,
-        "commit": commit or "unknown",
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": machine(),
-        "rows": rows,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

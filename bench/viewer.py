@@ -10,10 +10,8 @@ a cold server each time. Writes ``bench/results/viewer.json``.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
-import subprocess
 import tempfile
 import threading
 import time
@@ -22,13 +20,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.machine import machine
+from bench.record import save
 from spanwise.runlog import RunLog, tree_record
 from spanwise.tree import Expansion, Node, Tree
 from spanwise.viewer import Viewer, serve
 from tests.browser.chromium import start_chromium
 
-RESULTS = Path(__file__).parent / "results"
 WORDS = [
     *("who", "is", "the", "doctor", "of", "Marion", "Howe"),
     *("search", "next", "result", "answer", "found", "mentor"),
@@ -220,16 +217,7 @@ def main() -> None:
                 add("a frame while a tree of 500 leaves scrolls", frames)
         finally:
             driver.quit()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    result = {
-        "name": "viewer",
-        "commit": commit.stdout.strip(),
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": machine(),
-        "rows": rows,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "viewer.json").write_text(json.dumps(result, indent=1) + "\n")
+    save("viewer", rows)
 
 
 if __name__ == "__main__":

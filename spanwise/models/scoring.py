@@ -17,7 +17,7 @@ class Scores(NamedTuple):
     """``[N, T]``, log-prob of the token itself; float32, or float64 from such a model."""
 
     entropies: Tensor
-    """``[N, T]``, entropy in nats of the distribution it was drawn from; detached."""
+    """``[N, T]``, entropy in nats of the distribution it was drawn from."""
 
 
 def token_scores(model: Any, tokens: Tensor, mask: Tensor, lengths: Tensor) -> Scores:
@@ -33,7 +33,7 @@ def token_scores(model: Any, tokens: Tensor, mask: Tensor, lengths: Tensor) -> S
       lengths: ``[N]`` int64, tokens before the padding.
 
     Returns:
-      ``Scores`` on the device of ``tokens``; ``logprobs`` carries the gradient.
+      ``Scores`` on the device of ``tokens``; both carry the gradient.
 
     Raises:
       ValueError: if ``mask`` is True on a row's first token, which nothing predicts, or the
@@ -58,5 +58,5 @@ def token_scores(model: Any, tokens: Tensor, mask: Tensor, lengths: Tensor) -> S
     blank = picked.new_zeros(tokens.shape)
     return Scores(
         logprobs=blank.index_put((rows, columns), picked),
-        entropies=blank.index_put((rows, columns), entropies.detach()),
+        entropies=blank.index_put((rows, columns), entropies),
     )

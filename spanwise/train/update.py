@@ -14,7 +14,6 @@ from torch import Tensor
 from spanwise.batch import Batch
 from spanwise.losses import span_ratio
 from spanwise.models.critic import ValueModel
-from spanwise.models.entropy import token_entropies
 from spanwise.models.scoring import token_scores
 from spanwise.train.critic import FittedCritic
 from spanwise.train.objective import Objective, TrainRows
@@ -221,19 +220,17 @@ class _Policy:
     kl: KLPenalty | None
 
     def loss(self, part: TrainRows, meter: Meter, *, num_samples: int, num_tokens: int) -> Tensor:
-        place = (part.tokens, part.mask, part.lengths)
-        logprobs = token_scores(self.model, *place).logprobs
-        bonus = self.objective.entropy_bonus != 0
+        scores = token_scores(self.model, part.tokens, part.mask, part.lengths)
         loss, metrics = self.objective(
-            logprobs,
+            scores.logprobs,
             part,
             num_samples=num_samples,
             num_tokens=num_tokens,
-            entropies=token_entropies(self.model, *place) if bonus else None,
+            entropies=scores.entropies,
             kl=self.kl,
         )
         meter.add(metrics, weight=int(part.mask.sum()))
-        _measure_turns(meter, logprobs.detach(), part, self.objective)
+        _measure_turns(meter, scores.logprobs.detach(), part, self.objective)
         return loss
 
 

@@ -43,6 +43,25 @@ def test_what_stands_in_the_padding_changes_nothing() -> None:
     assert torch.equal(scores.logprobs, token_scores(model, tokens, mask, lengths).logprobs)
 
 
+def test_the_gradient_of_the_entropies() -> None:
+    model = tiny_model(dtype=torch.float64)
+    batch = rows()
+    # against a finite difference, along a random direction of one weight
+    weight = model.base_model.layers[0].mlp.up_proj.weight
+    direction = torch.randn_like(weight)
+    (gradient,) = torch.autograd.grad(token_scores(model, *batch).entropies.sum(), weight)
+
+    def moved(step: float) -> float:
+        with torch.no_grad():
+            weight.add_(step * direction)
+            found = float(token_scores(model, *batch).entropies.sum())
+            weight.sub_(step * direction)
+        return found
+
+    difference = (moved(1e-3) - moved(-1e-3)) / 2e-3  # its norms work in float32
+    assert float((gradient * direction).sum()) == pytest.approx(difference, rel=1e-3)
+
+
 def test_the_first_token_cannot_be_scored() -> None:
     tokens, mask, lengths = rows()
     mask[1, 0] = True
