@@ -42,6 +42,9 @@ class Batch:
     rollout_logprobs: Tensor
     """``[N, T]`` float32, as the engine reported at temperature 1; 0 where mask is False."""
 
+    sampling_logprobs: Tensor
+    """``[N, T]`` float32, under the distribution drawn from; 0 where mask is False."""
+
     rewards: Tensor
     """``[N]`` float32, outcome of the branch."""
 
@@ -68,6 +71,9 @@ class Batch:
 
     logprobs: Tensor | None = None
     """``[N, T]`` under the policy at the start of the update, which was sampled from."""
+
+    importance: Tensor | None = None
+    """``[N, T]`` by how much each token's loss is weighted for where it was drawn from."""
 
     token_entropies: Tensor | None = None
     """``[N, T]`` of the distribution that each token was drawn from, in nats."""
@@ -132,6 +138,7 @@ class Batch:
             turns=_pad([r.turns for r in rows], -1, torch.int64),
             nodes=_pad([r.nodes for r in rows], -1, torch.int64),
             rollout_logprobs=_pad([r.logprobs for r in rows], 0.0, torch.float32),
+            sampling_logprobs=_pad([r.sampling_logprobs for r in rows], 0.0, torch.float32),
             rewards=torch.tensor([r.reward for r in rows], dtype=torch.float32),
             groups=torch.tensor([r.group for r in rows]),
             leaves=torch.tensor([r.leaf for r in rows]),
@@ -177,6 +184,7 @@ class _Row:
     turns: list[int]
     nodes: list[int]
     logprobs: list[float]
+    sampling_logprobs: list[float]
     reward: float
     group: int
     leaf: int
@@ -188,12 +196,14 @@ class _Row:
         turns: list[int] = []
         nodes: list[int] = []
         logprobs: list[float] = []
+        sampling_logprobs: list[float] = []
         for depth, (node, number) in enumerate(zip(path, numbers, strict=True)):
             sampled, given = len(node.tokens), len(node.observation)
             tokens += [*node.tokens, *node.observation]
             turns += [depth - 1] * sampled + [-1] * given
             nodes += [number] * sampled + [-1] * given
             logprobs += [*node.logprobs, *[0.0] * given]
+            sampling_logprobs += [*node.sampling_logprobs, *[0.0] * given]
         reward = path[-1].reward
         assert reward is not None
         return _Row(
@@ -201,6 +211,7 @@ class _Row:
             turns=turns,
             nodes=nodes,
             logprobs=logprobs,
+            sampling_logprobs=sampling_logprobs,
             reward=reward,
             group=group,
             leaf=numbers[-1],

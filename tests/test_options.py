@@ -15,6 +15,7 @@ EVERYWHERE = {
     "evaluation.split",
     "folder", "keep_trees_every",
     "kl.coefficient", "kl.estimate", "kl.place", "kl.target",
+    "mismatch.mask", "mismatch.span", "mismatch.truncate",
     "model.device", "model.dtype", "model.path",
     "objective.average", "objective.clip_high", "objective.clip_low", "objective.dual_clip",
     "objective.entropy_bonus", "objective.gradient", "objective.ratio_span",

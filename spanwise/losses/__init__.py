@@ -4,6 +4,7 @@ Losses come per token, 0 where masked; ``aggregate`` turns them into one number.
 """
 
 from spanwise.losses.aggregate import mean_by_constant, mean_by_sample, mean_by_token
+from spanwise.losses.importance import importance_ratio, importance_weights, within_bound
 from spanwise.losses.kl import kl_k1, kl_k2, kl_k3
 from spanwise.losses.logprobs import logprobs_and_entropies
 from spanwise.losses.ratio import Ratio, span_ratio, token_gradient_ratio
@@ -14,6 +15,8 @@ from spanwise.losses.weights import weight_mean, weight_once, weight_per_leaf
 __all__ = [
     "Ratio",
     "clipped_surrogate",
+    "importance_ratio",
+    "importance_weights",
     "kl_k1",
     "kl_k2",
     "kl_k3",
@@ -27,4 +30,5 @@ __all__ = [
     "weight_mean",
     "weight_once",
     "weight_per_leaf",
+    "within_bound",
 ]

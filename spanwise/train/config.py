@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from spanwise.samplers.base import Engine
 from spanwise.trackers import TrackerName
 from spanwise.train.critic import Critic, NoCritic
 from spanwise.train.evaluate import Evaluation
+from spanwise.train.mismatch import Mismatch
 from spanwise.train.objective import Objective
 from spanwise.train.shaping import KLPenalty, Overlong
 from spanwise.train.update import Update
@@ -47,6 +49,9 @@ class TrainConfig:
 
     kl: KLPenalty = KLPenalty()
     """What it costs to move away from the starting model."""
+
+    mismatch: Mismatch = Mismatch()
+    """What is done where the engine's log-probs are not the trainer's."""
 
     objective: Objective = Objective()
     """The span of the ratio: what is minimised."""
@@ -110,4 +115,5 @@ def resolved(config: Any) -> Any:
         return {str(k): resolved(v) for k, v in config.items()}
     if isinstance(config, list | tuple):
         return [resolved(v) for v in config]
-    return str(config) if isinstance(config, Path) else config
+    infinite = isinstance(config, float) and not math.isfinite(config)  # JSON has no such number
+    return str(config) if infinite or isinstance(config, Path) else config

@@ -51,7 +51,8 @@ class Learner:
             critic=None if self.critic is None else self.critic.model,
         )
         limit = self.config.rollout.max_response_tokens
-        return self.kl.in_reward(self.config.overlong(batch, limit))
+        batch = self.config.mismatch(self.config.overlong(batch, limit))
+        return self.kl.in_reward(batch)
 
     def update(self, batch: Batch, advantages: Tensor, *, seed: int) -> dict[str, float]:
         """Train policy and critic on a batch.
@@ -63,7 +64,7 @@ class Learner:
           Metrics of the step.
         """
         config, in_loss = self.config, self.kl.place == "loss" and self.reference is not None
-        figures = self.advantage.figures(batch)
+        figures = self.advantage.figures(batch) | config.mismatch.figures(batch)
         if self.reference is not None:
             figures |= self._divergence(batch)
         targets = None

@@ -57,7 +57,8 @@ class Objective:
             "once": losses.weight_once,
             "mean": losses.weight_mean,
         }[self.shared_turns]
-        return function(torch.where(batch.loss_mask, batch.nodes, -1))
+        weights = function(torch.where(batch.loss_mask, batch.nodes, -1))
+        return weights if batch.importance is None else weights * batch.importance
 
     def __call__(
         self,

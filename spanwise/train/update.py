@@ -264,13 +264,10 @@ def score_figures(batch: Batch) -> dict[str, float]:
     """What the scores say of the policy before the update, as means over model tokens.
 
     Returns:
-      ``entropy`` in nats; ``engine_mismatch``, how far the log-probs of the sampling
-      engine were from the trainer's.
+      ``entropy`` in nats.
     """
-    assert batch.logprobs is not None and batch.token_entropies is not None
-    difference = (batch.logprobs - batch.rollout_logprobs)[batch.mask].abs().mean()
-    entropy = batch.token_entropies[batch.mask].mean()
-    return {"entropy": float(entropy), "engine_mismatch": float(difference)}
+    assert batch.token_entropies is not None
+    return {"entropy": float(batch.token_entropies[batch.mask].mean())}
 
 
 def train_rows(

@@ -11,7 +11,7 @@ const Runs = (() => {
     ["Explained variance", "explained_variance", "value_mean"],
     ["Faults", "unscored share", "stop/malformed", "stop/failure", "stop/length", "stop/budget", "skipped_steps"],
     ["Tokens per second", "tokens per second", "step seconds", "seconds/rollout", "seconds/update"],
-    ["Engine and trainer mismatch", "engine_mismatch", "approx_kl", "ratio_max", "ratio_min"],
+    ["Engine and trainer mismatch", "engine_mismatch", "engine_mismatch_max", "engine_kl", "engine_ratio/token_max", "engine_ratio/turn_max", "engine_ratio/whole_max", "engine_ratio/whole_min", "importance/mean", "importance/masked_share", "approx_kl", "ratio_max", "ratio_min"],
     ["Gradient", "gradient_norm", "loss", "value_gradient_norm", "value_loss"],
     ["Spans", "credit/span_length_mean", "credit/num_spans", "credit/span_open_share", "ratio_mean", "unique_to_total"],
   ];
