@@ -6,7 +6,6 @@ precedes it: what is known when the token is chosen.
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from spanwise.models.execution import run_alike
 from spanwise.models.loading import ModelError
+from spanwise.models.lora import own_copy
 
 CRITIC_FILE = "critic.safetensors"
 """Beside the policy in a checkpoint."""
@@ -91,8 +92,13 @@ class ValueModel(torch.nn.Module, ABC):
 
     def save(self, folder: Path) -> None:
         """Write the weights that are the critic's own into a checkpoint folder."""
-        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        weights = {name: tensor.contiguous() for name, tensor in self._own_state().items()}
         save_file(weights, folder / CRITIC_FILE)
+
+    def _own_state(self) -> dict[str, Tensor]:
+        """The state without frozen weights, which belong to the policy's model."""
+        frozen = {name for name, p in self.named_parameters() if not p.requires_grad}
+        return {k: v for k, v in self.state_dict().items() if k not in frozen}
 
     def restore(self, folder: Path) -> None:
         """Read the weights back.
@@ -103,8 +109,11 @@ class ValueModel(torch.nn.Module, ABC):
         path = folder / CRITIC_FILE
         if not path.is_file():
             raise ModelError(f"{folder} has no critic ({CRITIC_FILE}); was it trained with one?")
+        weights = load_file(path)
         try:
-            self.load_state_dict(load_file(path))
+            if weights.keys() != self._own_state().keys():
+                raise RuntimeError("other weights")
+            self.load_state_dict(weights, strict=False)
         except RuntimeError as error:
             raise ModelError(
                 f"{path} is the critic of another model or another kind of critic"
@@ -112,13 +121,18 @@ class ValueModel(torch.nn.Module, ABC):
 
 
 class SeparateCritic(ValueModel):
-    """A trunk of its own, copied from the policy when it is built."""
+    """A trunk of its own, copied from the policy when it is built.
+
+    From a policy with an adapter, the copy has an adapter of its own, on the same frozen
+    weights.
+    """
 
     def __init__(self, policy: Any, *, reads_surprise: bool = False) -> None:
         trunk = policy.base_model
         like = next(trunk.parameters())
         super().__init__(_hidden_size(policy), like, reads_surprise=reads_surprise)
-        self.trunk = copy.deepcopy(trunk)
+        self.trunk = own_copy(trunk)
+        run_alike(trunk, self.trunk)
 
     def hidden(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         return _last_hidden(self.trunk, tokens, attention_mask)

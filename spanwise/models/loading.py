@@ -11,7 +11,14 @@ from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+)
 from transformers.utils import logging as transformers_logging
+
+from spanwise.models.execution import checkpoint_gradients, compile_layers
+from spanwise.models.lora import ADAPTER_CONFIG, LoRA, adapter_settings, add_adapter, load_adapter
 
 SHIPPED = Path(__file__).parent.parent / "assets"
 """Small models that come with the package, by name."""
@@ -26,9 +33,21 @@ class Model:
     """Which causal language model to train, and how to hold it."""
 
     path: str = "search_base"
-    """A folder, a Hugging Face name such as ``Qwen/Qwen3-4B``, or a shipped model's name."""
+    """A folder, a Hugging Face name such as ``Qwen/Qwen3-4B``, or a shipped model's name. The
+    folder may hold a LoRA adapter alone: its model is then loaded too."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights and of computing. The optimizer sums up in float32 either way."""
+
+    lora: LoRA = LoRA()
+    """Train a small adapter in place of all weights."""
+
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, a third more time."""
+
+    compile: bool = False
+    """``torch.compile`` the layers for scoring and updates; needs a C++ compiler on a CPU."""
+
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:1``, …; ``auto`` is a GPU if there is one."""
 
@@ -42,7 +61,7 @@ class Model:
             return str(SHIPPED / self.path)
         folder = Path(self.path).expanduser()
         if folder.is_dir():
-            if not (folder / "config.json").is_file():
+            if not any((folder / file).is_file() for file in ("config.json", ADAPTER_CONFIG)):
                 raise ModelError(f"model folder {self.path} has no config.json")
             return str(folder)
         looks_local = self.path.startswith((".", "/", "~")) or self.path.count("/") != 1
@@ -72,22 +91,74 @@ class Model:
             )
         return tokenizer
 
+    def config(self) -> Any:
+        """The configuration of the model, checked to be of a causal language model.
+
+        Raises:
+          ModelError: if it cannot be found or read, or is of another kind.
+        """
+        base = self._base()
+        try:
+            config = AutoConfig.from_pretrained(base)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"cannot load {self.path}: {_first_line(error)}") from error
+        if fault := _not_causal(config):
+            raise ModelError(
+                f"{self.path} is {fault}; spanwise trains causal language models, such as "
+                "Qwen3ForCausalLM"
+            )
+        return config
+
+    def num_parameters(self) -> int:
+        """How many weights the model has, without reading them; an adapter is not counted.
+
+        Raises:
+          ModelError: as ``config``.
+        """
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(self.config())
+        return sum(p.numel() for p in model.parameters())
+
     def load(self) -> torch.nn.Module:
         """The model with its weights, in evaluation mode (no dropout), on its device.
 
         Raises:
-          ModelError: if the weights cannot be found or read.
+          ModelError: if the weights cannot be found or read, or an option cannot be had.
         """
-        source = self.resolve()
+        base = self._base()
         transformers_logging.disable_progress_bar()  # spanwise shows its own progress
+        config = self.config()
         try:
-            config = AutoConfig.from_pretrained(source)
             model: Any = AutoModelForCausalLM.from_pretrained(
-                source, config=config, dtype=getattr(torch, self.dtype), use_safetensors=True
+                base, config=config, dtype=getattr(torch, self.dtype), use_safetensors=True
             )
+            self._adapt(model)
+            model = model.to(self.resolved_device()).eval()
+            if self.gradient_checkpointing:
+                checkpoint_gradients(model)
+            if self.compile:
+                compile_layers(model)
         except (OSError, ValueError) as error:
             raise ModelError(f"cannot load {self.path}: {_first_line(error)}") from error
-        return model.to(self.resolved_device()).eval()
+        return model
+
+    def _base(self) -> str:
+        """Where the weights are: where ``path`` leads, or the model of the adapter there."""
+        source = self.resolve()
+        settings = adapter_settings(Path(source))
+        return settings.get("base_model_name_or_path") or source if settings else source
+
+    def _adapt(self, model: Any) -> None:
+        source = Path(self.resolve())
+        if settings := adapter_settings(source):
+            if self.lora.rank not in (0, settings.get("r")):
+                raise ValueError(
+                    f"its adapter has rank {settings.get('r')}, not {self.lora.rank}; leave out "
+                    "lora.rank"
+                )
+            load_adapter(model, source)
+        elif self.lora.rank:
+            add_adapter(model, self.lora)
 
     def resolved_device(self) -> torch.device:
         if self.device == "auto":
@@ -97,3 +168,15 @@ class Model:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _not_causal(config: Any) -> str:
+    """What the model is instead of a causal language model; nothing if it is one."""
+    kind = type(config)
+    if getattr(config, "is_encoder_decoder", False):
+        return f"an encoder-decoder model ({config.model_type})"
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return f"a model of the kind {config.model_type}, of which there is no causal one"
+    if kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        return f"a bidirectional model ({config.model_type})"
+    return ""

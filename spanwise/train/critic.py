@@ -12,6 +12,8 @@ from torch import Tensor
 
 from spanwise import losses
 from spanwise.models.critic import SeparateCritic, SharedCritic, ValueModel
+from spanwise.models.lora import trained_parameters
+from spanwise.train.adamw import Float32AdamW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +73,8 @@ class ValueHead(Critic):
             model: ValueModel = SeparateCritic(policy, reads_surprise=self.reads_surprise)
         else:
             model = SharedCritic(policy, self.trunk_gradient, reads_surprise=self.reads_surprise)
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=self.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+        optimizer = Float32AdamW(
+            trained_parameters(model), lr=self.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
         )
         return FittedCritic(
             model=model,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from spanwise.batch import Batch
 from spanwise.credit import Advantage
 from spanwise.models.critic import explained_variance
+from spanwise.models.lora import own_copy
 from spanwise.train.config import TrainConfig
 from spanwise.tree import Tree
 
@@ -34,7 +34,7 @@ class Learner:
         self.kl = config.kl
         """With the coefficient as it is now."""
         held = config.kl.coefficient > 0
-        self.reference = copy.deepcopy(model).requires_grad_(False) if held else None
+        self.reference = own_copy(model).requires_grad_(False) if held else None
 
     def batch(self, trees: Sequence[Tree]) -> Batch | None:
         """The trees as rows, with all that credit and losses are to see.

@@ -25,6 +25,7 @@ from spanwise.train.config import TrainConfig, resolved
 from spanwise.train.critic import still_rising
 from spanwise.train.evaluate import measure
 from spanwise.train.learner import Learner
+from spanwise.train.memory import check_memory
 from spanwise.train.metrics import tree_metrics
 from spanwise.train.sampling import draw_tasks, rollouts, sample_step
 from spanwise.tree import Tree
@@ -61,6 +62,7 @@ def train(
     """
     tokenizer = config.model.load_tokenizer()
     config.env.check(tokenizer)
+    check_memory(config)
     advantage = config.advantage.prepared(tokenizer)
     settings = resolved(config)
     log = RunLog.create(

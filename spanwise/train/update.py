@@ -14,7 +14,9 @@ from torch import Tensor
 from spanwise.batch import Batch
 from spanwise.losses import span_ratio
 from spanwise.models.critic import ValueModel
+from spanwise.models.lora import trained_parameters
 from spanwise.models.scoring import token_scores
+from spanwise.train.adamw import Float32AdamW
 from spanwise.train.critic import FittedCritic
 from spanwise.train.objective import Objective, TrainRows
 from spanwise.train.shaping import KLPenalty
@@ -38,8 +40,9 @@ class Update:
     max_gradient_norm: float = 1.0
 
     def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            model.parameters(),
+        """Of the weights that are trained: all, or those of an adapter."""
+        return Float32AdamW(
+            trained_parameters(model),
             lr=self.learning_rate,
             betas=(0.9, 0.95),
             weight_decay=self.weight_decay,

@@ -1,0 +1,169 @@
+"""Low-rank adapters (LoRA) through peft: few weights are trained, the model's own stay.
+
+The adapter is put into the model itself, which stays a plain model of transformers:
+scoring, the critic and the sampler need not know of it.
+
+References:
+  Hu et al., `LoRA <https://arxiv.org/abs/2106.09685>`_, 2021.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+M = TypeVar("M", bound=torch.nn.Module)
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""What a folder with an adapter has in place of a model's ``config.json``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    r"""An adapter of low rank on linear layers, in place of training all weights.
+
+        y = W x + alpha / rank * B A x        A [rank, in], B [out, rank]
+
+    ``A`` is drawn from a fixed seed and ``B`` is 0: the model starts as it was. Needs the
+    extra ``lora``.
+    """
+
+    rank: int = 0
+    """0: no adapter, all weights are trained."""
+
+    alpha: int = 32
+    """The adapter counts ``alpha / rank`` times."""
+
+    targets: tuple[str, ...] = ()
+    """Names of linear layers, such as ``q_proj``; none named: all below the output layer."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or self.alpha < 1:
+            raise ValueError(
+                f"lora needs rank >= 0 and alpha >= 1, got {self.rank} and {self.alpha}"
+            )
+
+
+def add_adapter(model: Any, lora: LoRA) -> None:
+    """Put a new adapter into the model; from then on its weights alone are trained.
+
+    They are float32, whatever the precision of the model.
+
+    Raises:
+      ValueError: if peft is missing, or ``targets`` names no linear layer of the model.
+    """
+    _require_peft()
+    from peft import LoraConfig
+
+    linear = linear_layers(model)
+    if unknown := sorted(set(lora.targets) - set(linear)):
+        raise ValueError(
+            f"lora.targets names {', '.join(unknown)}; the linear layers of this model are "
+            f"{', '.join(linear)}"
+        )
+    settings = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=list(lora.targets or linear),
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model.add_adapter(settings)
+    # peft keeps them as a set, whose order would differ from one saved file to the next
+    settings.target_modules = sorted(lora.targets or linear)  # pyright: ignore[reportAttributeAccessIssue]
+    _in_float32(model)
+
+
+def load_adapter(model: Any, folder: Path) -> None:
+    """Put a saved adapter into the model it was made for, to be trained further.
+
+    Raises:
+      ValueError: if peft is missing, or the adapter is of another kind or model.
+    """
+    _require_peft()
+    kind = adapter_settings(folder).get("peft_type")
+    if kind != "LORA":
+        raise ValueError(f"{folder} holds an adapter of the kind {kind}; LoRA is supported")
+    try:
+        model.load_adapter(str(folder), is_trainable=True)
+    except RuntimeError as error:
+        raise ValueError(f"the adapter in {folder} does not fit the model: {error}") from error
+    _in_float32(model)
+
+
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """What the folder's ``adapter_config.json`` says; nothing if it has none."""
+    file = folder / ADAPTER_CONFIG
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def linear_layers(model: Any) -> list[str]:
+    """The names that an adapter can be put on: linear layers, the output layer left out."""
+    head = model.get_output_embeddings()
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear) and module is not head
+        }
+    )
+
+
+def trained_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The parameters that an optimizer is to move: with an adapter, its own alone."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def own_copy(model: M) -> M:
+    """A copy with trained weights of its own; weights that stay as they are, are shared.
+
+    Of a model that is trained as a whole, all is copied; of one with an adapter, the adapter.
+    """
+    frozen: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
+    return copy.deepcopy(model, frozen)
+
+
+def merged_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """The weights under the names of the model without an adapter, with it added in.
+
+    The model is left as it is; one merged matrix exists at a time. Tied weights come once.
+
+    Args:
+      model: A causal language model of transformers, with or without an adapter.
+    """
+    layers = dict(model.named_modules())
+    for name, parameter in model.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        if ".lora_" in f".{name}":
+            continue
+        if not owner.endswith(".base_layer"):
+            yield name, parameter.detach()
+            continue
+        owner = owner.removesuffix(".base_layer")
+        weight = parameter.detach()
+        if leaf == "weight":
+            for adapter in layers[owner].active_adapters:
+                delta = layers[owner].get_delta_weight(adapter).detach()
+                weight = (weight.to(delta.dtype) + delta).to(weight.dtype)
+        yield f"{owner}.{leaf}", weight
+
+
+def _in_float32(model: torch.nn.Module) -> None:
+    for parameter in trained_parameters(model):
+        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+
+
+def _require_peft() -> None:
+    try:
+        import peft  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    except ImportError:
+        raise ValueError('LoRA needs peft: pip install "spanwise[lora]"') from None
