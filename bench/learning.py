@@ -4,6 +4,7 @@
 
 Each run starts from the same model and is measured on the same held-out questions.
 Recipes are compared at the same number of *sampled tokens*: see the curve of each run.
+With ``--workers 2`` two runs go side by side, each with its share of the threads.
 Writes ``bench/results/learning_RECIPES.json`` and prints a table; the run folders are
 kept under ``runs/learning``.
 """
@@ -12,16 +13,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import multiprocessing
 import statistics
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.record import commit, save
+from bench.record import save
 from spanwise import recipes
 from spanwise.display import Display
+from spanwise.provenance import commit
 from spanwise.runlog import RunLog
 from spanwise.train import train
 
@@ -57,6 +62,7 @@ def one_run(recipe: str, seed: int, every: int, folder: Path) -> dict[str, Any]:
         "sampled_tokens": summary["sampled_tokens"],
         "trained_tokens": summary["trained_tokens"],
         "peak_memory_mb": summary["peak_memory_mb"],
+        "explained_variance": summary.get("explained_variance"),
         "curve": curve,
     }
 
@@ -67,21 +73,43 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--every", type=int, default=10, help="steps between measurements")
     parser.add_argument("--name", default=None, help="of the results file")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, a process each")
     arguments = parser.parse_args()
-    rows: list[dict[str, Any]] = []
+    torch.set_num_threads(max(1, torch.get_num_threads() // arguments.workers))
+    rows = all_runs(arguments.recipes, arguments.seeds, arguments.every, arguments.workers)
     for recipe in arguments.recipes:
-        for seed in arguments.seeds:
-            folder = Path("runs/learning") / f"{recipe}-{seed}-{commit()}"
-            rows.append(one_run(recipe, seed, arguments.every, folder))
-            show(rows[-1])
         mine = [row for row in rows if row["recipe"] == recipe]
         for key in ("exact_match", "greedy"):
             gains = [100 * (row["after"][key] - row["before"][key]) for row in mine]
             spread = f"median {statistics.median(gains):+.1f}, least {min(gains):+.1f}"
             print(f"{recipe}: gain in {key} {spread}")
-    budgets = same_budget(rows)
     name = arguments.name or "learning_" + "_".join(arguments.recipes)
-    save(name, rows, at_the_same_sampled_tokens=budgets)
+    save(name, rows, workers=arguments.workers, at_the_same_sampled_tokens=same_budget(rows))
+
+
+def all_runs(
+    names: Sequence[str], seeds: Sequence[int], every: int, workers: int
+) -> list[dict[str, Any]]:
+    """Every recipe on every seed, in that order; each run in a process of its own.
+
+    So a run's peak memory is its own. All have the threads that this process has.
+    """
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(torch.get_num_threads(),),
+        max_tasks_per_child=1,
+    )
+    with pool:
+        found: dict[tuple[str, int], Future[dict[str, Any]]] = {}
+        for seed in seeds:  # seed by seed: what is stopped early has something of every recipe
+            for recipe in names:
+                folder = Path("runs/learning") / f"{recipe}-{seed}-{commit()}"
+                found[recipe, seed] = pool.submit(one_run, recipe, seed, every, folder)
+        for done in as_completed(found.values()):
+            show(done.result())
+        return [found[recipe, seed].result() for recipe in names for seed in seeds]
 
 
 def same_budget(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

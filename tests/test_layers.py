@@ -24,6 +24,7 @@ LAYERS = [
     "rollout",
     "testing",
     "models",
+    "provenance",
     "runlog",
     "display",
     "viewer",

@@ -6,22 +6,29 @@ References:
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+import pickle
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
 from typing import Any, cast
 
 from spanwise.envs.base import Environment, Reply, Split, Task, Tokenizer, Turn
 from spanwise.envs.math_scoring import INSTALL_HINT, boxed_answer, tagged_answer
-from spanwise.envs.scoring_process import ScoringError, scored
+from spanwise.envs.scoring_process import ScoringError, generated, scored
 from spanwise.tree import Failure
 
 INSTRUCTIONS = (
     "Think it through, then give the final answer, and nothing but the answer, between "
     "<answer> and </answer>."
 )
+
+NONSENSE = "@@ no answer @@"
+"""What no scorer should pay for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +38,16 @@ class ReasoningGym(Environment):
     The answer is what the last ``<answer>...</answer>`` of the turn holds or, without one,
     the last ``\boxed{...}``. The reward is the scorer's number, which for some tasks gives
     partial credit; ``exact_match`` is 1 where it is 1. A turn without an answer, or cut by
-    the token limit, scores 0. A scorer that raises or misses its deadline ends the
-    trajectory without a reward.
+    the token limit, scores 0, and so does one that the scorer cannot read. A scorer that
+    fails in another way or misses its deadline ends the trajectory without a reward. A task
+    is refused if its scorer pays in full for nonsense, as that of ``game_of_life_halting``.
 
     The splits are ranges of one generated sequence: first the test questions, then dev,
     then train, so that another number of training questions leaves the held-out ones as
     they are. Training questions that are also held out, as happens where a task has few
     different questions, are left out. All are generated at once: a few tasks, such as
-    ``knight_swap``, need a second a question. Those that iterate over sets of strings, such
-    as ``list_functions``, come out the same only under the same ``PYTHONHASHSEED``.
+    ``knight_swap``, need a second a question. They are generated in a process with a fixed
+    hash seed: some tasks, such as ``list_functions``, iterate over sets of strings.
 
     Raises:
       ValueError: if an option is out of range; by ``check`` and ``tasks`` also for an
@@ -94,18 +102,20 @@ class ReasoningGym(Environment):
         counts: dict[Split, int] = {
             "test": self.test_questions, "dev": self.dev_questions, "train": self.train_questions
         }  # fmt: skip
-        dataset = _dataset(
-            self.task, {**self._parameters, "seed": self.seed, "size": sum(counts.values())}
-        )
+        options = {**self._parameters, "seed": self.seed, "size": sum(counts.values())}
+        made_questions = _generated(self.task, options)
         made, held_out, start = _Made(), set[str](), 0
         for split, count in counts.items():
             tasks: list[Task] = []
             for index in range(start, start + count):
-                entry = dataset[index]
-                if split == "train" and entry["question"] in held_out:
+                question, answer, entry = made_questions[index]
+                if split == "train" and question in held_out:
                     continue
-                tasks.append(_task(f"{split}-{index - start}", entry))
-                made.entries[tasks[-1].id] = entry
+                task_id = f"{split}-{index - start}"
+                # some tasks have no answer: their scorer checks what was asked for
+                answers = () if answer is None else (answer,)
+                tasks.append(Task(id=task_id, question=question, answers=answers))
+                made.entries[task_id] = entry
             made.tasks[split] = tuple(tasks)
             held_out |= {task.question for task in tasks}
             start += count
@@ -159,26 +169,50 @@ class ReasoningGym(Environment):
 
 @dataclass(frozen=True)
 class _Made:
-    """What a generator made: tasks of each split, and the package's own record of each."""
+    """What a generator made: tasks of each split, and the package's own record of each.
+
+    The records are for its scorer: pickled, and read by scoring processes alone.
+    """
 
     tasks: dict[Split, tuple[Task, ...]] = field(default_factory=dict[Split, tuple[Task, ...]])
-    entries: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    entries: dict[str, str] = field(default_factory=dict[str, str])
 
 
-def _task(task_id: str, entry: Mapping[str, Any]) -> Task:
-    answer = entry["answer"]  # some tasks have none: their scorer checks what was asked for
-    answers = () if answer is None else (str(answer),)
-    return Task(id=task_id, question=entry["question"], answers=answers)
+_Question = tuple[str, str | None, str]
+"""Question, answer if there is one, record."""
+
+
+def _generated(name: str, options: dict[str, Any]) -> list[_Question]:
+    if importlib.util.find_spec("reasoning_gym") is None:
+        raise ValueError(
+            f"this environment needs reasoning-gym, which is not installed: {INSTALL_HINT}"
+        )
+    try:
+        return generated(_questions, name, options, package="reasoning_gym")
+    except ScoringError as error:
+        raise ValueError(str(error).removeprefix("ValueError: ")) from error
+
+
+def _questions(name: str, options: dict[str, Any]) -> list[_Question]:
+    """All questions of a dataset; called in a scoring process."""
+    dataset = _dataset(name, options)
+    found: list[_Question] = []
+    for index in range(options["size"]):
+        entry = dataset[index]
+        answer = None if entry["answer"] is None else str(entry["answer"])
+        found.append((entry["question"], answer, b64encode(pickle.dumps(entry)).decode()))
+    nonsense = 0.0
+    with contextlib.suppress(Exception):  # a scorer may refuse it in any way
+        nonsense = dataset.score_answer(NONSENSE, dataset[0])
+    if nonsense == 1.0:
+        raise ValueError(f"the scorer of {name} pays in full for {NONSENSE!r}; take another task")
+    return found
 
 
 def _dataset(name: str, options: dict[str, Any]) -> Any:
-    try:
-        import reasoning_gym
-        from reasoning_gym.factory import DATASETS
-    except ImportError as error:
-        raise ValueError(
-            f"this environment needs reasoning-gym, which is not installed: {INSTALL_HINT}"
-        ) from error
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.5)
         meant = f"; did you mean {' or '.join(near)}?" if near else f", of {len(DATASETS)} tasks"
@@ -192,8 +226,12 @@ def _dataset(name: str, options: dict[str, Any]) -> Any:
         raise ValueError(f"{name} refuses its parameters {options}: {error}") from error
 
 
-def _score(name: str, parameters: str, answer: str, entry: dict[str, Any]) -> float:
-    return float(_scorer(name, parameters).score_answer(answer, entry))
+def _score(name: str, parameters: str, answer: str, entry: str) -> float:
+    """Called in a scoring process."""
+    try:
+        return float(_scorer(name, parameters).score_answer(answer, pickle.loads(b64decode(entry))))
+    except ValueError:  # ``prime_factorization``, for one, reads its answer with int()
+        return 0.0
 
 
 @cache

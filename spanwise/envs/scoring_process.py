@@ -1,4 +1,4 @@
-"""Scores computed in a process of their own, which the kernel ends at the deadline.
+"""Calls made in a process of their own, which the kernel ends at the deadline: scores above all.
 
 A thread cannot be stopped, and one that computes ``9**9**9`` holds the interpreter lock, so
 that not even a deadline in another thread would fire: one such answer from the model would
@@ -8,6 +8,9 @@ since importing a computer algebra system takes seconds and a score takes millis
 Some scorers evaluate the answer as Python, so the process may run what a model wrote. It is
 refused files to write, processes and connections, and what it sends back is read as JSON,
 never unpickled. That stops accidents and what a policy may stumble on; it is no sandbox.
+
+All have the same hash seed, so that what iterates over sets of strings comes out the same
+in every run.
 """
 
 from __future__ import annotations
@@ -30,9 +33,12 @@ from typing import Any, TypeVar, cast
 T = TypeVar("T")
 
 Request = tuple[str, Callable[..., Any], tuple[Any, ...], float]
-"""Package, function, arguments, deadline in seconds."""
+"""Package, function, arguments, deadline in seconds; 0 is none."""
 
 MAX_ANSWER_BYTES = 100_000
+"""Of a score, which what a model wrote may try to make very long."""
+
+HASH_SEED = "0"
 
 MAX_PROCESSES = min(4, os.cpu_count() or 1)
 
@@ -91,14 +97,23 @@ async def scored(function: Callable[..., T], *arguments: Any, package: str, dead
       ScoringError: if the function raised anything, or the process died.
     """
     request = (package, function, arguments, deadline_s)
-    return cast(T, await asyncio.to_thread(_answer, request))
+    return cast(T, await asyncio.to_thread(_answer, request, MAX_ANSWER_BYTES))
 
 
-def _answer(request: Request) -> Any:
+def generated(function: Callable[..., T], *arguments: Any, package: str) -> T:
+    """``function(*arguments)``, however long it takes and however much it returns.
+
+    Raises:
+      ScoringError: if the function raised anything, or the process died.
+    """
+    return cast(T, _answer((package, function, arguments, 0.0), -1))
+
+
+def _answer(request: Request, max_bytes: int) -> Any:
     with _room:
         process = _ready_process()
         try:
-            value, fault = _exchanged(process, request)
+            value, fault = _exchanged(process, request, max_bytes)
         except (OSError, EOFError, ValueError):
             code = _end(process)
             if code == -signal.SIGALRM:
@@ -113,11 +128,13 @@ def _answer(request: Request) -> Any:
     return value
 
 
-def _exchanged(process: subprocess.Popen[bytes], request: Request) -> tuple[Any, str | None]:
+def _exchanged(
+    process: subprocess.Popen[bytes], request: Request, max_bytes: int
+) -> tuple[Any, str | None]:
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(pickle.dumps(request))
     process.stdin.flush()
-    answer: Any = json.loads(process.stdout.readline(MAX_ANSWER_BYTES) or "null")
+    answer: Any = json.loads(process.stdout.readline(max_bytes) or "null")
     if not isinstance(answer, list) or len(cast(list[Any], answer)) != 2:
         raise EOFError
     value, fault = cast(list[Any], answer)
@@ -135,7 +152,11 @@ def _ready_process() -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
+            "PYTHONHASHSEED": HASH_SEED,
+        },
         start_new_session=True,  # Ctrl-C is for the run, which then ends this process
     )
 

@@ -12,6 +12,7 @@ from xml.sax.saxutils import escape
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from spanwise.provenance import provenance
 from spanwise.study.correlation import Agreement, CorrelationResult, CorrelationStudy
 
 
@@ -43,12 +44,13 @@ def correlation_table(result: CorrelationResult) -> Table:
 def correlation_record(
     result: CorrelationResult, study: CorrelationStudy, *, recipe: str, arguments: list[str]
 ) -> dict[str, Any]:
-    """The study as plain JSON values."""
+    """The study as plain JSON values, with commit, date and machine."""
     found = dataclasses.asdict(result)
     rows = found.pop("agreements")
     settings = dataclasses.asdict(study)
     return {
         "name": "correlation",
+        **provenance(),
         "recipe": recipe,
         "arguments": arguments,
         "study": settings,

@@ -95,9 +95,27 @@ def test_a_scorer_that_never_ends_or_raises_is_a_failure_and_not_a_reward():
     assert hung.stop == "failure" and hung.failure is not None
     assert (hung.failure.kind, hung.failure.message) == ("reward_error", "no score in 1 s")
     assert replied(env, task, f"<answer>{task.answers[0]}</answer>").reward == 1.0
+
+
+def test_an_answer_that_the_scorer_cannot_read_scores_nothing():
     env = small("prime_factorization")
-    raised = replied(env, env.tasks("train")[0], "<answer>two</answer>")
-    assert raised.failure is not None and raised.failure.message.startswith("ValueError: ")
+    unread = replied(env, env.tasks("train")[0], "<answer>two</answer>")
+    assert (unread.stop, unread.reward) == ("answer", 0.0)
+
+
+def test_questions_that_follow_from_hashes_are_the_same_in_every_process():
+    # This generator iterates over a set of strings: another hash seed, other questions.
+    task = "isomorphic_strings"
+    script = (
+        "from spanwise.envs.reasoning_gym import ReasoningGym as Gym\n"
+        f"env = Gym(task={task!r}, train_questions=6, dev_questions=3, test_questions=4)\n"
+        "print([(t.question, t.answers) for t in env.tasks('train')])\n"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    command = [sys.executable, "-c", script]
+    made = subprocess.run(command, check=True, capture_output=True, env=environment).stdout
+    env = small(task)
+    assert str([(t.question, t.answers) for t in env.tasks("train")]) == made.decode().strip()
 
 
 @pytest.mark.parametrize(
@@ -108,6 +126,7 @@ def test_a_scorer_that_never_ends_or_raises_is_a_failure_and_not_a_reward():
         ({"parameters": '{"terms": 3}'}, "chain_sum has no parameter 'terms'; it has min_terms"),
         ({"parameters": '{"min_terms": 9, "max_terms": 2}'}, "chain_sum refuses its parameters"),
         ({"task": "composite"}, "composite refuses its parameters"),
+        ({"task": "game_of_life_halting"}, "the scorer of game_of_life_halting pays in full"),
     ],
 )
 def test_what_the_package_does_not_have_is_refused_by_check(options: Any, message: str):

@@ -150,6 +150,8 @@ def test_table_file_and_plot(tmp_path: Path) -> None:
     record = correlation_record(result, study, recipe="letters", arguments=["--steps", "2"])
     write_correlation(tmp_path / "made", record, result)
     read = json.loads((tmp_path / "made" / "correlation.json").read_text())
+    assert read["machine"]["torch"] == torch.__version__ and len(read["date"]) == 10
+    assert read["commit"]
     assert read["recipe"] == "letters" and read["study"]["num_continuations"] == 4
     rows = {row["estimator"]: row for row in read["rows"]}
     assert len(rows["SAE end"]["spearman_interval"]) == 2

@@ -1,0 +1,49 @@
+"""Where a result comes from: the commit, the day and the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def provenance() -> dict[str, Any]:
+    """``commit``, ``date`` (UTC) and ``machine``, as plain JSON values."""
+    today = datetime.now(UTC).strftime("%Y-%m-%d")
+    return {"commit": commit(), "date": today, "machine": machine()}
+
+
+def commit() -> str:
+    """The commit of the checkout that the package is run from, short; else ``unknown``."""
+    folder = Path(__file__).parent
+    if not (folder.parent / ".git").exists():  # installed, perhaps inside another checkout
+        return "unknown"
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    except OSError:
+        return "unknown"
+    return run.stdout.strip() or "unknown"
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, threads, GPU and torch, in words that name no host."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    except OSError:
+        pass
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+    }
