@@ -5,21 +5,14 @@ from __future__ import annotations
 import asyncio
 import resource
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from spanwise.batch import Batch
 from spanwise.display import Display
-from spanwise.envs.base import Task
-from spanwise.losses import span_ratio
 from spanwise.rollout.base import Site
 from spanwise.rollout.seeds import seed_of
-from spanwise.runlog import RunLog, tree_record
+from spanwise.runlog import RunLog
 from spanwise.trackers import open_trackers
 from spanwise.train.config import TrainConfig, resolved
 from spanwise.train.critic import still_rising
@@ -27,8 +20,9 @@ from spanwise.train.evaluate import measure
 from spanwise.train.learner import Learner
 from spanwise.train.memory import check_memory
 from spanwise.train.metrics import tree_metrics
+from spanwise.train.records import records, token_arrays
+from spanwise.train.run import Clock, Run, RunState
 from spanwise.train.sampling import draw_tasks, rollouts, sample_step
-from spanwise.tree import Tree
 
 LAST_STEPS = 5
 """The explained variance of a run is the mean over so many of its last steps."""
@@ -60,6 +54,29 @@ def train(
       ValueError: if the tokenizer cannot write what the environment needs.
       RunError: if the folder holds a run or cannot be written.
     """
+    run = start(config, recipe=recipe, folder=folder, arguments=arguments)
+    state = run.state
+    if state.before is None:
+        with display.waiting("measuring the model before training"):
+            state.before = measure(run.site, config.rollout, config.evaluation).summary()
+    if not state.critic_fitted:
+        pretrain_critic(run, display)
+    with display.steps(config.steps) as progress:
+        for step in range(state.step + 1, config.steps + 1):
+            metrics = train_step(run, step)
+            state.step = step
+            run.write(metrics)
+            progress.step(metrics)
+    with display.waiting("measuring the model after training"):
+        after = measure(run.site, config.rollout, config.evaluation).summary()
+    save_checkpoint(run.log.checkpoint_path("final"), run.learner, run.tokenizer)
+    run.log.write_summary(summary(run, after))
+    run.close()
+    return run.log
+
+
+def start(config: TrainConfig, *, recipe: str, folder: Path, arguments: Sequence[str]) -> Run:
+    """A new run with all its parts; what can be refused is refused before the model is read."""
     tokenizer = config.model.load_tokenizer()
     config.env.check(tokenizer)
     check_memory(config)
@@ -69,117 +86,112 @@ def train(
         folder, {"recipe": recipe, "arguments": list(arguments), "config": settings}
     )
     trackers = open_trackers(config.trackers, folder, settings)
-
-    def write(metrics: Mapping[str, Any]) -> None:
-        log.write_metrics(metrics)
-        for tracker in trackers:
-            tracker.write(metrics)
-
     model = config.model.load()
     sampler = config.sampler.build(model, tokenizer)
-    site = Site(env=config.env, sampler=sampler, tokenizer=tokenizer, seed=config.seed)
-    learner = Learner(config, model, advantage)
-    pool = config.env.tasks("train")
-
-    with display.waiting("measuring the model before training"):
-        before = measure(site, config.rollout, config.evaluation)
-    started, sampled_tokens, trained_tokens = time.monotonic(), 0, 0
-    if learner.critic is not None and learner.critic.pretraining_steps:
-        with display.waiting("fitting the critic, the policy is frozen"):
-            for metrics in pretrain_critic(learner, site, pool):
-                write(metrics)
-                sampled_tokens += metrics["sampled_tokens"]
-                done, explained = metrics["critic_batch"], metrics["explained_variance"]
-                display.console.print(
-                    f"critic batch {done}, at most {learner.critic.pretraining_steps}: explains "
-                    f"{explained:.2f} of the variance",
-                    highlight=False,
-                )
-    with display.steps(config.steps) as progress:
-        for step in range(1, config.steps + 1):
-            clock = Clock()
-            sampled = asyncio.run(sample_step(site, config, pool, step))
-            clock.lap("rollout")
-
-            batch = learner.batch(sampled.trees)
-            metrics = {"step": step, **tree_metrics(sampled.all_trees, batch)}
-            if config.refill_rounds:
-                metrics["dropped_prompts"] = len(sampled.all_trees) - len(sampled.trees)
-            clock.lap("scoring")
-            if batch is None:
-                metrics["no_signal"] = 1.0
-            else:
-                advantages = advantage(batch)
-                clock.lap("credit")
-                metrics |= learner.update(
-                    batch, advantages, seed=seed_of(config.seed, step, "update")
-                )
-                sampler.update_weights(model)
-                clock.lap("update")
-                if _now(step, config.keep_trees_every, config.steps):
-                    values = advantage.node_values(batch)
-                    arrays = token_arrays(config, model, batch, advantages)
-                    kept = records(sampled.trees, sampled.tasks, batch, arrays, values)
-                    log.write_trees(step, kept)
-                    clock.lap("record")
-
-            sampled_tokens += metrics["sampled_tokens"]
-            trained_tokens += config.update.epochs * metrics["trained_tokens"]
-            if _now(step, config.evaluation.every, config.steps + 1):
-                held_out = measure(site, config.rollout, config.evaluation).summary()
-                metrics["held_out/exact_match"] = held_out["exact_match"]
-                metrics["held_out/greedy"] = held_out["greedy"]
-                clock.lap("evaluation")
-            metrics |= {"total_sampled_tokens": sampled_tokens, **clock.seconds()}
-            write(metrics)
-            progress.step(metrics)
-    train_seconds = time.monotonic() - started
-
-    with display.waiting("measuring the model after training"):
-        after = measure(site, config.rollout, config.evaluation)
-    save_checkpoint(log.checkpoint_path("final"), learner, tokenizer)
-    log.write_summary(
-        {
-            "recipe": recipe,
-            "seed": config.seed,
-            "before": before.summary(),
-            "after": after.summary(),
-            "train_seconds": round(train_seconds, 1),
-            "sampled_tokens": sampled_tokens,
-            "trained_tokens": trained_tokens,
-            "peak_memory_mb": peak_memory_mb(),
-            **critic_summary(log.read_metrics()),
-        }
+    return Run(
+        recipe=recipe,
+        config=config,
+        log=log,
+        trackers=trackers,
+        tokenizer=tokenizer,
+        site=Site(env=config.env, sampler=sampler, tokenizer=tokenizer, seed=config.seed),
+        learner=Learner(config, model, advantage),
+        pool=config.env.tasks("train"),
+        state=RunState(),
     )
-    sampler.close()
-    for tracker in trackers:
-        tracker.close()
-    return log
 
 
-def pretrain_critic(learner: Learner, site: Site, pool: Sequence[Task]) -> Iterator[dict[str, Any]]:
+def train_step(run: Run, step: int) -> dict[str, Any]:
+    """Sample trees, give credit, update; the metrics of the step.
+
+    A batch without a reward trains nothing, and ``no_signal`` counts it.
+    """
+    config, learner, clock = run.config, run.learner, Clock()
+    sampled = asyncio.run(sample_step(run.site, config, run.pool, step))
+    clock.lap("rollout")
+
+    batch = learner.batch(sampled.trees)
+    metrics = {"step": step, **tree_metrics(sampled.all_trees, batch)}
+    if config.refill_rounds:
+        metrics["dropped_prompts"] = len(sampled.all_trees) - len(sampled.trees)
+    clock.lap("scoring")
+    if batch is None:
+        metrics["no_signal"] = 1.0
+    else:
+        advantages = learner.advantage(batch)
+        clock.lap("credit")
+        metrics |= learner.update(batch, advantages, seed=seed_of(config.seed, step, "update"))
+        run.site.sampler.update_weights(learner.model)
+        clock.lap("update")
+        if is_due(step, config.keep_trees_every, config.steps):
+            values = learner.advantage.node_values(batch)
+            arrays = token_arrays(config, learner.model, batch, advantages)
+            kept = records(sampled.trees, sampled.tasks, batch, arrays, values)
+            run.log.write_trees(step, kept)
+            clock.lap("record")
+
+    if is_due(step, config.evaluation.every, config.steps + 1):
+        held_out = measure(run.site, config.rollout, config.evaluation).summary()
+        metrics["held_out/exact_match"] = held_out["exact_match"]
+        metrics["held_out/greedy"] = held_out["greedy"]
+        clock.lap("evaluation")
+    run.count(metrics, clock.total(), epochs=config.update.epochs)
+    return {**metrics, "total_sampled_tokens": run.state.sampled_tokens, **clock.seconds()}
+
+
+def pretrain_critic(run: Run, display: Display) -> None:
     """Fit the critic to the frozen policy until its explained variance stops rising.
 
     Each batch is sampled afresh and predicted before it is trained on. Their metrics are
     those of step 0.
     """
-    config, critic = learner.config, learner.critic
-    assert critic is not None
-    history: list[float] = []
-    for number in range(1, critic.pretraining_steps + 1):
-        clock = Clock()
-        tasks = draw_tasks(pool, config.prompts_per_step, config.seed, 1 - number)
-        trees = asyncio.run(rollouts(site, config, tasks, 1 - number))
-        clock.lap("rollout")
-        batch = learner.batch(trees)
-        metrics = {"step": 0, "critic_batch": number, **tree_metrics(trees, batch)}
-        if batch is not None:
-            metrics |= learner.fit_critic(batch, seed=seed_of(config.seed, 1 - number, "critic"))
-        clock.lap("update")
-        history.append(metrics.setdefault("explained_variance", 0.0))
-        yield {**metrics, **clock.seconds()}
-        if not still_rising(history):
-            return
+    critic, history = run.learner.critic, run.state.critic_history
+    batches = 0 if critic is None else critic.pretraining_steps
+    while len(history) < batches and still_rising(history):
+        if not history:
+            display.console.print("fitting the critic, the policy is frozen", highlight=False)
+        metrics = critic_step(run, len(history) + 1)
+        history.append(metrics["explained_variance"])
+        run.write(metrics)
+        display.console.print(
+            f"critic batch {len(history)}, at most {batches}: explains "
+            f"{history[-1]:.2f} of the variance",
+            highlight=False,
+        )
+    run.state.critic_fitted = True
+
+
+def critic_step(run: Run, number: int) -> dict[str, Any]:
+    """Sample batch ``number`` and fit the critic alone to it; the metrics of the batch."""
+    config, learner, clock = run.config, run.learner, Clock()
+    step = 1 - number  # draws of their own: training steps count from 1
+    tasks = draw_tasks(run.pool, config.prompts_per_step, config.seed, step)
+    trees = asyncio.run(rollouts(run.site, config, tasks, step))
+    clock.lap("rollout")
+    batch = learner.batch(trees)
+    metrics = {"step": 0, "critic_batch": number, **tree_metrics(trees, batch)}
+    if batch is not None:
+        metrics |= learner.fit_critic(batch, seed=seed_of(config.seed, step, "critic"))
+    clock.lap("update")
+    run.count(metrics, clock.total(), epochs=0)
+    metrics.setdefault("explained_variance", 0.0)
+    return {**metrics, **clock.seconds()}
+
+
+def summary(run: Run, after: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``summary.json`` says of a run at its end."""
+    state = run.state
+    return {
+        "recipe": run.recipe,
+        "seed": run.config.seed,
+        "before": state.before,
+        "after": after,
+        "train_seconds": round(state.train_seconds, 1),
+        "sampled_tokens": state.sampled_tokens,
+        "trained_tokens": state.trained_tokens,
+        "peak_memory_mb": peak_memory_mb(),
+        **critic_summary(run.log.read_metrics()),
+    }
 
 
 def critic_summary(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -197,68 +209,6 @@ def critic_summary(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def token_arrays(
-    config: TrainConfig, model: Any, batch: Batch, advantages: Tensor
-) -> dict[str, Tensor]:
-    """What the run folder keeps of each token of a step, ``[N, T]`` each.
-
-    ``ratio`` is the span's, after the update against before it: how far the step moved it.
-    """
-    found = {"advantages": advantages}
-    if batch.values is not None:
-        found["values"] = batch.values
-    if batch.token_entropies is not None:
-        found["entropies"] = batch.token_entropies
-    if batch.logprobs is not None:
-        after = config.update.scored(model, batch).logprobs
-        assert after is not None
-        found["ratio"] = span_ratio(after, batch.logprobs, config.objective.ratio_spans(batch))
-    return found
-
-
-def records(
-    trees: Sequence[Tree],
-    tasks: Sequence[Task],
-    batch: Batch,
-    arrays: Mapping[str, Tensor],
-    values: Tensor | None,
-) -> list[dict[str, Any]]:
-    """The trees of a step with the credit of each node and token, for the run folder."""
-    at = batch.nodes[batch.mask]
-    given = arrays["advantages"][batch.mask].float()
-    sums = torch.zeros(len(batch.parents)).index_add(0, at, given)
-    counts = torch.bincount(at, minlength=len(batch.parents)).clamp(min=1)
-    per_node = (sums / counts).tolist()
-    per_node_values = None if values is None else values.tolist()
-    per_token = by_node(batch, arrays)
-    found: list[dict[str, Any]] = []
-    first = 0
-    for tree, task in zip(trees, tasks, strict=True):
-        nodes = slice(first, first + len(tree.nodes))
-        first += len(tree.nodes)
-        found.append(
-            tree_record(
-                tree,
-                {"question": task.question, "answers": task.answers, "info": dict(task.info)},
-                advantages=per_node[nodes],
-                values=None if per_node_values is None else per_node_values[nodes],
-                tokens=per_token[nodes],
-            )
-        )
-    return found
-
-
-def by_node(batch: Batch, arrays: Mapping[str, Tensor]) -> list[dict[str, list[float]]]:
-    """Of each node, the figures of its tokens in the first row that holds it."""
-    found: list[dict[str, list[float]]] = [{} for _ in batch.parents]
-    for row, nodes in enumerate(batch.nodes):
-        for node in nodes[nodes >= 0].unique().tolist():
-            if not found[node]:
-                here = nodes == node
-                found[node] = {name: of[row, here].tolist() for name, of in arrays.items()}
-    return found
-
-
 def save_checkpoint(folder: Path, learner: Learner, tokenizer: Any) -> None:
     """The policy in Hugging Face format, and the critic; all weights as safetensors."""
     learner.model.save_pretrained(folder)
@@ -273,21 +223,6 @@ def peak_memory_mb() -> int:
     return peak // (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
-def _now(step: int, every: int, last: int) -> bool:
+def is_due(step: int, every: int, last: int) -> bool:
+    """Whether something that is done every so many steps (0: never), and last, is due."""
     return every > 0 and (step % every == 0 or step == last)
-
-
-class Clock:
-    """Seconds by phase."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-        self._laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.monotonic()
-        self._laps[name] = now - self._last
-        self._last = now
-
-    def seconds(self) -> dict[str, float]:
-        return {f"seconds/{name}": round(value, 4) for name, value in self._laps.items()}

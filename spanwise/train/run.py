@@ -1,0 +1,96 @@
+"""A run in progress: its parts, and how far it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from spanwise.envs.base import Task
+from spanwise.rollout.base import Site
+from spanwise.runlog import RunLog
+from spanwise.trackers import Tracker
+from spanwise.train.config import TrainConfig
+from spanwise.train.learner import Learner
+
+
+@dataclass(kw_only=True)
+class RunState:
+    """How far a run is; with the learner's weights and optimizers, all that it goes on from."""
+
+    step: int = 0
+    """Training steps that are done."""
+
+    before: dict[str, Any] | None = None
+    """The measurement before training; None: not taken yet."""
+
+    critic_history: list[float] = field(default_factory=list[float])
+    """Explained variance of each batch that the critic alone was fitted on."""
+
+    critic_fitted: bool = False
+    """Whether fitting the critic alone is over."""
+
+    sampled_tokens: int = 0
+    """By the model, for training."""
+
+    trained_tokens: int = 0
+    """Each as often as it was trained on."""
+
+    train_seconds: float = 0.0
+    """Of fitting the critic and training, measurements during training included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The parts of a run."""
+
+    recipe: str
+    config: TrainConfig
+    log: RunLog
+    trackers: Sequence[Tracker]
+    tokenizer: Any
+    site: Site
+    learner: Learner
+    pool: Sequence[Task]
+    """The tasks to train on."""
+
+    state: RunState
+
+    def count(self, metrics: Mapping[str, Any], seconds: float, *, epochs: int) -> None:
+        """Add what a batch took to the state, ``epochs`` passes over its trained tokens."""
+        self.state.sampled_tokens += metrics["sampled_tokens"]
+        self.state.trained_tokens += epochs * metrics["trained_tokens"]
+        self.state.train_seconds += seconds
+
+    def write(self, metrics: Mapping[str, Any]) -> None:
+        """Append a line of metrics to the run folder, and copy it to the trackers."""
+        self.log.write_metrics(metrics)
+        for tracker in self.trackers:
+            tracker.write(metrics)
+
+    def close(self) -> None:
+        """Stop the sampler and write out what the trackers hold back."""
+        self.site.sampler.close()
+        for tracker in self.trackers:
+            tracker.close()
+
+
+class Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.monotonic()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self._laps[name] = now - self._last
+        self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        return {f"seconds/{name}": round(value, 4) for name, value in self._laps.items()}
+
+    def total(self) -> float:
+        """Seconds since the clock was made."""
+        return time.monotonic() - self._started
