@@ -122,7 +122,13 @@ def _eval(arguments: list[str]) -> None:
     tokenizer = model.load_tokenizer()
     config.env.check(tokenizer)
     sampler = config.sampler.build(model.load(), tokenizer)
-    site = Site(env=config.env, sampler=sampler, tokenizer=tokenizer, seed=options.seed)
+    site = Site(
+        env=config.env,
+        sampler=sampler,
+        tokenizer=tokenizer,
+        seed=options.seed,
+        failures=config.failures,
+    )
     evaluation = dataclasses.replace(
         config.evaluation, num_tasks=options.num_tasks, split=options.split
     )

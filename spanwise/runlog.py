@@ -164,11 +164,12 @@ def tree_of(record: Mapping[str, Any]) -> Tree:
     names = {f.name for f in dataclasses.fields(Node)}
     nodes: list[Node] = []
     for entry in record["nodes"]:
-        fields = {name: entry[name] for name in names}
+        fields = {name: entry[name] for name in names if name != "faults"}
         for name in ("path", "tokens", "logprobs", "sampling_logprobs", "observation"):
             fields[name] = tuple(fields[name])
         if fields["failure"] is not None:
             fields["failure"] = Failure(**fields["failure"])
+        fields["faults"] = tuple(Failure(**fault) for fault in entry.get("faults", ()))
         if fields["expansion"] is not None:
             expansion: dict[str, Any] = fields["expansion"]
             fields["expansion"] = Expansion(

@@ -30,15 +30,31 @@ limit. ``budget``: no turn or tool call was left. ``failure``: see ``Node.failur
 """
 
 
+FailureKind = Literal[
+    "tool_timeout", "tool_error", "tool_crash", "overlong_output",
+    "malformed_call", "length_limit", "budget_spent",
+    "reward_timeout", "reward_error", "reward_nan",
+    "engine_timeout", "engine_error",
+]  # fmt: skip
+"""What can go wrong.
+
+Most environments score a malformed call, a turn cut by the length limit and a spent
+budget: these are then a ``Stop`` with a reward. The kinds of these names are for
+environments that rather leave the branch out.
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Something outside the model went wrong; the branch has no reward."""
+    """Something outside the model went wrong."""
 
-    kind: str
-    """``tool_timeout``, ``tool_error``, ``reward_error`` or ``engine_error``."""
-
+    kind: FailureKind
     message: str
     """One line for a person."""
+
+    then: Literal["excluded", "retried", "shown", "cut"] = "excluded"
+    """What was done about it: the branch has no reward; the call was made again; the model
+    was told and went on; too long an output was cut and used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +100,11 @@ class Node:
     """Of the trajectory that ends here. None: not a leaf, or never scored."""
 
     failure: Failure | None = None
+    """Why the trajectory that ends here has no reward."""
+
+    faults: tuple[Failure, ...] = ()
+    """What went wrong before that, or was got over, in the order in which it happened."""
+
     expansion: Expansion | None = None
     text: str = ""
     """``tokens``, decoded."""

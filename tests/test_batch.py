@@ -78,7 +78,7 @@ def test_rows_by_hand() -> None:
 
 def test_nothing_to_train_on_is_an_error() -> None:
     failed = turn(
-        0, tokens=(1,), stop="failure", reward=None, failure=Failure(kind="k", message="")
+        0, tokens=(1,), stop="failure", reward=None, failure=Failure(kind="tool_error", message="")
     )
     with pytest.raises(ValueError, match="none of the 1 branches has a reward"):
         Batch.from_trees([Tree(task_id="t", nodes=(ROOT, failed))])

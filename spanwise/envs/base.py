@@ -86,7 +86,15 @@ class Environment(ABC):
 
     @abstractmethod
     async def reply(self, task: Task, turns: Sequence[Turn]) -> Reply:
-        """Answer the newest turn, ``turns[-1]``. A function of its arguments alone."""
+        """Answer the newest turn, ``turns[-1]``. A function of its arguments alone.
+
+        What it raises is a failure of the rollout's, a ``ToolError`` one of the tool: see
+        ``rollout.failures.FailurePolicy``.
+        """
+
+    def failure_text(self, failure: Failure) -> str:
+        """The observation that tells the model that its tool call failed."""
+        return f"\n[{failure.kind.replace('_', ' ')}: there is no result]\n"
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer that cannot write what this environment needs.

@@ -23,7 +23,7 @@ from spanwise.envs.grammar import (
 )
 from spanwise.envs.scoring import exact_match, f1
 from spanwise.envs.world import RELATIONS, SearchWorld
-from spanwise.tools.base import Tool, ToolError, ToolTimeout
+from spanwise.tools.base import Tool, ToolError
 from spanwise.tools.search import Document, DocumentIndex, SearchTool
 from spanwise.tree import Failure, Stop
 
@@ -41,7 +41,7 @@ class SearchEnvironment(Environment):
        -1    the format is broken: a malformed turn, one cut by the token limit, or a
              call when no call is left
 
-    A tool that fails or misses its deadline ends the trajectory without a reward.
+    A tool that fails or misses its deadline is a failure, and no reward.
     ``outcome`` of a turn holds ``query`` and ``documents`` (titles), or ``answer``,
     ``exact_match`` and ``f1``; of a turn with broken format ``fault``, and zeros for both.
     """
@@ -93,11 +93,13 @@ class SearchEnvironment(Environment):
         try:
             documents = _checked(await self.search_tool(query))
         except ToolError as error:
-            kind = "tool_timeout" if isinstance(error, ToolTimeout) else "tool_error"
-            failure = Failure(kind=kind, message=" ".join(str(error).split())[:500])
-            return Reply(stop="failure", failure=failure, outcome=outcome)
+            return Reply(stop="failure", failure=error.failure(), outcome=outcome)
         outcome["documents"] = [document.title for document in documents]
         return Reply(stop="call", observation=result_text(documents), outcome=outcome)
+
+    def failure_text(self, failure: Failure) -> str:
+        """A result that says that there is none."""
+        return " <result> the search failed , nothing found . </result> "
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer that changes a tag."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from spanwise.envs.base import Environment, Reply, Task, Tokenizer, Turn
+from spanwise.rollout.calls import Caller
+from spanwise.rollout.failures import FailurePolicy
 from spanwise.rollout.seeds import seed_of
-from spanwise.samplers.base import Completion, EngineError, Request, Sampler, Sampling
+from spanwise.samplers.base import Completion, Request, Sampler, Sampling
 from spanwise.tree import Expansion, Failure, Node, Path, Tree
 
 
@@ -24,6 +25,9 @@ class Site:
     tokenizer: Any
     seed: int
     """Of the run."""
+
+    failures: FailurePolicy = FailurePolicy()
+    """What becomes of calls that fail."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,33 +91,28 @@ class Growth:
             stop=self.site.env.stop_strings,
             sampling=self.rollout.sampling,
         )
-        try:
-            completion = await self.site.sampler.sample(request)
-        except EngineError as error:
-            return Node(path=path, stop="failure", failure=_failure("engine_error", error))
+        caller = Caller(self.site, self.task, self.step, path)
+        completion = await caller.completion(request)
+        if isinstance(completion, Failure):
+            faults = tuple(caller.faults)
+            return Node(path=path, stop="failure", failure=completion, faults=faults)
         text = self.site.tokenizer.decode(completion.tokens, skip_special_tokens=False)
         turns = [Turn(text=n.text, outcome=n.outcome) for n in before[1:]]
         turns.append(Turn(text=text, truncated=completion.finish == "length"))
-        reply = await self._reply(turns)
+        reply = await caller.reply(turns)
         observation = encode(self.site.tokenizer, reply.observation)
         if reply.stop == "call" and self._room(len(context + completion.tokens + observation)) < 1:
             turns[-1] = replace(turns[-1], truncated=True)
-            reply, observation = await self._reply(turns), ()
-        return _node(path, completion, text, reply, observation)
+            reply, observation = await caller.reply(turns), ()
+            if reply.stop == "call":
+                message = "the environment goes on after a turn that the limit cut"
+                failure = Failure(kind="length_limit", message=message)
+                reply = Reply(stop="failure", failure=failure, outcome=reply.outcome)
+        node = _node(path, completion, text, reply, observation)
+        return replace(node, faults=tuple(caller.faults))
 
     def _room(self, used: int) -> int:
         return len(self.nodes[()].observation) + self.rollout.max_response_tokens - used
-
-    async def _reply(self, turns: Sequence[Turn]) -> Reply:
-        """The environment's answer; what it raises, or a reward of NaN, becomes a failure."""
-        try:
-            reply = await self.site.env.reply(self.task, turns)
-        except Exception as error:
-            return Reply(stop="failure", failure=_failure("reward_error", error))
-        if reply.reward is not None and not math.isfinite(reply.reward):
-            error = ValueError(f"the reward is {reply.reward}")
-            return Reply(stop="failure", failure=_failure("reward_error", error))
-        return reply
 
     def freeze(self) -> Tree:
         """The tree as it is now."""
@@ -131,10 +130,6 @@ def prompt_tokens(tokenizer: Any, env: Environment, task: Task) -> tuple[int, ..
 def encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     """Text that did not come from the model, to tokens, once."""
     return tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
-
-
-def _failure(kind: str, error: BaseException) -> Failure:
-    return Failure(kind=kind, message=f"{type(error).__name__}: {error}")
 
 
 def _node(

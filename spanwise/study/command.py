@@ -58,7 +58,13 @@ def run_correlation(
     assert critic is not None  # a span advantage has one: the configuration says so
     critic.model.restore(path)
     sampler = config.sampler.build(policy, tokenizer)
-    site = Site(env=config.env, sampler=sampler, tokenizer=tokenizer, seed=options.seed)
+    site = Site(
+        env=config.env,
+        sampler=sampler,
+        tokenizer=tokenizer,
+        seed=options.seed,
+        failures=config.failures,
+    )
     study = _with_delimiter_of(config.advantage, options)
 
     console = Display().console

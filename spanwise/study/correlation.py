@@ -23,6 +23,7 @@ from spanwise.envs.base import Split, Task
 from spanwise.models.critic import ValueModel, explained_variance
 from spanwise.rollout.base import Site
 from spanwise.rollout.chains import Chains
+from spanwise.rollout.running import run_rollouts
 from spanwise.rollout.seeds import seed_of
 from spanwise.study.continuations import Place, continuation_rewards
 from spanwise.study.statistics import interval, pearson, resample_weights, spearman
@@ -162,7 +163,7 @@ def correlation_study(
             "take fewer, or another split"
         )
     site = replace(site, seed=seed_of(study.seed, "rollouts"))
-    trees = asyncio.run(_rollouts(site, config, tasks))
+    trees = run_rollouts(_rollouts(site, config, tasks))
     scored = [i for i, tree in enumerate(trees) if tree.leaves()[0].reward is not None]
     tasks, trees = [tasks[i] for i in scored], [trees[i] for i in scored]
     batch = config.update.scored(policy, Batch.from_trees(trees), critic=critic)
@@ -242,7 +243,7 @@ def true_advantages(
     started, num_spans, failed = time.monotonic(), 0, 0
     for row, (task, tree) in enumerate(zip(tasks, trees, strict=True)):
         numbers = spans[row][batch.mask[row]]
-        values, lost = asyncio.run(
+        values, lost = run_rollouts(
             _end_values(study, config, site, task, next(tree.branches()), numbers)
         )
         for target, of_span in zip((whole, *halves), values.diff(dim=1), strict=True):

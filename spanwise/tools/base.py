@@ -7,17 +7,43 @@ import contextlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
+
+from spanwise.tree import Failure, FailureKind
 
 T = TypeVar("T")
+
+MAX_LEFT_BEHIND = 64
+"""With so many threads past their deadlines no call is begun: each keeps its memory."""
+
+_left: set[threading.Thread] = set()
 
 
 class ToolError(RuntimeError):
     """A tool could not answer. The message is one line for a person."""
 
+    kind: ClassVar[FailureKind] = "tool_error"
+
+    def failure(self) -> Failure:
+        """For the record: the kind, and the message on one line.
+
+        Example:
+          >>> ToolTimeout("no answer in 2 s").failure().kind
+          'tool_timeout'
+        """
+        return Failure(kind=self.kind, message=" ".join(str(self).split())[:500])
+
 
 class ToolTimeout(ToolError):
     """A tool did not answer before its deadline."""
+
+    kind = "tool_timeout"
+
+
+class ToolCrash(ToolError):
+    """The process of a tool died."""
+
+    kind = "tool_crash"
 
 
 class Tool(ABC):
@@ -63,7 +89,13 @@ async def run_with_deadline(function: Callable[[], T], deadline_s: float) -> T:
 
     Raises:
       TimeoutError: at the deadline, although the thread may still run.
+      ToolError: at once, if ``MAX_LEFT_BEHIND`` earlier calls still run after theirs.
     """
+    if left_behind() >= MAX_LEFT_BEHIND:
+        raise ToolError(
+            f"{MAX_LEFT_BEHIND} calls hang although their deadlines are over; no other is begun "
+            "before one of them ends"
+        )
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
@@ -87,5 +119,16 @@ async def run_with_deadline(function: Callable[[], T], deadline_s: float) -> T:
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
             loop.call_soon_threadsafe(settle, result, error)
 
-    threading.Thread(target=work, daemon=True).start()
-    return await asyncio.wait_for(done, deadline_s)
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        return await asyncio.wait_for(done, deadline_s)
+    except (TimeoutError, asyncio.CancelledError):
+        _left.add(thread)
+        raise
+
+
+def left_behind() -> int:
+    """Threads that still run a call which nobody waits for any more."""
+    _left.difference_update([thread for thread in _left if not thread.is_alive()])
+    return len(_left)

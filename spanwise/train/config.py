@@ -12,6 +12,7 @@ from spanwise.credit import Advantage
 from spanwise.envs.base import Environment
 from spanwise.models.loading import Model
 from spanwise.rollout.base import Rollout
+from spanwise.rollout.failures import FailurePolicy
 from spanwise.samplers.base import Engine
 from spanwise.trackers import TrackerName
 from spanwise.train.critic import Critic, NoCritic
@@ -58,6 +59,9 @@ class TrainConfig:
 
     update: Update = Update()
     """How a batch becomes optimizer steps."""
+
+    failures: FailurePolicy = FailurePolicy()
+    """What becomes of tools, rewards and engine calls that fail."""
 
     evaluation: Evaluation = field(default_factory=Evaluation)
     """How the model is measured before and after."""

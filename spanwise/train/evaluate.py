@@ -11,6 +11,7 @@ from typing import Any
 from spanwise.envs.base import Environment, Split, Task
 from spanwise.rollout.base import Rollout, Site
 from spanwise.rollout.chains import Chains
+from spanwise.rollout.running import run_rollouts
 from spanwise.samplers.base import Sampling
 from spanwise.tree import Node
 
@@ -89,8 +90,10 @@ def measure(site: Site, rollout: Rollout, evaluation: Evaluation) -> Measured:
       evaluation: Which tasks, and how they are sampled.
     """
     tasks = evaluation.tasks(site.env)
-    sampled = asyncio.run(_answer(site, rollout, tasks, evaluation.sampling))
-    greedy = asyncio.run(_answer(site, rollout, tasks, replace(evaluation.sampling, temperature=0)))
+    sampled = run_rollouts(_answer(site, rollout, tasks, evaluation.sampling))
+    greedy = run_rollouts(
+        _answer(site, rollout, tasks, replace(evaluation.sampling, temperature=0))
+    )
     return Measured(
         sampled=_scores(tasks, sampled, evaluation.group_by),
         greedy=_scores(tasks, greedy, evaluation.group_by),

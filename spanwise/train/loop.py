@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from spanwise.display import Display
 from spanwise.rollout.base import Site
+from spanwise.rollout.running import run_rollouts
 from spanwise.rollout.seeds import seed_of
 from spanwise.runlog import RunLog
 from spanwise.trackers import open_trackers
@@ -19,7 +19,7 @@ from spanwise.train.critic import still_rising
 from spanwise.train.evaluate import measure
 from spanwise.train.learner import Learner
 from spanwise.train.memory import check_memory
-from spanwise.train.metrics import tree_metrics
+from spanwise.train.metrics import failure_summary, tree_metrics
 from spanwise.train.records import records, token_arrays
 from spanwise.train.run import Clock, Run, RunState
 from spanwise.train.sampling import draw_tasks, rollouts, sample_step
@@ -52,6 +52,7 @@ def train(
     Raises:
       ModelError: if the model cannot be used.
       ValueError: if the tokenizer cannot write what the environment needs.
+      RunStopped: if too much fails, by ``config.failures``.
       RunError: if the folder holds a run or cannot be written.
     """
     run = start(config, recipe=recipe, folder=folder, arguments=arguments)
@@ -94,7 +95,13 @@ def start(config: TrainConfig, *, recipe: str, folder: Path, arguments: Sequence
         log=log,
         trackers=trackers,
         tokenizer=tokenizer,
-        site=Site(env=config.env, sampler=sampler, tokenizer=tokenizer, seed=config.seed),
+        site=Site(
+            env=config.env,
+            sampler=sampler,
+            tokenizer=tokenizer,
+            seed=config.seed,
+            failures=config.failures,
+        ),
         learner=Learner(config, model, advantage),
         pool=config.env.tasks("train"),
         state=RunState(),
@@ -107,7 +114,7 @@ def train_step(run: Run, step: int) -> dict[str, Any]:
     A batch without a reward trains nothing, and ``no_signal`` counts it.
     """
     config, learner, clock = run.config, run.learner, Clock()
-    sampled = asyncio.run(sample_step(run.site, config, run.pool, step))
+    sampled = run_rollouts(sample_step(run.site, config, run.pool, step))
     clock.lap("rollout")
 
     batch = learner.batch(sampled.trees)
@@ -166,7 +173,7 @@ def critic_step(run: Run, number: int) -> dict[str, Any]:
     config, learner, clock = run.config, run.learner, Clock()
     step = 1 - number  # draws of their own: training steps count from 1
     tasks = draw_tasks(run.pool, config.prompts_per_step, config.seed, step)
-    trees = asyncio.run(rollouts(run.site, config, tasks, step))
+    trees = run_rollouts(rollouts(run.site, config, tasks, step))
     clock.lap("rollout")
     batch = learner.batch(trees)
     metrics = {"step": 0, "critic_batch": number, **tree_metrics(trees, batch)}
@@ -190,6 +197,7 @@ def summary(run: Run, after: Mapping[str, Any]) -> dict[str, Any]:
         "sampled_tokens": state.sampled_tokens,
         "trained_tokens": state.trained_tokens,
         "peak_memory_mb": peak_memory_mb(),
+        "failures": failure_summary(run.log.read_metrics()),
         **critic_summary(run.log.read_metrics()),
     }
 

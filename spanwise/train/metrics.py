@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spanwise.batch import Batch
+from spanwise.rollout.failures import failures_in
+from spanwise.tools.base import left_behind
 from spanwise.tree import Branch, Tree
 
 
@@ -16,6 +19,9 @@ def tree_metrics(trees: Sequence[Tree], batch: Batch | None) -> dict[str, Any]:
     undecided places more often than the policy would, so ``chain/reward`` and
     ``chain/exact_match`` give the means over the branches that no expansion touched:
     these estimate the policy itself.
+
+    ``failures`` and ``failures/KIND`` count what went wrong outside the model, whatever
+    became of it; ``left_behind`` the threads that hang past their deadlines at this moment.
 
     Args:
       trees: All that were sampled.
@@ -39,6 +45,7 @@ def tree_metrics(trees: Sequence[Tree], batch: Batch | None) -> dict[str, Any]:
         "branches": len(branches),
         "excluded": len(branches) - len(scored),
         **_stops(branches),
+        **_failures(trees),
         "sampled_tokens": sampled,
         "trained_tokens": 0 if batch is None else int(batch.loss_mask.sum()),
         "unique_tokens": unique,
@@ -51,6 +58,33 @@ def _stops(branches: Sequence[Branch]) -> dict[str, float]:
     kinds = ("answer", "malformed", "length", "budget", "failure")
     counts = {kind: sum(b.leaf.stop == kind for b in branches) for kind in kinds}
     return {f"stop/{kind}": count / len(branches) for kind, count in counts.items()}
+
+
+def _failures(trees: Sequence[Tree]) -> dict[str, int]:
+    """Failures in all and of each kind that occurred, also those that were got over."""
+    found = list(failures_in(trees))
+    kinds = Counter(failure.kind for failure in found)
+    return {
+        "failures": len(found),
+        "retries": sum(failure.then == "retried" for failure in found),
+        "left_behind": left_behind(),
+        **{f"failures/{kind}": count for kind, count in sorted(kinds.items())},
+    }
+
+
+def failure_summary(metrics: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Failures of a whole run by kind, and retries, from the metrics of its steps.
+
+    Example:
+      >>> failure_summary([{"failures/tool_error": 2, "retries": 1}, {"retries": 0}])
+      {'retries': 1, 'tool_error': 2}
+    """
+    totals: Counter[str] = Counter()
+    for line in metrics:
+        for name, value in line.items():
+            if name == "retries" or name.startswith("failures/"):
+                totals[name.removeprefix("failures/")] += value
+    return dict(sorted(totals.items()))
 
 
 def _exact_match(branch: Branch) -> float:

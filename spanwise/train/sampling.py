@@ -87,5 +87,11 @@ def refill_tasks(
 
 
 async def rollouts(site: Site, config: TrainConfig, tasks: Sequence[Task], step: int) -> list[Tree]:
-    """One tree for each task, all grown at the same time."""
-    return list(await asyncio.gather(*(config.rollout(site, task, step=step) for task in tasks)))
+    """One tree for each task, all grown at the same time.
+
+    Raises:
+      RunStopped: if a failure is one to stop at, or too many branches failed.
+    """
+    trees = await asyncio.gather(*(config.rollout(site, task, step=step) for task in tasks))
+    site.failures.check(trees)
+    return trees

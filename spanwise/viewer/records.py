@@ -121,6 +121,7 @@ def _readable_node(entry: Mapping[str, Any], notes: list[str]) -> dict[str, Any]
         "text": _text(entry.get("text")),
         "observation_text": _text(entry.get("observation_text")),
         "failure": _failure(entry.get("failure")),
+        "faults": _faults(entry.get("faults")),
         "expansion": _expansion(entry.get("expansion")),
         "outcome": entry["outcome"] if isinstance(entry.get("outcome"), dict) else {},
     }
@@ -144,9 +145,16 @@ def _readable_node(entry: Mapping[str, Any], notes: list[str]) -> dict[str, Any]
 
 
 def _failure(failure: Any) -> dict[str, str] | None:
-    if not isinstance(failure, dict):
-        return None
-    return {name: _text(failure.get(name)) for name in ("kind", "message")}
+    return next(iter(_faults([failure])), None)
+
+
+def _faults(faults: Any) -> list[dict[str, str]]:
+    entries: list[Any] = faults if isinstance(faults, list) else []
+    return [
+        {name: _text(fault.get(name)) for name in ("kind", "message", "then")}
+        for fault in entries
+        if isinstance(fault, dict)
+    ]
 
 
 def _expansion(expansion: Any) -> dict[str, Any] | None:

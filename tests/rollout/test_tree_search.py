@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spanwise.envs.base import Task, Turn
-from spanwise.rollout import Chains, Rollout, Site, TreeSearch
+from spanwise.rollout import Chains, FailurePolicy, Rollout, Site, TreeSearch
 from spanwise.rollout.tree_search import by_entropy, go_round
 from spanwise.samplers.base import EngineError, Request
 from spanwise.tree import Node, Tree
@@ -21,7 +21,13 @@ TASK = Task(id="task", question="Q:", answers=("win",))
 def grow(
     rollout: Rollout, sampler: PathSampler, env: WordGame | None = None, seed: int = 0
 ) -> Tree:
-    site = Site(env=env or WordGame(), sampler=sampler, tokenizer=CharTokenizer(), seed=seed)
+    site = Site(
+        env=env or WordGame(),
+        sampler=sampler,
+        tokenizer=CharTokenizer(),
+        seed=seed,
+        failures=FailurePolicy(backoff_s=0.0),
+    )
     return asyncio.run(asyncio.wait_for(rollout(site, TASK, step=1), timeout=20))
 
 
@@ -205,7 +211,7 @@ def test_engine_faults_and_bad_rewards_leave_a_branch_without_reward() -> None:
     assert (leaf.stop, leaf.failure.kind) == ("failure", "engine_error")
 
     leaf = grow(Chains(num_chains=1), PathSampler(lambda p, r: "nan;")).leaves()[0]
-    assert leaf.failure is not None and leaf.failure.kind == "reward_error"
+    assert leaf.failure is not None and leaf.failure.kind == "reward_nan"
     assert leaf.tokens  # what was sampled stays on record
 
     async def raises(task: Task, turns: Sequence[Turn]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from spanwise.envs.base import Task
-from spanwise.rollout import Chains, Site
+from spanwise.rollout import Chains, FailurePolicy, RunStopped, Site
 from spanwise.samplers.base import Request
 from spanwise.train.config import TrainConfig
 from spanwise.train.critic import NoCritic
@@ -69,12 +69,15 @@ def test_a_refill_does_not_depend_on_how_many_were_used_before() -> None:
     assert first != [t.id for t in refill_tasks(POOL, POOL[:2], 0, 2)]
 
 
+TOLERANT = FailurePolicy(max_excluded=1.0)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"env": Letters(right_from=""), "critic": NoCritic(), "refill_rounds": 1},
-        {"env": Letters(scored=False), "critic": NoCritic()},
-        {"env": Letters(scored=False)},
+        {"env": Letters(scored=False), "failures": TOLERANT, "critic": NoCritic()},
+        {"env": Letters(scored=False), "failures": TOLERANT},
     ],
     ids=["all alike", "no rewards", "no rewards, with a critic"],
 )
@@ -91,6 +94,12 @@ def test_a_step_with_nothing_to_train_on_is_reported_and_skipped(
         assert metrics[0]["dropped_prompts"] == metrics[0]["branches"] / 4 == 32
     else:
         assert metrics[0]["excluded"] == metrics[0]["branches"]
+        assert metrics[0]["failures/reward_error"] == metrics[0]["branches"]
+
+
+def test_a_step_that_loses_too_many_branches_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RunStopped, match=r"64 of 64 branches .* 64 reward_error .*no judge"):
+        run(letters(env=Letters(scored=False), critic=NoCritic()), tmp_path)
 
 
 def test_dropped_prompts_are_reported_but_not_trained_on(tmp_path: Path) -> None:

@@ -75,7 +75,17 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
     max_leaves=6,
 )
-FIELDS = ["path", "tokens", "stop", "failure", "expansion", "outcome", "reward", *PER_TOKEN]
+FIELDS = [
+    "path",
+    "tokens",
+    "stop",
+    "failure",
+    "faults",
+    "expansion",
+    "outcome",
+    "reward",
+    *PER_TOKEN,
+]
 NODES = st.lists(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=6), max_size=5)
 
 

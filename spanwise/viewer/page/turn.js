@@ -41,6 +41,7 @@ const Turn = (() => {
     return h("div", {},
       h("h2", {}, node.parent ? `Turn ${node.name}` : "Prompt"),
       node.failure ? h("p", { class: "alarm" }, `Failed, ${Text.visible(node.failure.kind)}: ${Text.visible(node.failure.message)}. This branch has no reward and is not trained on.`) : null,
+      ...node.faults.map((fault) => h("p", { class: "alarm" }, `${Text.visible(fault.kind)}, ${Text.visible(fault.then)}: ${Text.visible(fault.message)}`)),
       node.expansion ? h("p", { class: "expansion" }, whyExpanded(node, tree, choose)) : null,
       node.parent ? h("h3", {}, "The model") : null,
       node.parent ? modelText(node) : null,

@@ -1,0 +1,194 @@
+"""Calls to the engine and the environment: a deadline, a check of what comes back, a policy."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from spanwise.envs.base import Reply, Task, Turn
+from spanwise.rollout.failures import RunStopped
+from spanwise.rollout.waits import Call, waiting
+from spanwise.samplers.base import Completion, Request
+from spanwise.tools.base import ToolError
+from spanwise.tools.output import MAX_CHARACTERS, shortened_text, shown_text
+from spanwise.tree import Failure, FailureKind, Path
+
+if TYPE_CHECKING:
+    from spanwise.rollout.base import Site
+
+T = TypeVar("T")
+
+
+class Caller:
+    """Makes the calls of one node, and keeps what went wrong and was got over.
+
+    Args:
+      site: Engine, environment and policy.
+      task: The prompt.
+      step: Of the run.
+      path: Of the node.
+    """
+
+    def __init__(self, site: Site, task: Task, step: int, path: Path) -> None:
+        self._site, self._task, self._step, self._path = site, task, step, path
+        self.faults: list[Failure] = []
+
+    async def completion(self, request: Request) -> Completion | Failure:
+        """A turn of the model, or why there is none."""
+        return await self._tried(lambda attempt: self._sample(request, attempt), _itself)
+
+    async def reply(self, turns: Sequence[Turn]) -> Reply:
+        """The environment's answer; a failure of a tool is told to the model, if it may be."""
+        reply = await self._tried(lambda attempt: self._ask(turns, attempt), _failure_of)
+        failure = reply.failure
+        if failure is None or failure.kind not in self._site.failures.show:
+            return reply
+        self.faults.append(replace(failure, then="shown"))
+        return Reply(
+            stop="call",
+            observation=self._site.env.failure_text(failure),
+            outcome={**reply.outcome, "failure": failure.kind},
+        )
+
+    async def _tried(
+        self, call: Callable[[int], Awaitable[T]], failure_of: Callable[[T], Failure | None]
+    ) -> T:
+        policy = self._site.failures
+        attempt = 0
+        while (failure := failure_of(outcome := await call(attempt))) is not None:
+            if failure.kind not in policy.retry or attempt == policy.retries:
+                if failure.kind in policy.stop_at:
+                    raise RunStopped(
+                        f"{failure.kind} at task {self._task.id}, node "
+                        f"{'.'.join(map(str, self._path))}: {failure.message}"
+                    )
+                return outcome
+            self.faults.append(replace(failure, then="retried"))
+            await asyncio.sleep(policy.pause_s(attempt))
+            attempt += 1
+        return outcome
+
+    async def _sample(self, request: Request, attempt: int) -> Completion | Failure:
+        deadline_s = self._site.failures.engine_deadline_s
+        with waiting(self._call("engine", attempt)):
+            try:
+                completion = await within(self._site.sampler.sample(request), deadline_s)
+            except LateError as error:
+                return _failure("engine_timeout", error)
+            except Exception as error:
+                return _failure("engine_error", error)
+        if not all(map(math.isfinite, (*completion.logprobs, *completion.sampling_logprobs))):
+            return Failure(kind="engine_error", message="a log-prob of the turn is not finite")
+        return completion
+
+    async def _ask(self, turns: Sequence[Turn], attempt: int) -> Reply:
+        deadline_s = self._site.failures.reply_deadline_s
+        with waiting(self._call("environment", attempt)):
+            try:
+                reply = await within(self._replied(turns), deadline_s)
+            except ToolError as error:
+                return _ended(error.failure())
+            except LateError as error:
+                return _ended(_failure("reward_timeout", error))
+            except Exception as error:
+                return _ended(_failure("reward_error", error))
+        return self._checked(reply)
+
+    async def _replied(self, turns: Sequence[Turn]) -> Reply:
+        try:
+            return await self._site.env.reply(self._task, turns)
+        except SystemExit as error:  # an environment has no say over the run
+            raise RuntimeError(repr(error)) from error
+
+    def _checked(self, reply: object) -> Reply:
+        """The reply, or a failure in its place if it cannot be trained on."""
+        if not isinstance(reply, Reply):
+            kind = type(reply).__name__
+            return _ended(Failure(kind="reward_error", message=f"the reply is {kind}, not a Reply"))
+        reward: Any = reply.reward
+        if reward is not None and not isinstance(reward, int | float):
+            message = f"the reward is {type(reward).__name__}, not a number"
+            return _ended(Failure(kind="reward_error", message=message), reply)
+        if reward is not None and not math.isfinite(reward):
+            return _ended(Failure(kind="reward_nan", message=f"the reward is {reward}"), reply)
+        return self._with_fit_observation(reply)
+
+    def _with_fit_observation(self, reply: Reply) -> Reply:
+        observation: Any = reply.observation
+        if not isinstance(observation, str):
+            message = f"the observation is {type(observation).__name__}, not text"
+            return _ended(Failure(kind="tool_error", message=message), reply)
+        if len(observation) > MAX_CHARACTERS:
+            message = f"{len(observation)} characters were cut to {MAX_CHARACTERS}"
+            self.faults.append(Failure(kind="overlong_output", message=message, then="cut"))
+        text = shown_text(shortened_text(observation))
+        if reply.stop == "call" and not text:
+            message = "the observation holds control characters alone"
+            return _ended(Failure(kind="tool_error", message=message), reply)
+        return reply if text == observation else replace(reply, observation=text)
+
+    def _call(self, kind: Any, attempt: int) -> Call:
+        return Call(
+            kind=kind,
+            step=self._step,
+            task_id=self._task.id,
+            path=self._path,
+            attempt=attempt,
+        )
+
+
+class LateError(TimeoutError):
+    """There was no result before the deadline."""
+
+
+async def within(awaitable: Awaitable[T], deadline_s: float) -> T:
+    """The result of something awaitable, if it comes before the deadline.
+
+    At the deadline it is cancelled and left behind: unlike ``asyncio.wait_for``, this does
+    not wait for a coroutine that ignores its cancellation. Code that blocks the event loop
+    is beyond its reach, and the business of the watchdog.
+
+    Raises:
+      LateError: at the deadline.
+      RuntimeError: if the awaitable cancelled itself.
+    """
+    task = asyncio.ensure_future(awaitable)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=deadline_s)
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    if not done:
+        task.add_done_callback(_forgotten)
+        task.cancel()
+        raise LateError(f"no result in {deadline_s:g} s")
+    if task.cancelled():
+        raise RuntimeError("the call cancelled itself")
+    return task.result()
+
+
+def _forgotten(task: asyncio.Future[Any]) -> None:
+    """Take note of how a task left behind ended, so that asyncio does not complain of it."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _itself(outcome: Completion | Failure) -> Failure | None:
+    return outcome if isinstance(outcome, Failure) else None
+
+
+def _failure_of(reply: Reply) -> Failure | None:
+    return reply.failure
+
+
+def _ended(failure: Failure, reply: Reply | None = None) -> Reply:
+    outcome = {} if reply is None else reply.outcome
+    return Reply(stop="failure", failure=failure, outcome=outcome)
+
+
+def _failure(kind: FailureKind, error: BaseException) -> Failure:
+    message = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    return Failure(kind=kind, message=message)

@@ -1,0 +1,110 @@
+"""What is done about failures: try again, tell the model, leave the branch out, or stop."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from spanwise.tree import Failure, FailureKind, Tree
+
+SHOWABLE: frozenset[FailureKind] = frozenset(
+    ["tool_timeout", "tool_error", "tool_crash", "malformed_call"]
+)
+"""Kinds after which a trajectory can go on."""
+
+
+class RunStopped(ValueError):
+    """Something outside the model is broken and the run does not go on. One clear line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailurePolicy:
+    """What becomes of a failure, by its kind.
+
+    A failed call is made again if its kind is in ``retry``. If it fails for good, the run
+    stops (``stop_at``), or the model is told in place of the observation and the trajectory
+    goes on (``show``), or the branch has no reward and is left out of the update: never is
+    it scored 0. A retried turn is drawn with the same seed, so that an engine that comes
+    back leaves no trace in what is sampled.
+
+    Raises:
+      ValueError: if a setting is out of range, or a kind cannot be shown.
+    """
+
+    retry: tuple[FailureKind, ...] = ("tool_error", "tool_crash", "engine_error")
+    """Try these again. A timeout is not among them: it would cost its deadline again."""
+
+    show: tuple[FailureKind, ...] = ("tool_timeout", "tool_error", "tool_crash")
+    """Tell the model, which goes on; the environment words it (``failure_text``)."""
+
+    stop_at: tuple[FailureKind, ...] = ()
+    """Stop the run at these."""
+
+    retries: int = 2
+    """Further attempts at a call that failed."""
+
+    backoff_s: float = 0.5
+    """Seconds before the first of them; doubled before each other."""
+
+    max_excluded: float = 0.5
+    """Stop the run if a larger share of a step's branches is left out."""
+
+    reply_deadline_s: float = 300.0
+    """Of an environment's reply, tools and reward included, in seconds."""
+
+    engine_deadline_s: float = 1800.0
+    """Of a turn from the engine, in seconds, waiting for its place in a batch included."""
+
+    def __post_init__(self) -> None:
+        if self.retries < 0 or self.backoff_s < 0 or not 0 <= self.max_excluded <= 1:
+            raise ValueError(
+                "failures needs retries >= 0, backoff_s >= 0 and max_excluded from 0 to 1, got "
+                f"{self.retries}, {self.backoff_s} and {self.max_excluded}"
+            )
+        if self.reply_deadline_s <= 0 or self.engine_deadline_s <= 0:
+            raise ValueError(
+                "reply_deadline_s and engine_deadline_s must be positive, got "
+                f"{self.reply_deadline_s} and {self.engine_deadline_s}"
+            )
+        if unfit := sorted(set(self.show) - SHOWABLE):
+            raise ValueError(
+                f"failures.show cannot hold {unfit[0]}: a trajectory goes on only after "
+                f"{', '.join(sorted(SHOWABLE))}"
+            )
+
+    def pause_s(self, attempt: int) -> float:
+        """Seconds between an attempt and the next.
+
+        Example:
+          >>> [FailurePolicy().pause_s(attempt) for attempt in range(3)]
+          [0.5, 1.0, 2.0]
+        """
+        return self.backoff_s * 2**attempt
+
+    def check(self, trees: Sequence[Tree]) -> None:
+        """Refuse to go on from rollouts of which too large a share has no reward.
+
+        Raises:
+          RunStopped: with the kinds and one message of each.
+        """
+        leaves = [leaf for tree in trees for leaf in tree.leaves()]
+        lost = [leaf.failure for leaf in leaves if leaf.failure is not None]
+        if len(lost) <= self.max_excluded * len(leaves):
+            return
+        counts = Counter(failure.kind for failure in lost)
+        said = {failure.kind: failure.message for failure in reversed(lost)}
+        reasons = "; ".join(f"{n} {kind} ({said[kind]})" for kind, n in counts.most_common())
+        raise RunStopped(
+            f"{len(lost)} of {len(leaves)} branches of this step failed, more than "
+            f"failures.max_excluded = {self.max_excluded:g} allows: {reasons}"
+        )
+
+
+def failures_in(trees: Sequence[Tree]) -> Iterator[Failure]:
+    """Every failure of some trees, also those that were got over."""
+    for tree in trees:
+        for node in tree.nodes:
+            yield from node.faults
+            if node.failure is not None:
+                yield node.failure

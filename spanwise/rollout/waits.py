@@ -1,0 +1,60 @@
+"""Which calls a run is waiting for, each with the node that needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Literal
+
+from spanwise.tree import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A call to the engine or to the environment, and what it is for."""
+
+    kind: Literal["engine", "environment"]
+    step: int
+    task_id: str
+    path: Path
+    """The node."""
+
+    attempt: int = 0
+    """0 for the first."""
+
+    since: float = field(default_factory=time.monotonic, compare=False)
+    """When it began, on ``time.monotonic``'s clock."""
+
+    def __str__(self) -> str:
+        node = ".".join(map(str, self.path))
+        again = f", attempt {self.attempt + 1}" if self.attempt else ""
+        return f"the {self.kind}, step {self.step}, task {self.task_id}, node {node}{again}"
+
+
+_current: ContextVar[Call | None] = ContextVar("current call", default=None)
+_open: dict[int, Call] = {}
+
+
+@contextlib.contextmanager
+def waiting(call: Call) -> Iterator[None]:
+    """While the context is open, the call is among ``open_calls``."""
+    token = _current.set(call)
+    _open[id(call)] = call
+    try:
+        yield
+    finally:
+        del _open[id(call)]
+        _current.reset(token)
+
+
+def current_call() -> Call | None:
+    """The call on whose behalf this code runs; None outside a rollout."""
+    return _current.get()
+
+
+def open_calls() -> list[Call]:
+    """All calls under way, the oldest first. Any thread may ask."""
+    return sorted(list(_open.values()), key=lambda call: call.since)

@@ -1,0 +1,296 @@
+"""What becomes of a failure: by its kind retried, shown, left out or the end of the run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from spanwise.envs.base import Reply, Task, Turn
+from spanwise.rollout import Chains, FailurePolicy, RunStopped, Site, run_rollouts
+from spanwise.rollout.calls import LateError, within
+from spanwise.rollout.waits import current_call, open_calls
+from spanwise.samplers.base import Completion, EngineError, Request
+from spanwise.tools.base import ToolCrash, ToolError, ToolTimeout
+from spanwise.tools.output import MAX_CHARACTERS
+from spanwise.train.metrics import tree_metrics
+from spanwise.tree import Node, Tree
+from tests.toys import CharTokenizer, PathSampler, WordGame
+
+Act = Callable[[int], Awaitable[Reply | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acting(WordGame):
+    """Does ``act`` with the number of the ask at the first turn; else a ``WordGame``."""
+
+    act: Act
+    asked: list[int] = field(default_factory=list)
+
+    async def reply(self, task: Task, turns: Sequence[Turn]) -> Reply:
+        if len(turns) == 1 and not turns[0].truncated:
+            self.asked.append(len(self.asked))
+            reply = await self.act(self.asked[-1])
+            if reply is not None:
+                return reply
+        return await super().reply(task, turns)
+
+
+def raising(*errors: BaseException | None) -> Act:
+    """Raises the errors in turn, then the last one for ever; None raises nothing."""
+
+    async def act(number: int) -> None:
+        error = errors[min(number, len(errors) - 1)]
+        if error is not None:
+            raise error
+
+    return act
+
+
+def replying(**fields: Any) -> Act:
+    async def act(number: int) -> Reply:
+        return Reply(**fields)
+
+    return act
+
+
+def go_then_win(prompt: str, request: Request) -> str:
+    return "win;" if "]" in prompt else "go;"
+
+
+def grown(act: Act, write: Any = go_then_win, **policy: Any) -> Tree:
+    site = Site(
+        env=Acting(act=act),
+        sampler=PathSampler(write),
+        tokenizer=CharTokenizer(),
+        seed=0,
+        failures=FailurePolicy(**{"backoff_s": 0.0, **policy}),
+    )
+    task = Task(id="task", question="Q:", answers=("win",))
+    return run_rollouts(Chains(num_chains=1)(site, task, step=1))
+
+
+def story(node: Node) -> list[tuple[str, str]]:
+    ended = () if node.failure is None else (node.failure,)
+    return [(f.kind, f.then) for f in (*node.faults, *ended)]
+
+
+def test_a_tool_that_fails_once_is_asked_again() -> None:
+    tree = grown(raising(ToolError("no route"), None))
+    assert story(tree.node((0,))) == [("tool_error", "retried")]
+    assert tree.leaves()[0].reward == 1.0 and tree.node((0,)).observation_text == "[1]"
+    figures = tree_metrics([tree], None)
+    assert (figures["failures"], figures["failures/tool_error"], figures["retries"]) == (1, 1, 1)
+    assert figures["excluded"] == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "attempts"),
+    [
+        (ToolTimeout("no answer in 2 s"), "tool_timeout", 1),
+        (ToolError("no route"), "tool_error", 3),
+        (ToolCrash("killed"), "tool_crash", 3),
+    ],
+)
+def test_a_tool_that_fails_for_good_is_told_to_the_model(
+    error: ToolError, kind: str, attempts: int
+) -> None:
+    tree = grown(raising(error))
+    node, leaf = tree.node((0,)), tree.leaves()[0]
+    assert story(node) == [(kind, "retried")] * (attempts - 1) + [(kind, "shown")]
+    assert node.stop == "call" and node.reward is None
+    assert kind.replace("_", " ") in node.observation_text
+    assert node.observation == tuple(map(ord, node.observation_text))
+    assert leaf.path == (0, 0) and leaf.reward == 1.0
+
+
+def test_what_is_not_shown_is_left_out_and_what_stops_stops() -> None:
+    leaf = grown(raising(ToolError("no route")), retries=0, show=()).leaves()[0]
+    assert story(leaf) == [("tool_error", "excluded")] and leaf.reward is None
+    with pytest.raises(RunStopped, match="tool_error at task task, node 0: no route"):
+        grown(raising(ToolError("no route")), stop_at=("tool_error",))
+
+
+def test_one_failing_branch_leaves_its_siblings_alone() -> None:
+    numbers = iter(range(4))
+
+    async def act(number: int) -> None:
+        if next(numbers) == 1:
+            raise asyncio.CancelledError  # a task that cancels itself, as its own library might
+
+    site = Site(
+        env=Acting(act=act), sampler=PathSampler(go_then_win), tokenizer=CharTokenizer(), seed=0
+    )
+    task = Task(id="task", question="Q:", answers=("win",))
+    leaves = run_rollouts(Chains(num_chains=4)(site, task, step=1)).leaves()
+    assert [leaf.reward for leaf in leaves] == [1.0, None, 1.0, 1.0]
+    assert story(leaves[1]) == [("reward_error", "excluded")]
+
+
+@pytest.mark.parametrize(
+    ("act", "kind", "message"),
+    [
+        (raising(ZeroDivisionError("by\nzero")), "reward_error", "ZeroDivisionError: by zero"),
+        (raising(SystemExit(3)), "reward_error", "SystemExit(3)"),
+        (raising(StopIteration()), "reward_error", "StopIteration"),
+        (replying(stop="answer", reward=float("nan")), "reward_nan", "nan"),
+        (replying(stop="answer", reward=float("inf")), "reward_nan", "inf"),
+        (replying(stop="answer", reward="1"), "reward_error", "str, not a number"),
+        (replying(stop="call", observation="\x1b[2J\x07"), "tool_error", "control characters"),
+        (replying(stop="call", observation=b"bytes"), "tool_error", "bytes, not text"),
+    ],
+)
+def test_a_reply_that_cannot_be_trained_on_is_a_failure(act: Act, kind: str, message: str) -> None:
+    leaf = grown(act, show=(), retries=0).leaves()[0]
+    assert leaf.failure is not None and leaf.reward is None
+    assert (leaf.failure.kind, leaf.stop) == (kind, "failure")
+    assert message in leaf.failure.message and "\n" not in leaf.failure.message
+    assert leaf.tokens  # what was sampled stays on record
+
+
+def test_ten_megabytes_and_terminal_sequences_become_a_short_clean_observation() -> None:
+    text = "[\x1b[31m" + "x" * 10_000_000 + "\ud800]"
+    tree = grown(replying(stop="call", observation=text), retries=0)
+    node = tree.node((0,))
+    assert story(node) == [("overlong_output", "cut")]
+    # With a token a character the observation fills the trajectory, which the limit then ends.
+    assert node.stop == "length" and tree_metrics([tree], None)["failures/overlong_output"] == 1
+
+    seen: list[str] = []
+
+    def write(prompt: str, request: Request) -> str:
+        seen.append(prompt)
+        return go_then_win(prompt, request)
+
+    site = Site(
+        env=Acting(act=replying(stop="call", observation=text)),
+        sampler=PathSampler(write),
+        tokenizer=CharTokenizer(),
+        seed=0,
+    )
+    chains = Chains(num_chains=1, max_response_tokens=10**6)
+    task = Task(id="task", question="Q:", answers=("win",))
+    node = run_rollouts(chains(site, task, step=1)).node((0,))
+    shown = node.observation_text
+    assert len(shown) < MAX_CHARACTERS + 100 and "characters left out" in shown
+    assert shown.startswith("[xxx") and shown.endswith("x]") and seen[1].endswith(shown)
+
+
+def test_an_engine_that_comes_back_leaves_no_trace_in_what_is_sampled() -> None:
+    failures = iter([EngineError("dead"), EngineError("dead")])
+
+    def dies(prompt: str, request: Request) -> str:
+        if (error := next(failures, None)) is not None:
+            raise error
+        return f"{'win' if ']' in prompt else 'go'}-{request.seed % 1000};"
+
+    tree = grown(raising(None), dies)
+    assert story(tree.node((0,))) == [("engine_error", "retried")] * 2
+    clean = grown(raising(None), dies)  # the iterator is spent: nothing fails any more
+    assert [n.tokens for n in tree.nodes] == [n.tokens for n in clean.nodes]
+
+
+@pytest.mark.parametrize("error", [EngineError("dead"), ConnectionError("refused")])
+def test_an_engine_that_stays_dead_is_no_reward(error: Exception) -> None:
+    def dead(prompt: str, request: Request) -> str:
+        raise error
+
+    leaf = grown(raising(None), dead).leaves()[0]
+    assert story(leaf) == [("engine_error", "retried")] * 2 + [("engine_error", "excluded")]
+    assert leaf.reward is None and not leaf.tokens
+
+
+def test_log_probs_that_are_not_finite_are_not_trained_on() -> None:
+    def poisoned(prompt: str, request: Request) -> tuple[str, float]:
+        return "win;", float("nan")
+
+    assert story(grown(raising(None), poisoned, retries=0).leaves()[0]) == [
+        ("engine_error", "excluded")
+    ]
+
+
+def test_deadlines_of_replies_and_of_the_engine() -> None:
+    async def hangs(number: int) -> None:
+        await asyncio.Event().wait()
+
+    leaf = grown(hangs, reply_deadline_s=0.02).leaves()[0]
+    assert story(leaf) == [("reward_timeout", "excluded")]
+
+    class Hanging(PathSampler):
+        async def sample(self, request: Request) -> Completion:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    site = Site(
+        env=WordGame(),
+        sampler=Hanging(go_then_win),
+        tokenizer=CharTokenizer(),
+        seed=0,
+        failures=FailurePolicy(engine_deadline_s=0.02),
+    )
+    task = Task(id="task", question="Q:", answers=("win",))
+    leaf = run_rollouts(Chains(num_chains=1)(site, task, step=1)).leaves()[0]
+    assert story(leaf) == [("engine_timeout", "excluded")]
+
+
+def test_a_coroutine_that_ignores_its_cancellation_is_left_behind() -> None:
+    ended: list[bool] = []
+
+    async def stubborn() -> None:
+        for _ in range(20):
+            try:
+                await asyncio.sleep(3)
+            except asyncio.CancelledError:
+                continue
+        ended.append(True)
+
+    async def main() -> str:
+        with pytest.raises(LateError):
+            await within(stubborn(), 0.02)
+        return "went on"
+
+    assert run_rollouts(main()) == "went on"
+    assert not ended  # nor waited for at the end
+
+
+def test_an_environment_that_goes_on_after_the_limit_ends_there() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Endless(WordGame):
+        async def reply(self, task: Task, turns: Sequence[Turn]) -> Reply:
+            return Reply(stop="call", observation="x" * 300)
+
+    site = Site(env=Endless(), sampler=PathSampler(go_then_win), tokenizer=CharTokenizer(), seed=0)
+    task = Task(id="task", question="Q:", answers=("win",))
+    leaf = run_rollouts(Chains(num_chains=1)(site, task, step=1)).leaves()[0]
+    assert story(leaf) == [("length_limit", "excluded")]
+
+
+def test_a_call_knows_for_whom_it_is_made_and_stands_among_the_open_ones() -> None:
+    seen: list[tuple[str, bool]] = []
+
+    async def act(number: int) -> None:
+        seen.append((str(current_call()), current_call() in open_calls()))
+        if number == 0:
+            raise ToolError("again")
+
+    grown(act)
+    name = "the environment, step 1, task task, node 0"
+    assert seen == [(name, True), (f"{name}, attempt 2", True)]
+    assert current_call() is None and open_calls() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"retries": -1}, "retries"),
+        ({"max_excluded": 1.5}, "max_excluded"),
+        ({"engine_deadline_s": 0.0}, "positive"),
+        ({"show": ("reward_error",)}, "cannot hold reward_error"),
+    ],
+)
+def test_refused_settings(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FailurePolicy(**options)
