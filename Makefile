@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-browser view check install install-dev clean
+.PHONY: demo test test-browser test-triton view check install install-dev clean
 
 demo: install  ## Train the embedded search agent with AT²PO and show what it learned.
 	$(BIN)/spanwise train at2po_search
@@ -12,6 +12,10 @@ test: install-dev  ## Unit, property, end-to-end tests and doctests.
 
 test-browser: install-dev  ## The page of `spanwise view` in a headless chromium.
 	$(BIN)/python -m pytest tests/browser -m browser
+
+test-triton: install-dev  ## The GPU kernel: in Triton's interpreter (a wheel of 290 MB), or on a GPU.
+	$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/python -m pip install -q triton
+	$(BIN)/python -m pytest tests/test_cuda_kernel.py
 
 view: install  ## See the newest run in the browser: make view, or make view RUN="runs/a runs/b".
 	$(BIN)/spanwise view $(or $(RUN),$(shell ls -dt runs/*/ 2>/dev/null | head -1))

@@ -3,11 +3,13 @@
 Run ``python -m bench.mutations``. Each fault is one replacement in a copy of the sources, in
 which the tests of that part are then run; a fault that no test notices ends the script with
 an error. Faults in the compiled loops and in the plain torch forms are made apart, and the
-tests run with the form that has the fault.
+tests run with the form that has the fault. Those of the Triton kernel need Triton, and are
+left out without it.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -36,6 +38,7 @@ class Fault:
 
 
 SPANS, RECURRENCE, CPU = "spans.py", "advantages/recurrence.py", "kernels/cpu.py"
+CUDA, CUDA_TESTS = "kernels/cuda.py", "tests/test_cuda_kernel.py"
 SURROGATE, RATIO, AGGREGATE = "losses/surrogate.py", "losses/ratio.py", "losses/aggregate.py"
 GROUP, TREE = "advantages/group.py", "advantages/tree.py"
 ADVANTAGE_TESTS = "tests/advantages/test_span_advantages.py"
@@ -92,6 +95,48 @@ FAULTS = (
         "last = (counts - 2).clamp(min=0)",
         "tests/advantages/test_span_advantages.py",
         kernels=False,
+    ),
+    Fault(
+        "GPU: the trace decays inside spans as well",
+        CUDA,
+        "decay = tl.where(span == next_span, gamma, at_boundary)",
+        "decay = tl.where(span == next_span, at_boundary, at_boundary)",
+        CUDA_TESTS,
+    ),
+    Fault(
+        "GPU: the next value is that of a masked token",
+        CUDA,
+        "tl.where(own, value, later_value)",
+        "value",
+        CUDA_TESTS,
+    ),
+    Fault(
+        "GPU: a chunk hands over no advantage",
+        CUDA,
+        "        advantage += decay * advantage_after\n",
+        "",
+        CUDA_TESTS,
+    ),
+    Fault(
+        "GPU: a chunk hands over the span of its first place, masked or not",
+        CUDA,
+        "span_after = tl.sum(tl.where(first, next_span, 0), axis=0)",
+        "span_after = tl.sum(tl.where(first, span, 0), axis=0)",
+        CUDA_TESTS,
+    ),
+    Fault(
+        "GPU: the scan composes in the wrong order",
+        CUDA,
+        "total + decay * later_sum",
+        "later_sum + later_decay * total",
+        CUDA_TESTS,
+    ),
+    Fault(
+        "GPU: gamma reaches the kernel in float32",
+        CUDA,
+        "gamma * lam]).to(out.dtype)",
+        "gamma * lam]).float().to(out.dtype)",
+        CUDA_TESTS,
     ),
     Fault(
         "returns leave out the value",
@@ -343,17 +388,21 @@ def run_tests(tests: str, folder: Path, *, kernels: bool) -> subprocess.Complete
 
 
 def main() -> None:
+    faults = FAULTS
+    if importlib.util.find_spec("triton") is None:
+        print("Triton is not installed: the faults of its kernel are left out")
+        faults = tuple(fault for fault in FAULTS if fault.file != CUDA)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for part in ("spanwise", "tests"):
             left_out = shutil.ignore_patterns("__pycache__", "assets")
             shutil.copytree(ROOT / part, folder / part, ignore=left_out)
         shutil.copy(ROOT / "pyproject.toml", folder)
-        every = " ".join(sorted({f for fault in FAULTS for f in fault.tests.split()}))
+        every = " ".join(sorted({f for fault in faults for f in fault.tests.split()}))
         if run_tests(every, folder, kernels=True).returncode != 0:
             raise SystemExit("the tests fail without a fault")
         rows = []
-        for fault in FAULTS:
+        for fault in faults:
             rows.append(outcome(fault, folder))
             mark = "caught  " if rows[-1]["caught"] else "MISSED  "
             print(mark, fault.name, "|", rows[-1]["first_failure"], flush=True)

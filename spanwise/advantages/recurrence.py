@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spanwise.kernels import NAN_REWARD, kernels_for
+from spanwise.kernels import NAN_REWARD, recurrence_for
 from spanwise.spans import mask_of, require_same_shape, require_spans
 
 
@@ -79,8 +79,7 @@ def span_advantages(
         bootstrap = torch.zeros(num_rows, device=spans.device)
     elif bootstrap.shape != (num_rows,):
         raise ValueError(f"bootstrap must be [N] = [{num_rows}], got {tuple(bootstrap.shape)}")
-    kernels = kernels_for(rewards)
-    recurrence = kernels.span_recurrence if kernels is not None else _scanned_recurrence
+    recurrence = recurrence_for(rewards) or _scanned_recurrence
     advantages = recurrence(
         rewards.detach().to(working),
         values.detach().to(working),

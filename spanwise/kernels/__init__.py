@@ -3,10 +3,11 @@
 One pass over memory, where torch needs a dozen. They are an optimisation and nothing
 else: every one of them has a form in plain torch, which is what runs where no kernel can.
 
-numba compiles the loops for the processor at the first call (seconds, then kept on disk).
+On CPUs numba compiles the loops at the first call (seconds, then kept on disk).
 It was chosen because it comes as a wheel wherever torch does: nothing is compiled when the
 package is installed, and no C++ compiler is needed when it runs, as ``torch.compile`` and
-C++ extensions of torch would. It is imported at the first call, not before.
+C++ extensions of torch would. On GPUs the recurrence is written in Triton, which comes
+with torch. Either is imported at the first call, not before.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+from types import ModuleType
 from typing import Protocol, cast
 
 import torch
@@ -22,14 +24,10 @@ from torch import Tensor
 NAN_REWARD = "a reward is NaN: rows that were never scored must be left out first"
 
 
-class RowKernels(Protocol):
-    """Kernels that treat every row ``[T]`` of their ``[N, T]`` arguments by itself.
+class SpanRecurrence(Protocol):
+    """A kernel for ``advantages.span_advantages``."""
 
-    Arguments are detached and of one device. Masked places, where ``spans`` is -1, are not
-    read. Results do not depend on the number of threads.
-    """
-
-    def span_recurrence(
+    def __call__(
         self,
         rewards: Tensor,
         values: Tensor,
@@ -39,12 +37,22 @@ class RowKernels(Protocol):
         lam: Tensor,
         bootstrap: Tensor,
     ) -> Tensor:
-        """``advantages.span_advantages``, with ``lam`` and ``bootstrap`` ``[N]``.
+        """Rows ``[N, T]``, detached and of one dtype and device; ``lam`` and ``bootstrap`` ``[N]``.
 
         Raises:
-          ValueError: if a reward is NaN.
+          ValueError: if a reward is NaN where ``spans`` is not -1.
         """
         ...
+
+
+class RowKernels(Protocol):
+    """Kernels that treat every row ``[T]`` of their ``[N, T]`` arguments by itself.
+
+    Arguments are detached and of one device. Masked places, where ``spans`` is -1, are not
+    read. Results do not depend on the number of threads.
+    """
+
+    span_recurrence: SpanRecurrence
 
     def clipped_losses(
         self,
@@ -92,15 +100,24 @@ def kernels_for(x: Tensor) -> RowKernels | None:
     """The kernels to use on tensors like ``x``, or None where plain torch must do."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return None
-    return _cpu_kernels()
+    return cast("RowKernels | None", _kernels("cpu"))
+
+
+def recurrence_for(x: Tensor) -> SpanRecurrence | None:
+    """The recurrence's kernel for tensors like ``x``: the one there is on GPUs, through Triton."""
+    if x.device.type == "cuda" and not torch.compiler.is_compiling():
+        kernels = _kernels("cuda")
+        return None if kernels is None else kernels.span_recurrence
+    kernels = kernels_for(x)
+    return None if kernels is None else kernels.span_recurrence
 
 
 @functools.cache
-def _cpu_kernels() -> RowKernels | None:
-    """None without numba, and if ``SPANWISE_KERNELS=0``, to tell whether a kernel is at fault."""
+def _kernels(device: str) -> ModuleType | None:
+    """None without numba or Triton, and if ``SPANWISE_KERNELS=0``, to tell what is at fault."""
     if os.environ.get("SPANWISE_KERNELS") == "0":
         return None
     try:
-        return cast("RowKernels", importlib.import_module("spanwise.kernels.cpu"))
+        return importlib.import_module(f"spanwise.kernels.{device}")
     except ImportError:
         return None
