@@ -31,7 +31,8 @@ EVERYWHERE = {
     "sampler.max_prefix_tokens", "sampler.max_rows", "sampler.max_slot_tokens",
     "seed", "steps", "trackers",
     "update.epochs", "update.learning_rate", "update.max_gradient_norm",
-    "update.prompts_per_minibatch", "update.tokens_per_microbatch", "update.weight_decay",
+    "update.packing", "update.prompts_per_minibatch", "update.tokens_per_microbatch",
+    "update.weight_decay",
 }  # fmt: skip
 TREE = {
     "advantage.advantage", "advantage.value",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -21,4 +23,16 @@ def tiny_model(vocab: int = 64, *, seed: int = 0, dtype: torch.dtype = torch.flo
         tie_word_embeddings=True,
         initializer_range=0.3,
     )
-    return Qwen3ForCausalLM(config).to(dtype).eval()
+    return in_precision(Qwen3ForCausalLM(config), dtype)
+
+
+def in_precision(model: Any, dtype: torch.dtype) -> Any:
+    """The model for evaluation; in float64, with norms that do not round to float32 inside."""
+    if dtype == torch.float64:
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
+                if type(child).__name__.endswith("RMSNorm"):
+                    norm = torch.nn.RMSNorm(child.weight.shape, eps=child.variance_epsilon)
+                    norm.weight = child.weight
+                    setattr(module, name, norm)
+    return model.to(dtype).eval()

@@ -19,6 +19,8 @@ from torch import Tensor
 from spanwise.models.execution import run_alike
 from spanwise.models.loading import ModelError
 from spanwise.models.lora import own_copy
+from spanwise.models.packing import TokenTree
+from spanwise.models.tree_attention import TrunkCost, hidden_states
 
 CRITIC_FILE = "critic.safetensors"
 """Beside the policy in a checkpoint."""
@@ -57,10 +59,21 @@ class ValueModel(torch.nn.Module, ABC):
         torch.nn.init.zeros_(self.head.bias)
 
     @abstractmethod
-    def hidden(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
-        """``[N, T, D]`` last hidden states, with as much gradient as the trunk is to have."""
+    def cost(self) -> TrunkCost:
+        """What the trunk costs."""
 
-    def forward(self, tokens: Tensor, mask: Tensor, lengths: Tensor, logprobs: Tensor) -> Values:
+    @abstractmethod
+    def hidden(self, tokens: Tensor, lengths: Tensor, tree: TokenTree | None) -> Tensor:
+        """``hidden_states`` with as much gradient as the trunk is to have."""
+
+    def forward(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        lengths: Tensor,
+        logprobs: Tensor,
+        tree: TokenTree | None = None,
+    ) -> Values:
         """Values of right-padded rows.
 
         Args:
@@ -69,19 +82,24 @@ class ValueModel(torch.nn.Module, ABC):
           lengths: ``[N]`` int64, tokens before the padding.
           logprobs: ``[N, T]`` of the tokens under the policy that sampled them; read only
             with ``reads_surprise``, and there those before the token alone.
+          tree: The same rows packed: the trunk then computes what they share once.
 
         Raises:
           ValueError: if ``mask`` is True on a row's first token, which nothing precedes.
         """
         if bool(mask[:, 0].any()):
             raise ValueError("the first token of a row has nothing before it to be valued from")
-        position = torch.arange(tokens.shape[1], device=tokens.device)
-        hidden = self.hidden(tokens, (position < lengths[:, None]).long())
-        seen = hidden.to(self.head.weight.dtype)
+        hidden = self.hidden(tokens, lengths, tree).to(self.head.weight.dtype)
+        of_hidden, of_surprise = self.head.weight.split(
+            [hidden.shape[1], self.head.in_features - hidden.shape[1]], 1
+        )
+        after = torch.nn.functional.linear(hidden, of_hidden, self.head.bias).squeeze(1)
+        after = after.view(tokens.shape) if tree is None else after[tree.index]  # saw token t
         if self.reads_surprise:
-            seen = torch.cat([seen, surprise_features(logprobs, mask).to(seen.dtype)], -1)
-        after = self.head(seen).squeeze(-1)  # having seen token t
+            surprise = surprise_features(logprobs, mask).to(after.dtype)
+            after = after + torch.nn.functional.linear(surprise, of_surprise).squeeze(-1)
         before = torch.nn.functional.pad(after[:, :-1], (1, 0))
+        position = torch.arange(tokens.shape[1], device=tokens.device)
         last = torch.where(mask, position, 0).amax(1, keepdim=True)
         return Values(torch.where(mask, before, 0), after.gather(1, last).squeeze(1))
 
@@ -134,8 +152,11 @@ class SeparateCritic(ValueModel):
         self.trunk = own_copy(trunk)
         run_alike(trunk, self.trunk)
 
-    def hidden(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
-        return _last_hidden(self.trunk, tokens, attention_mask)
+    def cost(self) -> TrunkCost:
+        return TrunkCost.of(self.trunk)
+
+    def hidden(self, tokens: Tensor, lengths: Tensor, tree: TokenTree | None) -> Tensor:
+        return hidden_states(self.trunk, tokens, lengths, tree)
 
 
 class SharedCritic(ValueModel):
@@ -160,10 +181,13 @@ class SharedCritic(ValueModel):
         self._policy = (policy,)  # a tuple hides it: its weights are saved with the policy
         self.trunk_gradient = trunk_gradient
 
-    def hidden(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+    def cost(self) -> TrunkCost:
+        return TrunkCost.of(self._policy[0])
+
+    def hidden(self, tokens: Tensor, lengths: Tensor, tree: TokenTree | None) -> Tensor:
         trunk, share = self._policy[0].base_model, self.trunk_gradient
         with torch.set_grad_enabled(torch.is_grad_enabled() and share > 0):
-            hidden = _last_hidden(trunk, tokens, attention_mask)
+            hidden = hidden_states(trunk, tokens, lengths, tree)
         return hidden if share == 1 else hidden.detach() + share * (hidden - hidden.detach())
 
     @contextmanager
@@ -231,7 +255,3 @@ def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> float:
 
 def _hidden_size(policy: Any) -> int:
     return int(policy.config.get_text_config().hidden_size)
-
-
-def _last_hidden(trunk: Any, tokens: Tensor, attention_mask: Tensor) -> Tensor:
-    return trunk(input_ids=tokens, attention_mask=attention_mask, use_cache=False).last_hidden_state

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from spanwise.losses.logprobs import logprobs_and_entropies
+from spanwise.models.packing import TokenTree
+from spanwise.models.tree_attention import hidden_states
 
 
 class Scores(NamedTuple):
@@ -20,7 +22,9 @@ class Scores(NamedTuple):
     """``[N, T]``, entropy in nats of the distribution it was drawn from."""
 
 
-def token_scores(model: Any, tokens: Tensor, mask: Tensor, lengths: Tensor) -> Scores:
+def token_scores(
+    model: Any, tokens: Tensor, mask: Tensor, lengths: Tensor, tree: TokenTree | None = None
+) -> Scores:
     """Score the model tokens of right-padded rows, at temperature 1.
 
     The vocabulary is looked at only where a model token follows, and there for a few tokens
@@ -31,6 +35,7 @@ def token_scores(model: Any, tokens: Tensor, mask: Tensor, lengths: Tensor) -> S
       tokens: ``[N, T]`` int64, right-padded.
       mask: ``[N, T]`` bool, True on the tokens to score; never on the first of a row.
       lengths: ``[N]`` int64, tokens before the padding.
+      tree: The same rows packed: each token that they share is then scored once.
 
     Returns:
       ``Scores`` on the device of ``tokens``; both carry the gradient.
@@ -41,10 +46,7 @@ def token_scores(model: Any, tokens: Tensor, mask: Tensor, lengths: Tensor) -> S
     """
     if bool(mask[:, 0].any()):
         raise ValueError("the first token of a row has no prediction; it cannot be scored")
-    attention = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
-    hidden = model.base_model(
-        input_ids=tokens, attention_mask=attention.long(), use_cache=False
-    ).last_hidden_state
+    hidden = hidden_states(model.base_model, tokens, lengths, tree)
     rows, columns = mask.nonzero(as_tuple=True)
     head = model.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear):
@@ -52,11 +54,15 @@ def token_scores(model: Any, tokens: Tensor, mask: Tensor, lengths: Tensor) -> S
             f"log-probs are computed from a linear output layer, and {type(model).__name__} "
             f"has a {type(head).__name__}"
         )
-    picked, entropies = logprobs_and_entropies(
-        hidden[rows, columns - 1], head.weight, tokens[rows, columns], bias=head.bias
-    )
+    if tree is None:
+        before, scored = hidden[rows * tokens.shape[1] + columns - 1], tokens[rows, columns]
+        at = slice(None)
+    else:
+        unique, at = tree.index[rows, columns].unique(return_inverse=True)
+        before, scored = hidden[tree.parents[unique]], tree.tokens[unique]
+    picked, entropies = logprobs_and_entropies(before, head.weight, scored, bias=head.bias)
     blank = picked.new_zeros(tokens.shape)
     return Scores(
-        logprobs=blank.index_put((rows, columns), picked),
-        entropies=blank.index_put((rows, columns), entropies),
+        logprobs=blank.index_put((rows, columns), picked[at]),
+        entropies=blank.index_put((rows, columns), entropies[at]),
     )

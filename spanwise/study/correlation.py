@@ -166,7 +166,8 @@ def correlation_study(
     trees = run_rollouts(_rollouts(site, config, tasks))
     scored = [i for i, tree in enumerate(trees) if tree.leaves()[0].reward is not None]
     tasks, trees = [tasks[i] for i in scored], [trees[i] for i in scored]
-    batch = config.update.scored(policy, Batch.from_trees(trees), critic=critic)
+    batch = Batch.from_trees(trees)
+    batch = config.update.checked(policy, batch, critic).scored(policy, batch, critic=critic)
     batch = replace(batch, end_values=None)
     found = true_advantages(study, config, site, tasks, trees, batch, progress)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from spanwise import losses
 from spanwise.models.critic import SeparateCritic, SharedCritic, ValueModel
 from spanwise.models.lora import trained_parameters
+from spanwise.models.tree_attention import TrunkCost
 from spanwise.train.adamw import Float32AdamW
 
 
@@ -92,6 +93,10 @@ class FittedCritic:
     optimizer: torch.optim.Optimizer
     clip: float | None
     pretraining_steps: int
+
+    def cost(self) -> TrunkCost:
+        """What its trunk costs."""
+        return self.model.cost()
 
     def loss(
         self,

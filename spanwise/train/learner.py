@@ -29,6 +29,9 @@ class Learner:
         self.config = config
         self.model = model
         self.advantage = advantage
+        self.settings = config.update
+        """From the first batch on, with plain rows if it showed that they cannot be packed."""
+        self._checked = False
         self.optimizer = config.update.optimizer(model)
         self.critic = config.critic.build(model)
         self.kl = config.kl
@@ -44,12 +47,12 @@ class Learner:
         """
         if all(leaf.reward is None for tree in trees for leaf in tree.leaves()):
             return None
-        batch = self.config.update.scored(
-            self.model,
-            Batch.from_trees(trees),
-            reference=self.reference,
-            critic=None if self.critic is None else self.critic.model,
-        )
+        batch = Batch.from_trees(trees)
+        critic = None if self.critic is None else self.critic.model
+        if not self._checked:
+            self.settings = self.settings.checked(self.model, batch, critic)
+            self._checked = True
+        batch = self.settings.scored(self.model, batch, reference=self.reference, critic=critic)
         limit = self.config.rollout.max_response_tokens
         batch = self.config.mismatch(self.config.overlong(batch, limit))
         return self.kl.in_reward(batch)
@@ -74,7 +77,7 @@ class Learner:
         credited = bool((advantages[batch.loss_mask] != 0).any())
         trains = bool(batch.loss_mask.any())
         if trains and (credited or in_loss or config.objective.entropy_bonus):
-            figures |= config.update(
+            figures |= self.settings(
                 self.model,
                 self.optimizer,
                 batch,
@@ -98,7 +101,7 @@ class Learner:
         assert self.critic is not None
         targets, figures = self._value_targets(batch)
         if bool(batch.loss_mask.any()):
-            figures |= self.config.update.fit_critic(
+            figures |= self.settings.fit_critic(
                 self.critic, batch, targets, self.config.objective, seed=seed
             )
         return figures

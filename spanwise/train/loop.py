@@ -132,7 +132,7 @@ def train_step(run: Run, step: int) -> dict[str, Any]:
         clock.lap("update")
         if is_due(step, config.keep_trees_every, config.steps):
             values = learner.advantage.node_values(batch)
-            arrays = token_arrays(config, learner.model, batch, advantages)
+            arrays = token_arrays(learner, batch, advantages)
             kept = records(sampled.trees, sampled.tasks, batch, arrays, values)
             run.log.write_trees(step, kept)
             clock.lap("record")

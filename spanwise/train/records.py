@@ -12,13 +12,11 @@ from spanwise.batch import Batch
 from spanwise.envs.base import Task
 from spanwise.losses import span_ratio
 from spanwise.runlog import tree_record
-from spanwise.train.config import TrainConfig
+from spanwise.train.learner import Learner
 from spanwise.tree import Tree
 
 
-def token_arrays(
-    config: TrainConfig, model: Any, batch: Batch, advantages: Tensor
-) -> dict[str, Tensor]:
+def token_arrays(learner: Learner, batch: Batch, advantages: Tensor) -> dict[str, Tensor]:
     """What the run folder keeps of each token of a step, ``[N, T]`` each.
 
     ``ratio`` is the span's, after the update against before it: how far the step moved it.
@@ -29,9 +27,10 @@ def token_arrays(
     if batch.token_entropies is not None:
         found["entropies"] = batch.token_entropies
     if batch.logprobs is not None:
-        after = config.update.scored(model, batch).logprobs
+        after = learner.settings.scored(learner.model, batch).logprobs
         assert after is not None
-        found["ratio"] = span_ratio(after, batch.logprobs, config.objective.ratio_spans(batch))
+        ratio_spans = learner.config.objective.ratio_spans(batch)
+        found["ratio"] = span_ratio(after, batch.logprobs, ratio_spans)
     return found
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,10 +16,14 @@ from spanwise.batch import Batch
 from spanwise.losses import span_ratio
 from spanwise.models.critic import ValueModel
 from spanwise.models.lora import trained_parameters
+from spanwise.models.packing import TokenTree
 from spanwise.models.scoring import token_scores
+from spanwise.models.tree_attention import TrunkCost
 from spanwise.train.adamw import Float32AdamW
 from spanwise.train.critic import FittedCritic
+from spanwise.train.microbatches import Microbatch, microbatches
 from spanwise.train.objective import Objective, TrainRows
+from spanwise.train.packing_check import packing_fault
 from spanwise.train.shaping import KLPenalty
 
 
@@ -35,7 +40,10 @@ class Update:
     """One optimizer step for each minibatch of this many prompts."""
 
     tokens_per_microbatch: int = 16384
-    """Padded tokens of one forward and backward; changes memory and time, not the result."""
+    """Computed tokens of one forward and backward; changes memory and time, not the result."""
+
+    packing: Literal["tree", "rows"] = "tree"
+    """``tree`` computes the tokens that rows share once, wherever that is exact and faster."""
 
     max_gradient_norm: float = 1.0
 
@@ -47,6 +55,24 @@ class Update:
             betas=(0.9, 0.95),
             weight_decay=self.weight_decay,
         )
+
+    def checked(self, model: Any, batch: Batch, critic: ValueModel | None = None) -> Update:
+        """These settings, or with plain rows and a warning if the model cannot be packed.
+
+        Args:
+          model: The policy.
+          batch: On which it is tried (``packing_fault``).
+          critic: Tried too, if there is one.
+        """
+        if self.packing == "rows":
+            return self
+        fault = packing_fault(model, batch, critic=critic, budget=self.tokens_per_microbatch)
+        if fault is None:
+            return self
+        warnings.warn(
+            f"training on plain rows, shared tokens are recomputed: {fault}", stacklevel=2
+        )
+        return replace(self, packing="rows")
 
     @torch.no_grad()
     def scored(
@@ -74,19 +100,21 @@ class Update:
             at = chosen if part.dim() == 1 else (chosen, slice(part.shape[1]))
             whole[at] = part.to(whole.device)
 
-        for chosen in self._microbatches(batch.lengths):
+        for part in self._microbatches(TrunkCost.of(model), batch.tokens, batch.lengths):
+            chosen = part.rows
+            tree = None if part.tree is None else part.tree.to(device)
             width = int(batch.lengths[chosen].max())
             tokens = batch.tokens[chosen, :width].to(device)
             mask = batch.mask[chosen, :width].to(device)
             lengths = batch.lengths[chosen].to(device)
-            scores = token_scores(model, tokens, mask, lengths)
+            scores = token_scores(model, tokens, mask, lengths, tree)
             keep("logprobs", chosen, scores.logprobs)
             keep("token_entropies", chosen, scores.entropies)
             if reference is not None:
-                logprobs = token_scores(reference, tokens, mask, lengths).logprobs
+                logprobs = token_scores(reference, tokens, mask, lengths, tree).logprobs
                 keep("reference_logprobs", chosen, logprobs)
             if critic is not None:
-                predicted = critic(tokens, mask, lengths, scores.logprobs)
+                predicted = critic(tokens, mask, lengths, scores.logprobs, tree)
                 keep("values", chosen, predicted.values)
                 keep("end_values", chosen, predicted.end_values)
         return replace(batch, **found)
@@ -156,16 +184,13 @@ class Update:
             for chosen in order.split(self.prompts_per_minibatch):
                 yield rows.take(torch.isin(rows.groups, chosen).nonzero().squeeze(-1))
 
-    def _microbatches(self, lengths: Tensor) -> Iterator[Tensor]:
-        """Row numbers, rows of like length together, within the token budget."""
-        chosen: list[int] = []
-        for row in lengths.argsort(stable=True).tolist():
-            width = int(lengths[row])
-            if chosen and (len(chosen) + 1) * width > self.tokens_per_microbatch:
-                yield torch.tensor(chosen, device=lengths.device)
-                chosen = []
-            chosen.append(row)
-        yield torch.tensor(chosen, device=lengths.device)
+    def _microbatches(self, cost: TrunkCost, tokens: Tensor, lengths: Tensor) -> list[Microbatch]:
+        return microbatches(
+            tokens,
+            lengths,
+            budget=self.tokens_per_microbatch,
+            cost=cost if self.packing == "tree" else None,
+        )
 
     def _step(
         self, rows: TrainRows, meter: Meter, policy: _Policy | None, critic: FittedCritic | None
@@ -173,19 +198,24 @@ class Update:
         """One optimizer step of each; a gradient that is not finite is counted, not applied."""
         num_samples, num_tokens = len(rows.tokens), int(rows.mask.sum())
         trained = [part for part in (policy, critic) if part is not None]
+        assert trained
+        cost = trained[0].cost()
         for part in trained:
             part.optimizer.zero_grad(set_to_none=True)
         loss, value_loss = 0.0, 0.0
-        for chosen in self._microbatches(rows.lengths):
-            part = rows.take(chosen)
+        for micro in self._microbatches(cost, rows.tokens, rows.lengths):
+            part, tree = rows.take(micro.rows), micro.tree
+            meter.add(_packing_figures(micro, part), weight=int(part.lengths.sum()))
             if policy is not None:
-                part_loss = policy.loss(part, meter, num_samples=num_samples, num_tokens=num_tokens)
+                part_loss = policy.loss(
+                    part, tree, meter, num_samples=num_samples, num_tokens=num_tokens
+                )
                 part_loss.backward()
                 loss += float(part_loss.detach())
             if critic is not None:
                 assert part.old_values is not None and part.value_targets is not None
                 values = critic.model(
-                    part.tokens, part.mask, part.lengths, part.old_logprobs
+                    part.tokens, part.mask, part.lengths, part.old_logprobs, tree
                 ).values
                 part_loss = critic.loss(
                     values, part.old_values, part.value_targets, part.mask, num_tokens=num_tokens
@@ -222,8 +252,19 @@ class _Policy:
     objective: Objective
     kl: KLPenalty | None
 
-    def loss(self, part: TrainRows, meter: Meter, *, num_samples: int, num_tokens: int) -> Tensor:
-        scores = token_scores(self.model, part.tokens, part.mask, part.lengths)
+    def cost(self) -> TrunkCost:
+        return TrunkCost.of(self.model)
+
+    def loss(
+        self,
+        part: TrainRows,
+        tree: TokenTree | None,
+        meter: Meter,
+        *,
+        num_samples: int,
+        num_tokens: int,
+    ) -> Tensor:
+        scores = token_scores(self.model, part.tokens, part.mask, part.lengths, tree)
         loss, metrics = self.objective(
             scores.logprobs,
             part,
@@ -293,6 +334,12 @@ def train_rows(
         value_targets=value_targets,
     )
     return rows if bool(batch.trained.all()) else rows.take(batch.trained.nonzero().squeeze(-1))
+
+
+def _packing_figures(part: Microbatch, rows: TrainRows) -> dict[str, float]:
+    """Tokens that the model computed for each token of the rows, and whether they were packed."""
+    computed = part.num_tokens / int(rows.lengths.sum())
+    return {"computed_to_total": computed, "packed": float(part.tree is not None)}
 
 
 def _measure_turns(meter: Meter, logprobs: Tensor, rows: TrainRows, objective: Objective) -> None:

@@ -100,8 +100,8 @@ def study_of_letters(critic_knows: float, **changes: object):
     class Knowing(SeparateCritic):
         """0.5 before the first letter, then the outcome to come, in part."""
 
-        def forward(self, tokens, mask, lengths, logprobs):
-            found = super().forward(tokens, mask, lengths, logprobs)
+        def forward(self, tokens, mask, lengths, logprobs, tree=None):
+            found = super().forward(tokens, mask, lengths, logprobs, tree)
             first = tokens.gather(1, mask.int().argmax(1, keepdim=True))
             outcome = (first < 8).float()
             known = 0.5 + critic_knows * (outcome - 0.5)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -134,3 +135,42 @@ def test_metrics_by_turn() -> None:
         assert metrics[f"ratio/turn_{turn}"] == pytest.approx(1.0, abs=0.2)
         assert 0 <= metrics[f"clipped/turn_{turn}"] <= 1
     assert f"ratio/turn_{deepest + 1}" not in metrics
+
+
+class TestPacking:
+    @pytest.mark.parametrize(
+        "objective", OBJECTIVES, ids=lambda o: f"{o.ratio_span}-{o.shared_turns}"
+    )
+    def test_packing_changes_time_and_not_the_result(self, objective: Objective) -> None:
+        packed, figures = updated(TREES, objective, SGD_LIKE)
+        rows, other = updated(TREES, objective, replace(SGD_LIKE, packing="rows"))
+        torch.testing.assert_close(packed, rows, rtol=0, atol=1e-9)
+        assert figures.pop("packed") == 1 and other.pop("packed") == 0
+        assert figures.pop("computed_to_total") < 1 <= other.pop("computed_to_total")
+        assert figures == pytest.approx(other, rel=1e-9, abs=1e-9)
+
+    def test_rows_that_share_nothing_are_not_packed(self) -> None:
+        alone = [random_tree(seed, branches=1) for seed in range(4)]
+        update = replace(SGD_LIKE, tokens_per_microbatch=1)  # else they save the padding
+        _, figures = updated(alone, OBJECTIVES[0], update)
+        assert figures["packed"] == 0 and figures["computed_to_total"] == 1
+
+    def test_a_model_that_cannot_be_packed_is_trained_on_rows(self) -> None:
+        model = tiny_model()
+        model.config.layer_types = ["full_attention", "sliding_attention"]
+        batch = Batch.from_trees(TREES)
+        with pytest.warns(UserWarning, match="plain rows.*sliding_attention"):
+            assert SGD_LIKE.checked(model, batch) == replace(SGD_LIKE, packing="rows")
+
+    def test_a_model_that_ignores_the_tree_is_found_out(self, monkeypatch: Any) -> None:
+        model = tiny_model()
+        batch = Batch.from_trees(TREES)
+        assert SGD_LIKE.checked(model, batch) is SGD_LIKE
+        forward = model.base_model.forward
+
+        def deaf(*given: Any, token_tree: Any = None, **named: Any) -> Any:
+            return forward(*given, **named)
+
+        monkeypatch.setattr(model.base_model, "forward", deaf)
+        with pytest.warns(UserWarning, match="other log-probs"):
+            assert SGD_LIKE.checked(model, batch).packing == "rows"

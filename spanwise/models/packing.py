@@ -1,0 +1,242 @@
+"""Rows that begin alike, packed so that each shared token stands once.
+
+Branches of one tree, and the rollouts of one prompt, begin with the same tokens. A causal model
+computes the same thing for a token wherever the tokens up to it are the same, so each such
+token is kept once, with its parent; rows are read off the result by index. Nothing here knows
+of nodes or groups: what is shared is found from the tokens.
+
+Legend: N rows, T their width, P packed tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK_PAIRS = 20_000
+"""What one more attention block costs beside its pairs of tokens, in such pairs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Stretches of like length whose attention is computed at once, padded.
+
+    A stretch is what one row adds to the rows before it; it attends to that row's path.
+    """
+
+    queries: Tensor
+    """``[n, S]`` int64, packed numbers of the tokens of each stretch; the last is repeated."""
+
+    keys: Tensor
+    """``[n, K]`` int64, packed numbers of each path from its root."""
+
+    seen: Tensor
+    """``[n, S]`` int64, keys that each query attends to: the first so many of its path."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenTree:
+    """Packed rows: a forest of tokens in preorder, so that a subtree is a stretch of them."""
+
+    tokens: Tensor
+    """``[P]`` int64."""
+
+    positions: Tensor
+    """``[P]`` int64, tokens before it on its path."""
+
+    parents: Tensor
+    """``[P]`` int64, the token before it on its path; -1 for a root."""
+
+    ends: Tensor
+    """``[P]`` int64, the end of its subtree: token q sees token k if ``k <= q < ends[k]``."""
+
+    index: Tensor
+    """``[N, T]`` int64, where each token of the rows stands; 0 where padded."""
+
+    blocks: tuple[Block, ...]
+
+    order: Tensor
+    """``[P]`` int64, where each token stands among the queries of all blocks, flattened."""
+
+    def to(self, device: torch.device) -> TokenTree:
+        blocks = tuple(Block(**{k: v.to(device) for k, v in vars(b).items()}) for b in self.blocks)
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "blocks"}
+        return TokenTree(**{k: v.to(device) for k, v in tensors.items()}, blocks=blocks)
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of tokens that attention costs, with padding and with what each block costs."""
+        return sum(b.queries.numel() * b.keys.shape[1] + BLOCK_PAIRS for b in self.blocks)
+
+
+def token_tree(tokens: Tensor, lengths: Tensor) -> TokenTree:
+    """Pack right-padded rows.
+
+    Rows in lexicographic order share with the one before them all that they share with any
+    earlier one; what a row adds is appended. A token's place is then that of the last row so
+    far that added a token at its position.
+
+    Args:
+      tokens: ``[N, T]`` int64, right-padded.
+      lengths: ``[N]`` int64, tokens before the padding, at least 1.
+
+    Returns:
+      A ``TokenTree`` on the CPU.
+
+    Example:
+      >>> tree = token_tree(torch.tensor([[5, 6, 7], [5, 6, 8], [5, 9, 0]]),
+      ...                   torch.tensor([3, 3, 2]))
+      >>> tree.tokens.tolist(), tree.parents.tolist(), tree.ends.tolist()
+      ([5, 6, 7, 8, 9], [-1, 0, 1, 1, 0], [5, 4, 3, 4, 5])
+      >>> tree.index.tolist(), tree.positions.tolist()
+      ([[0, 1, 2], [0, 1, 3], [0, 4, 0]], [0, 1, 2, 2, 1])
+    """
+    tokens, lengths = tokens.cpu(), lengths.cpu()
+    order = sorted_rows(tokens, lengths)
+    ordered, long = tokens[order], lengths[order]
+    shared = shared_lengths(ordered, long)
+    added = long - shared
+    starts = added.cumsum(0) - added
+    column = torch.arange(tokens.shape[1])
+    adds = (column >= shared[:, None]) & (column < long[:, None])
+    row = torch.arange(len(order))[:, None]
+    owner = torch.where(column >= shared[:, None], row, 0).cummax(0).values
+    index = torch.where(column < long[:, None], starts[owner] + column - shared[owner], 0)
+    parents = torch.nn.functional.pad(index[:, :-1], (1, 0), value=-1)[adds]
+    positions = column.expand(len(order), -1)[adds]
+    blocks, places = _blocks(index, starts, added, long)
+    return TokenTree(
+        tokens=ordered[adds],
+        positions=positions,
+        parents=parents,
+        ends=_subtree_ends(positions),
+        index=torch.empty_like(index).index_copy_(0, order, index),
+        blocks=blocks,
+        order=places,
+    )
+
+
+def sorted_rows(tokens: Tensor, lengths: Tensor) -> Tensor:
+    """``[N]`` row numbers in lexicographic order, a row before those it is the beginning of."""
+    rows = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+    return torch.tensor(sorted(range(len(rows)), key=rows.__getitem__))
+
+
+def shared_lengths(tokens: Tensor, lengths: Tensor) -> Tensor:
+    """``[N]`` int64, how many first tokens each row shares with the row above it.
+
+    Example:
+      >>> shared_lengths(torch.tensor([[5, 6, 0], [5, 6, 7]]), torch.tensor([2, 3])).tolist()
+      [0, 2]
+    """
+    alike = (tokens[1:] == tokens[:-1]).long().cumprod(1).sum(1)
+    shorter = torch.minimum(lengths[1:], lengths[:-1])
+    return torch.cat([torch.zeros(1, dtype=torch.int64), torch.minimum(alike, shorter)])
+
+
+def budget_cuts(shared: Tensor, lengths: Tensor, *, budget: int) -> list[slice]:
+    """Cut rows in lexicographic order into parts of few packed tokens.
+
+    A cut before a row repeats what that row shares with the one above it, so a part costs
+
+        lengths[first] + the sum of (lengths - shared) over its other rows
+
+    and the cuts with the least repeated tokens are found by dynamic programming, of those the
+    ones with the fewest parts. A row that is longer than the budget stands alone.
+
+    Args:
+      shared: ``[N]`` int64, from ``shared_lengths``.
+      lengths: ``[N]`` int64.
+      budget: Packed tokens of a part.
+
+    Example:
+      Three rows of 4 tokens; the last two share 3 of them.
+
+      >>> budget_cuts(torch.tensor([0, 1, 3]), torch.tensor([4, 4, 4]), budget=7)
+      [slice(0, 1, None), slice(1, 3, None)]
+    """
+    repeats, long = shared.numpy(), lengths.numpy()
+    num_rows, added = len(long), (lengths - shared).cumsum(0).numpy()
+    if num_rows and long[0] + added[-1] - added[0] <= budget:
+        return [slice(0, num_rows)]
+    tails = long - added  # what a part with this first row has beside the sum to its end
+    best = np.zeros(num_rows + 1, dtype=np.int64)  # repeated tokens, then parts, of first rows
+    begins, low = [0], 0
+    for stop in range(1, num_rows + 1):
+        while low < stop - 1 and added[stop - 1] - added[low] > budget:
+            low += 1
+        costs = best[low:stop] + repeats[low:stop] * (num_rows + 1) + 1
+        fits = tails[low:stop] + added[stop - 1] <= budget
+        fits[-1] = True
+        first = int(np.where(fits, costs, np.iinfo(np.int64).max).argmin())
+        best[stop] = costs[first]
+        begins.append(low + first)
+    cuts: list[slice] = []
+    stop = num_rows
+    while stop:
+        cuts.append(slice(begins[stop], stop))
+        stop = begins[stop]
+    return cuts[::-1]
+
+
+def _subtree_ends(positions: Tensor) -> Tensor:
+    """``[P]``: in preorder a subtree ends at the next token that is no deeper than its root."""
+    ends = [0] * len(positions)
+    open_tokens: list[int] = []
+    depths = positions.tolist()
+    for number, depth in enumerate(depths):
+        while open_tokens and depths[open_tokens[-1]] >= depth:
+            ends[open_tokens.pop()] = number
+        open_tokens.append(number)
+    for number in open_tokens:
+        ends[number] = len(depths)
+    return torch.tensor(ends)
+
+
+def _blocks(
+    index: Tensor, starts: Tensor, added: Tensor, lengths: Tensor
+) -> tuple[tuple[Block, ...], Tensor]:
+    """The stretches as blocks of like length, and where each token stands among the queries."""
+    adding = added.nonzero().squeeze(1)
+    by_size = adding[added[adding].argsort(descending=True, stable=True)]
+    blocks: list[Block] = []
+    places = torch.empty(int(added.sum()), dtype=torch.int64)
+    done = 0
+    for part in _block_slices(added[by_size], lengths[by_size]):
+        rows = by_size[part]
+        width, long = int(added[rows].max()), int(lengths[rows].max())
+        offset = torch.arange(width)
+        real = offset < added[rows, None]
+        offset = torch.minimum(offset, added[rows, None] - 1)
+        queries = starts[rows, None] + offset
+        places[queries[real]] = done + real.flatten().nonzero().squeeze(1)
+        done += queries.numel()
+        seen = (lengths - added)[rows, None] + offset + 1
+        blocks.append(Block(queries=queries, keys=index[rows, :long], seen=seen))
+    return tuple(blocks), places
+
+
+def _block_slices(added: Tensor, lengths: Tensor) -> list[slice]:
+    """Stretches in falling order of size, cut where padding costs more than another block."""
+    sizes, longest = added.tolist(), lengths.double()
+    edges = [i for i in range(len(sizes)) if i == 0 or sizes[i] != sizes[i - 1]]
+    stops = [*edges[1:], len(sizes)]
+    best, begins = [0.0], [0]
+    tops = [float(longest[a:b].max()) for a, b in zip(edges, stops, strict=True)]
+    for last, stop in enumerate(stops):
+        top, choice = 0.0, (float("inf"), 0)
+        for first in range(last, -1, -1):
+            top = max(top, tops[first])
+            pairs = (stop - edges[first]) * sizes[edges[first]] * top
+            choice = min(choice, (best[first] + pairs + BLOCK_PAIRS, first))
+        best.append(choice[0])
+        begins.append(choice[1])
+    cuts: list[slice] = []
+    last = len(stops)
+    while last:
+        cuts.append(slice(edges[begins[last]], stops[last - 1]))
+        last = begins[last]
+    return cuts[::-1]

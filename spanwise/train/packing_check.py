@@ -1,0 +1,70 @@
+"""Whether a model computes packed rows as it computes rows: tried, not assumed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spanwise.batch import Batch
+from spanwise.models.critic import ValueModel
+from spanwise.models.packing import TokenTree, sorted_rows, token_tree
+from spanwise.models.scoring import token_scores
+from spanwise.models.tree_attention import why_not_packed
+
+MOST_ROWS = 8
+
+
+@torch.no_grad()
+def packing_fault(
+    model: Any, batch: Batch, *, critic: ValueModel | None = None, budget: int
+) -> str | None:
+    """What speaks against packing the rows of a batch.
+
+    A few rows that lie next to each other in order, and so begin alike, go through policy and
+    critic both ways. The figures may differ by the square root of the precision's step: far
+    more than rounding, far less than what a token changes that is seen or not.
+
+    Args:
+      model: The policy.
+      batch: The rows.
+      critic: Its hidden states are compared, for its head starts at 0.
+      budget: Tokens of the rows that are tried; two rows are tried in any case.
+
+    Returns:
+      A sentence without its full stop; None if the two ways agree.
+    """
+    if (reason := why_not_packed(model)) is not None:
+        return reason
+    device = next(model.parameters()).device
+    order = sorted_rows(batch.tokens, batch.lengths)[:MOST_ROWS]
+    order = order[: max(2, budget // int(batch.lengths[order].max()))]
+    width = int(batch.lengths[order].max())
+    tokens, mask = batch.tokens[order, :width].to(device), batch.mask[order, :width].to(device)
+    lengths = batch.lengths[order].to(device)
+    tree = token_tree(tokens, lengths).to(device)
+    name = type(model).__name__
+    try:
+        plain = token_scores(model, tokens, mask, lengths).logprobs
+        packed = token_scores(model, tokens, mask, lengths, tree).logprobs
+        pairs = {"log-probs": (packed, plain)}
+        if critic is not None:
+            pairs["values"] = _hidden_pairs(critic, tokens, lengths, tree)
+    except (TypeError, ValueError, RuntimeError) as error:
+        return f"{name} does not run over packed rows ({error})"
+    tolerance = torch.finfo(next(model.parameters()).dtype).eps ** 0.5
+    for what, (found, expected) in pairs.items():
+        error = float((found - expected).abs().mean() / expected.abs().mean().clamp(min=1e-9))
+        if not error <= tolerance:
+            return f"{name} gives other {what} for packed rows (by {error:.2g} of their size)"
+    return None
+
+
+def _hidden_pairs(
+    critic: ValueModel, tokens: Tensor, lengths: Tensor, tree: TokenTree
+) -> tuple[Tensor, Tensor]:
+    """Hidden states of all tokens before the padding, packed and plain."""
+    inside = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+    plain = critic.hidden(tokens, lengths, None)[inside.flatten()]
+    return critic.hidden(tokens, lengths, tree)[tree.index[inside]], plain

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import itertools
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from spanwise.models.critic import SeparateCritic, SharedCritic, ValueModel
+from spanwise.models.packing import (
+    budget_cuts,
+    shared_lengths,
+    sorted_rows,
+    token_tree,
+)
+from spanwise.models.scoring import token_scores
+from spanwise.models.tree_attention import _flex_attention, tree_attention
+from tests.tiny import in_precision, tiny_model
+
+Rows = tuple[Tensor, Tensor, Tensor]
+
+
+def random_rows(seed: int, *, depth: int, branching: int = 3, vocab: int = 64) -> Rows:
+    """The branches of a random tree of turns: tokens, mask, lengths; some rows stand twice."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def number(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=draw))
+
+    def grow(path: list[tuple[int, bool]], level: int) -> list[list[tuple[int, bool]]]:
+        if level == depth or (level > 1 and number(0, 3) == 0):
+            return [path]
+        found = []
+        for _ in range(number(1, branching)):
+            turn = [(number(0, vocab - 1), True) for _ in range(number(1, 5))]
+            given_ = [(number(0, vocab - 1), False) for _ in range(number(0, 4))]
+            found += grow(path + turn + given_, level + 1)
+        return found
+
+    branches = grow([(number(0, vocab - 1), False) for _ in range(number(1, 6))], 0)[:12]
+    if number(0, 1):
+        branches.append(branches[0])
+    width = max(len(b) for b in branches)
+    tokens = torch.tensor([[t for t, _ in b] + [0] * (width - len(b)) for b in branches])
+    mask = torch.tensor([[m for _, m in b] + [False] * (width - len(b)) for b in branches])
+    return tokens, mask, torch.tensor([len(b) for b in branches])
+
+
+def small_vocabulary(seed: int) -> Rows:
+    """Rows of three symbols at random: prefixes of one another, and forks at every token."""
+    draw = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 9, (12,), generator=draw)
+    tokens = torch.randint(0, 3, (12, 8), generator=draw)
+    inside = torch.arange(8) < lengths[:, None]
+    mask = inside & (torch.rand(12, 8, generator=draw) < 0.7)
+    mask[:, 0] = False
+    width = int(lengths.max())
+    return (tokens * inside)[:, :width], mask[:, :width], lengths
+
+
+@given(st.integers(0, 10**6), st.integers(1, 6), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_a_token_tree_is_the_trie_of_its_rows(seed: int, depth: int, few: bool) -> None:
+    tokens, _, lengths = small_vocabulary(seed) if few else random_rows(seed, depth=depth)
+    tree = token_tree(tokens, lengths)
+    prefixes = {
+        tuple(row[: t + 1])
+        for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)
+        for t in range(n)
+    }
+    paths = []
+    for number in range(len(tree.tokens)):
+        parent = int(tree.parents[number])
+        assert parent < number
+        before = paths[parent] if parent >= 0 else ()
+        assert int(tree.positions[number]) == len(before)
+        paths.append((*before, int(tree.tokens[number])))
+    assert len(paths) == len(prefixes) and set(paths) == prefixes  # each once
+    for row, places, n in zip(tokens.tolist(), tree.index.tolist(), lengths.tolist(), strict=True):
+        assert [paths[p] for p in places[:n]] == [tuple(row[: t + 1]) for t in range(n)]
+    for q, k in itertools.product(range(len(paths)), repeat=2):
+        sees = k <= q < int(tree.ends[k])
+        assert sees == (paths[q][: len(paths[k])] == paths[k])
+
+
+def packed_tokens(tokens: Tensor, lengths: Tensor, part: list[int]) -> int:
+    return len(token_tree(tokens[part], lengths[part]).tokens)
+
+
+@given(st.integers(0, 10**6), st.integers(6, 40))
+@settings(max_examples=30, deadline=None)
+def test_cuts_repeat_as_little_as_any(seed: int, budget: int) -> None:
+    """Against all ways of cutting the rows in their order, counted by packing each part."""
+    tokens, _, lengths = random_rows(seed, depth=3, branching=2)
+    order = sorted_rows(tokens, lengths)
+    tokens, lengths = tokens[order], lengths[order]
+    n = len(lengths)
+    cuts = budget_cuts(shared_lengths(tokens, lengths), lengths, budget=budget)
+    assert [i for c in cuts for i in range(c.start, c.stop)] == list(range(n))
+    size = {
+        (a, b): packed_tokens(tokens, lengths, list(range(a, b)))
+        for a in range(n)
+        for b in range(a + 1, n + 1)
+    }
+    allowed = {ab for ab, tokens_ in size.items() if tokens_ <= budget or ab[1] - ab[0] == 1}
+    assert all((c.start, c.stop) in allowed for c in cuts)
+    least = {0: 0}
+    for stop in range(1, n + 1):
+        least[stop] = min(least[a] + size[a, stop] for a in range(stop) if (a, stop) in allowed)
+    assert sum(size[c.start, c.stop] for c in cuts) == least[n]
+
+
+def qwen2(**more: Any) -> Any:
+    return Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=2, **more))
+
+
+def llama(**more: Any) -> Any:
+    return LlamaForCausalLM(LlamaConfig(num_key_value_heads=1, head_dim=8, **more))
+
+
+def qwen3(**more: Any) -> Any:
+    return Qwen3ForCausalLM(Qwen3Config(num_key_value_heads=1, head_dim=8, **more))
+
+
+def model_of(build: Any, dtype: torch.dtype) -> Any:
+    torch.manual_seed(0)
+    model = build(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        tie_word_embeddings=build is not llama,
+    )
+    return in_precision(model, dtype)
+
+
+def outputs_and_gradients(
+    model: Any, critic: ValueModel, rows: Rows, packed: bool
+) -> dict[str, Tensor]:
+    """Log-probs, entropies, values, a loss over all of them and the gradient of every weight."""
+    tokens, mask, lengths = rows
+    tree = token_tree(tokens, lengths) if packed else None
+    draw = torch.Generator().manual_seed(0)
+    weights = torch.randn(3, *tokens.shape, generator=draw, dtype=torch.float64)
+    scores = token_scores(model, tokens, mask, lengths, tree)
+    values, end_values = critic(tokens, mask, lengths, scores.logprobs.detach(), tree)
+    found = {
+        "logprobs": scores.logprobs,
+        "entropies": scores.entropies,
+        "values": values,
+        "end": end_values,
+    }
+    weights = weights.to(values.dtype)
+    loss = (weights[0] * scores.logprobs + weights[1] * scores.entropies).sum()
+    loss = loss + (weights[2] * values).square().sum() + end_values.sum()
+    parameters = {**dict(model.named_parameters()), **dict(critic.named_parameters())}
+    gradients = torch.autograd.grad(loss, list(parameters.values()))
+    found |= {"loss": loss} | dict(zip(parameters, gradients, strict=True))
+    return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], relative: float) -> None:
+    """Within a share of the largest figure of each tensor."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        error = float((found[name] - tensor).abs().max())
+        assert error <= relative * float(tensor.abs().max()), (name, error)
+
+
+def critic_of(model: Any, kind: str) -> ValueModel:
+    torch.manual_seed(1)
+    critic = (
+        SeparateCritic(model, reads_surprise=True)
+        if kind == "own"
+        else SharedCritic(model, 0.3, reads_surprise=True)
+    )
+    torch.nn.init.normal_(critic.head.weight, std=0.1)
+    return critic
+
+
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+@cache
+def actor_and_critic(build: Any, kind: str, dtype: torch.dtype) -> tuple[Any, ValueModel]:
+    model = model_of(build, dtype)
+    return model, critic_of(model, kind)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("kind", ["own", "policy"])
+@pytest.mark.parametrize("build", [qwen3, qwen2, llama])
+@given(seed=st.integers(0, 10**6), depth=st.integers(1, 6))
+@settings(max_examples=6, deadline=None)
+def test_packed_equals_rows(
+    build: Any, kind: str, dtype: torch.dtype, seed: int, depth: int
+) -> None:
+    rows = random_rows(seed, depth=depth)
+    model, critic = actor_and_critic(build, kind, dtype)
+    expected = outputs_and_gradients(model, critic, rows, packed=False)
+    found = outputs_and_gradients(model, critic, rows, packed=True)
+    assert_same(found, expected, TOLERANCES[dtype])
+
+
+def test_block_sparse_attention_equals_attention_by_blocks() -> None:
+    """The form for GPUs, its forward pass, on a CPU."""
+    tokens, _, lengths = random_rows(3, depth=4)
+    tree = token_tree(tokens, lengths)
+    draw = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 4, len(tree.tokens), 16, generator=draw)
+    key, value = torch.randn(2, 1, 2, len(tree.tokens), 16, generator=draw)
+    sparse = _flex_attention(query, key, value, tree, 0.25)
+    by_block = tree_attention(query, key, value, tree, scale=0.25, dropout=0.0)
+    torch.testing.assert_close(sparse, by_block, rtol=1e-5, atol=1e-6)
+
+
+def test_without_a_tree_the_model_is_what_it_was() -> None:
+    rows = random_rows(0, depth=3)
+    model, used = tiny_model(), tiny_model()
+    token_scores(used, *rows, token_tree(rows[0], rows[2]))
+    assert torch.equal(token_scores(used, *rows).logprobs, token_scores(model, *rows).logprobs)
