@@ -19,7 +19,10 @@ from transformers import (
 )
 
 from spanwise.models.critic import SeparateCritic, SharedCritic, ValueModel
+from spanwise.models.execution import checkpoint_gradients
+from spanwise.models.lora import LoRA, add_adapter
 from spanwise.models.packing import (
+    TokenTree,
     budget_cuts,
     shared_lengths,
     sorted_rows,
@@ -215,6 +218,29 @@ def test_packed_equals_rows(
     expected = outputs_and_gradients(model, critic, rows, packed=False)
     found = outputs_and_gradients(model, critic, rows, packed=True)
     assert_same(found, expected, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("how", ["checkpointed", "adapter"])
+def test_gradient_checkpointing_and_adapters_work_with_it(how: str) -> None:
+    model = model_of(qwen3, torch.float64)
+    if how == "checkpointed":
+        checkpoint_gradients(model)
+    else:
+        add_adapter(model, LoRA(rank=2))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)  # it starts at 0
+    rows = random_rows(5, depth=4)
+    tree = token_tree(rows[0], rows[2])
+
+    def gradients(tree: TokenTree | None) -> dict[str, Tensor]:
+        loss = token_scores(model, *rows, tree).logprobs.square().sum()
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        found = torch.autograd.grad(loss, list(trained.values()))
+        return dict(zip(trained, found, strict=True))
+
+    relative = 1e-10 if how == "checkpointed" else 1e-5  # adapters compute in float32
+    assert_same(gradients(tree), gradients(None), relative)
 
 
 def test_block_sparse_attention_equals_attention_by_blocks() -> None:

@@ -1,0 +1,214 @@
+"""Time and memory of an update, shared tokens computed once against every row by itself.
+
+One optimizer step with its forward and backward passes, both ways by turns in one run, once
+the gradients were found to be the same; peak memory in a process of its own.
+
+    python -m bench.tree_packing --threads 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from bench.record import save
+from bench.timing import alternated_s
+from spanwise.batch import Batch
+from spanwise.models.loading import Model
+from spanwise.recipes.search import at2po_search
+from spanwise.rollout.base import Site
+from spanwise.rollout.tree_search import TreeSearch
+from spanwise.train.objective import Objective
+from spanwise.train.sampling import draw_tasks, rollouts
+from spanwise.train.update import Update
+from spanwise.tree import Node, Tree
+
+OBJECTIVE = Objective(ratio_span="token", clip_low=0.2, clip_high=0.28)
+UPDATE = Update(learning_rate=0.0, prompts_per_minibatch=64)
+
+
+def recorded_trees(num_trees: int) -> Batch:
+    """Trees of 22 leaves as AT²PO grows them, on the embedded search task."""
+    config = at2po_search()
+    rollout = config.rollout
+    assert isinstance(rollout, TreeSearch)
+    rollout = replace(rollout, num_chains=10, num_expansions=6, num_rounds=2)
+    config = replace(config, rollout=rollout)
+    model, tokenizer = config.model.load(), config.model.load_tokenizer()
+    sampler = config.sampler.build(model, tokenizer)
+    site = Site(env=config.env, sampler=sampler, tokenizer=tokenizer, seed=0)
+    tasks = draw_tasks(config.env.tasks("train"), num_trees, 0, 1)
+    trees = asyncio.run(rollouts(site, config, tasks, 1))
+    sampler.close()
+    return Batch.from_trees(trees)
+
+
+def flat_groups(num_groups: int, *, prompt: int, answer: int) -> Batch:
+    """Eight random answers to each of some random prompts, in tokens."""
+    draw = torch.Generator().manual_seed(0)
+
+    def some(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(2, 300, (count,), generator=draw).tolist())
+
+    trees: list[Tree] = []
+    for group in range(num_groups):
+        nodes = [Node(path=(), observation=some(prompt), stop="prompt")]
+        for i in range(8):
+            tokens = some(int(torch.randint(answer // 2, answer + 1, (), generator=draw)))
+            logprobs = (-1.0,) * len(tokens)
+            nodes.append(
+                Node(
+                    path=(i,),
+                    tokens=tokens,
+                    logprobs=logprobs,
+                    sampling_logprobs=logprobs,
+                    stop="answer",
+                    reward=float(i % 2),
+                )
+            )
+        trees.append(Tree(task_id=str(group), nodes=tuple(nodes)))
+    return Batch.from_trees(trees)
+
+
+def small() -> Any:
+    return Model(path="search_base").load()
+
+
+def large() -> Any:
+    """64 million weights at random."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=8192,
+        hidden_size=768,
+        intermediate_size=2304,
+        num_hidden_layers=8,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+        head_dim=64,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+    )
+    return Qwen3ForCausalLM(config).eval()
+
+
+CASES: dict[str, tuple[Callable[[], Any], Callable[[], Batch]]] = {
+    "small model, 4 AT²PO trees": (small, lambda: recorded_trees(4)),
+    "small model, 4 groups, prompts of 300": (
+        small, lambda: flat_groups(4, prompt=300, answer=80)),
+    "small model, 4 groups, prompts of 12": (
+        small, lambda: flat_groups(4, prompt=12, answer=80)),
+    "large model, 1 AT²PO tree": (large, lambda: recorded_trees(1)),
+    "large model, 1 group, prompt of 300": (
+        large, lambda: flat_groups(1, prompt=300, answer=80)),
+    "large model, 1 group, prompt of 12": (
+        large, lambda: flat_groups(1, prompt=12, answer=80)),
+}  # fmt: skip
+
+
+class Step:
+    """One optimizer step on a case, with its rows laid out in one way."""
+
+    def __init__(self, model: Any, batch: Batch, packing: Any) -> None:
+        self.model, self.batch = model, batch
+        self.update = replace(UPDATE, packing=packing)
+        self.optimizer = self.update.optimizer(model)
+        draw = torch.Generator().manual_seed(0)
+        self.advantages = torch.randn(batch.tokens.shape, generator=draw)
+
+    def __call__(self) -> dict[str, float]:
+        return self.update(
+            self.model, self.optimizer, self.batch, self.advantages, OBJECTIVE, seed=0
+        )
+
+    def gradients(self) -> list[torch.Tensor]:
+        self()
+        return [p.grad.clone() for p in self.model.parameters() if p.grad is not None]
+
+
+def made(case: str) -> tuple[Any, Batch]:
+    build, rows = CASES[case]
+    model, batch = build(), rows()
+    return model, UPDATE.scored(model, batch)
+
+
+def compared(case: str, *, rounds: int, threads: int) -> dict[str, Any]:
+    model, batch = made(case)
+    steps = {packing: Step(model, batch, packing) for packing in ("tree", "rows")}
+    pairs = zip(steps["tree"].gradients(), steps["rows"].gradients(), strict=True)
+    error = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+    if error > 1e-4:
+        raise SystemExit(f"{case}: the gradients differ by {error:.2g} of their size")
+    figures = steps["tree"]()
+    times = alternated_s(steps, rounds=rounds)
+    tree_s, rows_s = (statistics.median(times[name]) for name in ("tree", "rows"))
+    total, computed = int(batch.lengths.sum()), figures["computed_to_total"]
+    row = {
+        "case": case,
+        "rows": batch.num_rows,
+        "total_tokens": total,
+        "total_to_computed": round(1 / computed, 3),
+        "packed": bool(figures["packed"]),
+        "tree_s": float(f"{tree_s:.4g}"),
+        "rows_s": float(f"{rows_s:.4g}"),
+        "time_ratio": round(rows_s / tree_s, 3),
+        "gradient_error": float(f"{error:.2g}"),
+        "peak_mib": {p: peak_mib(case, batch, p, threads) for p in ("tree", "rows", "none")},
+    }
+    print(row, flush=True)
+    return row
+
+
+def peak_mib(case: str, batch: Batch, packing: str, threads: int) -> int:
+    """Peak memory of a process that takes two steps; ``none`` takes none, for comparison."""
+    tensors = {k: v.contiguous() for k, v in vars(batch).items() if isinstance(v, torch.Tensor)}
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder) / "rows.safetensors")
+        save_file(tensors, file)
+        command = [sys.executable, "-m", "bench.tree_packing", "--threads", str(threads)]
+        command += ["--case", case, "--peak", packing, "--rows", file]
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(run.stdout.split()[-1])
+
+
+def print_peak(case: str, packing: str, file: str) -> None:
+    tensors: dict[str, Any] = load_file(file)
+    step = Step(CASES[case][0](), Batch(**tensors, num_excluded=0), packing)
+    if packing != "none":
+        step()
+        step()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--case", choices=CASES, help="one case alone; nothing is saved")
+    parser.add_argument("--peak", choices=("tree", "rows", "none"), help="used by the script")
+    parser.add_argument("--rows", help="used by the script")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.peak:
+        print_peak(options.case, options.peak, options.rows)
+        return
+    cases = [options.case] if options.case else list(CASES)
+    rows = [compared(c, rounds=options.rounds, threads=options.threads) for c in cases]
+    if not options.case:
+        save("tree_packing", rows)
+
+
+if __name__ == "__main__":
+    main()
