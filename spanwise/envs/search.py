@@ -203,9 +203,14 @@ class MultiHopSearch(SearchEnvironment):
         """Questions with equally many of each number of hops; ``info["hops"]`` says it."""
         return self._tasks[split]
 
+    def failure_text(self, failure: Failure) -> str:
+        """An empty result: the small model has words for no other. The node keeps the failure."""
+        return result_text([])
+
     def check(self, tokenizer: Tokenizer) -> None:
-        """Refuse a tokenizer that changes a tag, a question or a document."""
+        """Refuse a tokenizer that changes a tag, a question, a document or an empty result."""
         super().check(tokenizer)
         texts = [task.question for task in self.tasks("train")[:20]]
         texts += [result_text([document]) for document in self.world.documents[:20]]
+        texts.append(result_text([]))
         _check_round_trip(tokenizer, texts, type(self).__name__)

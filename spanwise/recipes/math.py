@@ -19,12 +19,13 @@ def sae_math() -> TrainConfig:
     """SAE as published: arXiv 2601.07320, on DAPO-Math-17k. For a GPU, with files of your own.
 
     From the paper: Qwen3-8B-Base, 512 prompts x 8 rollouts, responses of up to 8,192 tokens,
-    p = 0.2, γ = 1, a critic that is pretrained, no KL penalty, no entropy bonus, 600 steps,
-    evaluation at temperature 0.6.
+    p = 0.2, γ = 1, a critic that is pretrained, no KL penalty, no entropy bonus, evaluation at
+    temperature 0.6. The 600 steps are from a reader's notes on it.
 
-    What it leaves open is taken from the work that it builds on. VAPO (arXiv 2504.05118):
-    learning rates of 1e-6 and, for the critic, 2e-6; 50 batches of value pretraining; λ = 1
-    for the critic's targets; 0.2 and 0.28 as clip limits; a mean over the batch's tokens.
+    What it leaves open is taken from the work that it builds on. VAPO (arXiv 2504.05118), as
+    others report it: learning rates of 1e-6 and, for the critic, 2e-6; 50 batches of value
+    pretraining; λ = 1 for the critic's targets; 0.2 and 0.28 as clip limits; a mean over the
+    batch's tokens.
     DAPO (arXiv 2503.14476), with the same policy's rate and limits: 512 trajectories a
     minibatch, here 64 prompts.
 

@@ -149,7 +149,7 @@ async def within(awaitable: Awaitable[T], deadline_s: float) -> T:
 
     At the deadline it is cancelled and left behind: unlike ``asyncio.wait_for``, this does
     not wait for a coroutine that ignores its cancellation. Code that blocks the event loop
-    is beyond its reach, and the business of the watchdog.
+    is beyond its reach.
 
     Raises:
       LateError: at the deadline.

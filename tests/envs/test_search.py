@@ -15,8 +15,10 @@ import pytest
 from spanwise.envs.base import Reply, Task, Turn
 from spanwise.envs.search import MultiHopSearch, SearchEnvironment
 from spanwise.envs.world import SearchWorld, search_query
+from spanwise.models.loading import Model
 from spanwise.tools.base import Tool, ToolError
 from spanwise.tools.search import Document, DocumentIndex
+from spanwise.tree import Failure
 
 SMALL = SearchWorld(train_people=60, dev_people=30, test_people=30)
 
@@ -304,3 +306,11 @@ def test_an_index_is_built_once_and_only_when_needed():
         assert built == [1200]  # 120 people x 10 relations
     finally:
         patch.undo()
+
+
+def test_the_shipped_model_can_read_that_a_search_failed(env: MultiHopSearch) -> None:
+    tokenizer = Model(path="search_base").load_tokenizer()
+    told = env.failure_text(Failure(kind="tool_timeout", message="no answer in 10 s"))
+    ids = tokenizer.encode(told, add_special_tokens=False)
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids).split() == told.split()

@@ -178,11 +178,17 @@ def outputs_and_gradients(
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], relative: float) -> None:
-    """Within a share of the largest figure of each tensor."""
+    """Within a share of the largest figure of each tensor.
+
+    One rounding of the largest figure of all is let pass: the gradient of a query that sees
+    a single key is 0, and comes out as what is left of terms that cancel.
+    """
     assert found.keys() == expected.keys()
+    largest = max(float(tensor.abs().max()) for tensor in expected.values())
+    rounding = torch.finfo(next(iter(expected.values())).dtype).eps * largest
     for name, tensor in expected.items():
         error = float((found[name] - tensor).abs().max())
-        assert error <= relative * float(tensor.abs().max()), (name, error)
+        assert error <= relative * float(tensor.abs().max()) + rounding, (name, error)
 
 
 def critic_of(model: Any, kind: str) -> ValueModel:
