@@ -112,7 +112,7 @@ class SearchEnvironment(Environment):
 
     def failure_text(self, failure: Failure) -> str:
         """A result that says that there is none."""
-        return " <result> the search failed , nothing found . </result> "
+        return self.turn_format.failed
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer that changes a tag, or a chat template that does not fit."""

@@ -21,6 +21,9 @@ class TurnFormat(ABC):
     tools: tuple[Mapping[str, Any], ...] = ()
     """Schemas for the chat template."""
 
+    failed: str
+    """The observation after a search that failed."""
+
     @abstractmethod
     def parsed(self, text: str) -> Call | Answer | Malformed:
         """What a turn of the model says."""
@@ -45,6 +48,7 @@ class XMLTurns(TurnFormat):
 
     stop_strings = grammar.STOP_STRINGS
     tags = (*grammar.TAGS, "\\boxed{ }")
+    failed = " <result> the search failed , nothing found . </result> "
 
     def parsed(self, text: str) -> Call | Answer | Malformed:
         return grammar.parsed_turn(text)
@@ -59,6 +63,7 @@ class ToolCallTurns(TurnFormat):
     stop_strings = tool_calls.STOP_STRINGS
     tags = (*tool_calls.TAGS, "\\boxed{ }")
     tools = (tool_calls.SEARCH_TOOL,)
+    failed = "the search failed, nothing found"
 
     def parsed(self, text: str) -> Call | Answer | Malformed:
         return tool_calls.parsed_tool_turn(text)
