@@ -15,7 +15,6 @@ from spanwise.runlog import RunLog
 from spanwise.study.correlation import CorrelationStudy, correlation_study
 from spanwise.study.report import correlation_record, correlation_table, write_correlation
 from spanwise.train.config import TrainConfig
-from spanwise.train.ranks import ALONE
 
 PROMPTS_PER_LINE = 20
 """Progress is shown at every so many prompts."""
@@ -55,7 +54,7 @@ def run_correlation(
         raise ModelError(f"{run} was trained without a critic; take a run of a PPO recipe")
     tokenizer = config.model.load_tokenizer()
     policy = config.model.load()
-    critic = config.critic.build(policy, ALONE)
+    critic = config.critic.build(policy)
     assert critic is not None  # a span advantage has one: the configuration says so
     critic.model.restore(path)
     sampler = config.sampler.build(policy, tokenizer)

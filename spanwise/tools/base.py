@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,10 +14,37 @@ from spanwise.tree import Failure, FailureKind
 
 T = TypeVar("T")
 
+MAX_RUNNING = 128
+"""Threads that make calls at once, in one event loop; other calls wait for one of them to end,
+which does not count towards their deadlines."""
+
 MAX_LEFT_BEHIND = 64
-"""With so many threads past their deadlines no call is begun: each keeps its memory."""
+"""With so many threads past their deadlines no call is begun: each keeps its memory.
+
+There are then never more than ``MAX_RUNNING + MAX_LEFT_BEHIND`` threads of tools.
+"""
+
+LOOK_S = 0.25
+"""How often a call that waits for a thread looks whether too many hang."""
 
 _left: set[threading.Thread] = set()
+
+
+class Room:
+    """A semaphore of ``size`` places for each event loop."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._places: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
+
+    def places(self) -> asyncio.Semaphore:
+        """Of the event loop that runs."""
+        for loop in [loop for loop in self._places if loop.is_closed()]:
+            del self._places[loop]
+        return self._places.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(self._size))
+
+
+_room = Room(MAX_RUNNING)
 
 
 class ToolError(RuntimeError):
@@ -82,20 +110,47 @@ class Tool(ABC):
 
 
 async def run_with_deadline(function: Callable[[], T], deadline_s: float) -> T:
-    """Run a blocking function in a daemon thread of its own, for a limited time.
-
-    A thread of its own, not one of a pool: calls that hang can then neither fill a
-    pool nor keep the process from ending.
+    """Run a blocking function in a thread of its own, for a limited time.
 
     Raises:
       TimeoutError: at the deadline, although the thread may still run.
       ToolError: at once, if ``MAX_LEFT_BEHIND`` earlier calls still run after theirs.
     """
-    if left_behind() >= MAX_LEFT_BEHIND:
+    places, loop = _room.places(), asyncio.get_running_loop()
+    _check_left_behind()
+    while True:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(places.acquire(), LOOK_S)
+            break
+        _check_left_behind()
+
+    def call() -> T:
+        try:
+            return function()
+        finally:  # the place of a thread that is left behind stays taken
+            with contextlib.suppress(RuntimeError):  # the loop has closed, its places with it
+                loop.call_soon_threadsafe(places.release)
+
+    return await in_thread(call, deadline_s)
+
+
+def _check_left_behind() -> None:
+    if (hanging := left_behind()) >= MAX_LEFT_BEHIND:
         raise ToolError(
-            f"{MAX_LEFT_BEHIND} calls hang although their deadlines are over; no other is begun "
-            "before one of them ends"
+            f"{hanging} calls hang although their deadlines are over; no other is begun before "
+            f"fewer than {MAX_LEFT_BEHIND} do"
         )
+
+
+async def in_thread(function: Callable[[], T], deadline_s: float | None = None) -> T:
+    """Run a blocking function in a daemon thread of its own, in the context of the caller.
+
+    A thread of its own, not one of a pool: calls that hang can then neither fill a
+    pool nor keep the process from ending.
+
+    Raises:
+      TimeoutError: at the deadline, if there is one, although the thread may still run.
+    """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
@@ -119,7 +174,7 @@ async def run_with_deadline(function: Callable[[], T], deadline_s: float) -> T:
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
             loop.call_soon_threadsafe(settle, result, error)
 
-    thread = threading.Thread(target=work, daemon=True)
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
     thread.start()
     try:
         return await asyncio.wait_for(done, deadline_s)

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from spanwise.tools.base import Tool, ToolError, ToolTimeout
+from spanwise.rollout.waits import Call, current_call, waiting
+from spanwise.tools.base import MAX_RUNNING, Tool, ToolError, ToolTimeout, left_behind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,3 +71,56 @@ def test_hanging_calls_do_not_keep_others_waiting() -> None:
         assert asyncio.run(main()) == ["A", "B", "C", *[ToolTimeout] * 100]
     finally:
         let_go.set()
+
+
+def test_two_hundred_calls_that_hang_take_a_limited_number_of_threads() -> None:
+    let_go = threading.Event()
+    before = threading.active_count()
+    most: list[int] = []
+
+    def hang(query: str) -> None:
+        most.append(threading.active_count() - before)
+        let_go.wait()
+
+    hangs, quick = Calls(function=hang, deadline_s=0.3), Calls(function=str.upper)
+
+    async def main() -> Counter[str]:
+        outcomes = await asyncio.gather(*(hangs("q") for _ in range(200)), return_exceptions=True)
+        assert left_behind() == MAX_RUNNING
+        with pytest.raises(ToolError, match="128 calls hang although their deadlines are over"):
+            await quick("q")
+        let_go.set()
+        while left_behind():
+            await asyncio.sleep(0.01)
+        assert await quick("q") == "Q"  # there is room again
+        return Counter(type(outcome).__name__ for outcome in outcomes)
+
+    try:
+        assert asyncio.run(main()) == {"ToolTimeout": MAX_RUNNING, "ToolError": 200 - MAX_RUNNING}
+    finally:
+        let_go.set()
+    assert len(most) == MAX_RUNNING and max(most) <= MAX_RUNNING
+
+
+def test_calls_beyond_the_limit_wait_and_waiting_is_not_held_against_them() -> None:
+    def slow(query: str) -> str:
+        time.sleep(0.1)
+        return query
+
+    tool = Calls(function=slow, deadline_s=1.0)
+
+    async def main() -> list[str]:
+        return await asyncio.gather(*(tool(str(n)) for n in range(3 * MAX_RUNNING)))
+
+    for _ in range(2):  # in one event loop after another
+        assert asyncio.run(main()) == [str(n) for n in range(3 * MAX_RUNNING)]
+
+
+def test_a_tool_knows_in_its_thread_for_whom_it_is_called() -> None:
+    call = Call(kind="environment", step=3, task_id="task", path=(0, 1))
+
+    async def main() -> object:
+        with waiting(call):
+            return await Calls(function=lambda query: current_call())("q")
+
+    assert asyncio.run(main()) is call

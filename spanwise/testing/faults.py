@@ -1,0 +1,250 @@
+"""Tools, rewards and engines that fail on purpose, the same way in every run."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from spanwise.envs.base import Environment, Reply, Split, Task, Tokenizer, Turn
+from spanwise.rollout.waits import current_call
+from spanwise.samplers.base import Completion, Engine, EngineError, Request, Sampler
+from spanwise.tools.base import Tool, ToolCrash, ToolError
+from spanwise.tree import Failure
+
+Fault = Literal["raise", "hang", "nan", "crash", "bytes", "huge", "control"]
+"""A fault of a call.
+
+``raise`` and ``hang`` fit everything; ``nan`` is a reward, or the log-probs of a turn; a
+tool may also ``crash``, or return ``bytes``, a ``huge`` text of 10 MB, or ``control``
+characters and nothing else.
+"""
+
+HUGE_CHARACTERS = 10_000_000
+
+_counting = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultPlan:
+    """Which calls fail, and how. Whether one does follows from the seed and the call alone.
+
+    Inside a rollout a call is known by what is called and by step, task, node and attempt, so
+    that the same run has the same faults whatever the order in which its calls are answered;
+    outside, by what it was asked.
+
+    Raises:
+      ValueError: if the rates are no probabilities, or sum to more than 1.
+
+    Example:
+      >>> plan = FaultPlan(rates={"raise": 0.5})
+      >>> [plan.fault(f"query {n}") for n in range(4)]
+      [None, 'raise', 'raise', 'raise']
+      >>> plan.struck
+      Counter({'raise': 3})
+    """
+
+    rates: Mapping[Fault, float]
+    """The share of calls that each kind of fault strikes."""
+
+    seed: int = 0
+    steps: tuple[int, int] | None = None
+    """The first and the last step in which calls fail; None: whenever. Held-out questions are
+    answered in step 0."""
+
+    attempts: int | None = None
+    """Only the first so many attempts at a call fail; None: any may."""
+
+    struck: Counter[Fault] = field(default_factory=Counter["Fault"], init=False, compare=False)
+    """How many faults there were so far, by kind."""
+
+    def __post_init__(self) -> None:
+        if min(self.rates.values(), default=0) < 0 or sum(self.rates.values()) > 1 + 1e-9:
+            raise ValueError(f"rates must be at least 0 and sum to at most 1, got {self.rates}")
+
+    def fault(self, asked: object) -> Fault | None:
+        """The fault of a call, if it has one; it is then counted.
+
+        Args:
+          asked: What tells calls apart outside a rollout.
+        """
+        call = current_call()
+        if call is not None:
+            asked = (call.kind, call.step, call.task_id, call.path, call.attempt)
+            if self.steps is not None and not self.steps[0] <= call.step <= self.steps[1]:
+                return None
+            if self.attempts is not None and call.attempt >= self.attempts:
+                return None
+        drawn = random.Random(f"{self.seed} {asked!r}").random()
+        for fault, rate in self.rates.items():
+            if drawn < rate:
+                with _counting:
+                    self.struck[fault] += 1
+                return fault
+            drawn -= rate
+        return None
+
+    def check(self, user: str, *known: Fault) -> None:
+        """Refuse a fault that its user cannot have.
+
+        Raises:
+          ValueError: if the plan has others than ``known``.
+        """
+        if other := sorted(self.rates.keys() - set(known)):
+            raise ValueError(f"{user} has no fault {other[0]!r}; it has {', '.join(known)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultyTool(Tool):
+    """Another tool, with faults.
+
+    Raises:
+      ValueError: if the plan holds ``nan``: a tool gives no number.
+    """
+
+    tool: Tool
+    plan: FaultPlan
+    hang_s: float = 600.0
+    """How long a call that hangs blocks its thread."""
+
+    def __post_init__(self) -> None:
+        known: tuple[Fault, ...] = ("raise", "hang", "crash", "bytes", "huge", "control")
+        self.plan.check("FaultyTool", *known)
+
+    @property
+    def deadline_s(self) -> float:  # type: ignore[override]
+        """Of the tool inside."""
+        return self.tool.deadline_s
+
+    def call(self, query: str) -> Any:
+        """What the tool inside answers, or a fault."""
+        match self.plan.fault(query):
+            case "raise":
+                raise ToolError("a planned fault")
+            case "crash":
+                raise ToolCrash("a planned fault")
+            case "hang":
+                threading.Event().wait(timeout=self.hang_s)
+                return None
+            case "bytes":
+                return b"\x00\xff"
+            case "huge":
+                return "x" * HUGE_CHARACTERS
+            case "control":
+                return "\x1b[2J\x07\x00"
+            case _:
+                return self.tool.call(query)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultyReward(Environment):
+    """Another environment whose rewards fail: only a reply that ends a trajectory is struck.
+
+    Raises:
+      ValueError: if the plan holds a fault that is none of a reward.
+    """
+
+    env: Environment
+    plan: FaultPlan
+
+    def __post_init__(self) -> None:
+        self.plan.check("FaultyReward", "raise", "hang", "nan")
+
+    @cached_property
+    def stop_strings(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Of the environment inside."""
+        return self.env.stop_strings
+
+    def tasks(self, split: Split) -> Sequence[Task]:
+        """Of the environment inside."""
+        return self.env.tasks(split)
+
+    def messages(self, task: Task) -> list[dict[str, str]]:
+        """Of the environment inside."""
+        return self.env.messages(task)
+
+    def failure_text(self, failure: Failure) -> str:
+        """Of the environment inside."""
+        return self.env.failure_text(failure)
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Refuse what the environment inside refuses."""
+        self.env.check(tokenizer)
+
+    async def reply(self, task: Task, turns: Sequence[Turn]) -> Reply:
+        """What the environment inside answers, or a fault in place of a reward."""
+        reply = await self.env.reply(task, turns)
+        if reply.reward is None:
+            return reply
+        match self.plan.fault((task.id, [turn.text for turn in turns])):
+            case None:
+                return reply
+            case "nan":
+                return Reply(stop=reply.stop, reward=float("nan"), outcome=reply.outcome)
+            case "hang":
+                await asyncio.Event().wait()
+                return reply
+            case _:
+                raise RuntimeError("a planned fault")
+
+
+class FaultySampler(Sampler):
+    """Another engine, with faults.
+
+    An engine that dies in step 20 and is back at the third attempt at each turn is the plan
+    ``FaultPlan(rates={"raise": 1.0}, steps=(20, 20), attempts=2)``.
+
+    Args:
+      sampler: The engine inside.
+      plan: When it fails.
+
+    Raises:
+      ValueError: if the plan holds a fault that is none of an engine.
+    """
+
+    def __init__(self, sampler: Sampler, plan: FaultPlan) -> None:
+        plan.check("FaultySampler", "raise", "hang", "nan")
+        self._sampler, self._plan = sampler, plan
+
+    async def sample(self, request: Request) -> Completion:
+        """A turn of the engine inside, or a fault."""
+        fault = self._plan.fault((request.prompt, request.seed))
+        if fault == "raise":
+            raise EngineError("a planned fault")
+        if fault == "hang":
+            await asyncio.Event().wait()
+        completion = await self._sampler.sample(request)
+        if fault is None:
+            return completion
+        blank = (float("nan"),) * len(completion.tokens)
+        return Completion(
+            tokens=completion.tokens,
+            logprobs=blank,
+            sampling_logprobs=blank,
+            finish=completion.finish,
+        )
+
+    def update_weights(self, model: Any) -> None:
+        """Of the engine inside."""
+        self._sampler.update_weights(model)
+
+    def close(self) -> None:
+        """Of the engine inside."""
+        self._sampler.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultyEngine(Engine):
+    """The settings of a ``FaultySampler``, for a configuration."""
+
+    engine: Engine
+    plan: FaultPlan
+
+    def build(self, model: Any, tokenizer: Any) -> FaultySampler:
+        """The engine inside, with faults."""
+        return FaultySampler(self.engine.build(model, tokenizer), self.plan)
