@@ -14,7 +14,7 @@ test-browser: install-dev  ## The page of `spanwise view` in a headless chromium
 	$(BIN)/python -m pytest tests/browser -m browser
 
 test-triton: install-dev  ## The GPU kernel: in Triton's interpreter (a wheel of 290 MB), or on a GPU.
-	$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/python -m pip install -q triton
+	$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt triton
 	$(BIN)/python -m pytest tests/test_cuda_kernel.py
 
 view: install  ## See the newest run in the browser: make view, or make view RUN="runs/a runs/b".

@@ -3,10 +3,14 @@
 ``python -m bench.advantages [--threads 2] [--no-peer]`` writes ``bench/results/advantages.json``.
 verl is measured where it is installed: ``pip install verl==0.9.1 orjson``. Equality is
 checked before anything is timed.
+
+``--gpu`` measures the Triton kernel instead, beside a copy on the device that moves the same
+bytes and the plain torch scan, and writes ``bench/results/advantages_gpu.json``.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +21,10 @@ from bench.record import save
 from bench.timing import alternated_s, arguments, speed_row
 from spanwise import spans
 from spanwise.advantages import span_advantages, span_returns, whiten
+from spanwise.advantages.recurrence import _scanned_recurrence
 
 ROWS, PLACES, LAM = 64, 8192, 0.95
+GPU_ROWS, GPU_PLACES = 512, 32768
 LENGTHS = (1024, 4096, 16384, 65536, 131072)
 """Places of one row, for the growth of the cost; 16 rows each."""
 
@@ -58,7 +64,10 @@ def batch(num_rows: int, num_places: int) -> tuple[Tensor, Tensor, Tensor, Tenso
 
 
 def main() -> None:
-    options = arguments(__doc__)
+    options = arguments(__doc__, gpu=True)
+    if options.gpu:
+        save("advantages_gpu", on_gpu(options.rounds))
+        return
     rewards, values, logprobs, mask = batch(ROWS, PLACES)
     tokens, segments = spans.by_token(mask), spans.by_probability(logprobs, mask)
     verl = None if options.no_peer else verl_gae()
@@ -147,6 +156,55 @@ def growth(rounds: int) -> list[dict[str, Any]]:
             "1 is linear; above 1 where short rows pay for the call itself",
         )
         for n in LENGTHS[1:]
+    ]
+
+
+def on_gpu(rounds: int) -> list[dict[str, Any]]:
+    """The kernel against the CPU's result, then its time beside a copy of the same bytes."""
+    if not torch.cuda.is_available():
+        raise SystemExit("--gpu needs a CUDA device; this machine has none")
+    if importlib.util.find_spec("triton") is None:
+        raise SystemExit("--gpu needs triton: pip install triton")
+    rewards, values, logprobs, mask = batch(GPU_ROWS, GPU_PLACES)
+    segments = spans.by_probability(logprobs, mask)
+    on_cpu = (rewards, values, segments)
+    there = tuple(x.cuda() for x in on_cpu)
+    result = span_advantages(*there, lam=LAM)
+    torch.testing.assert_close(
+        result.cpu(), span_advantages(*on_cpu, lam=LAM), rtol=1e-4, atol=1e-4
+    )
+    # Rewards, values and spans are read and the result is written; a copy moves each byte twice.
+    num_bytes = sum(x.nbytes for x in (*there, result)) // 2
+    source = torch.zeros(num_bytes, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    lam_N = torch.full((GPU_ROWS,), LAM, dtype=torch.float64, device="cuda")
+    bootstrap = torch.zeros(GPU_ROWS, device="cuda")
+
+    def timed(function: Callable[..., Tensor]) -> Callable[[], None]:
+        def waited_for() -> None:
+            function()
+            torch.cuda.synchronize()
+
+        return waited_for
+
+    times = alternated_s(
+        {
+            "whole": timed(lambda: span_advantages(*there, lam=LAM)),
+            "scan": timed(
+                lambda: _scanned_recurrence(*there, gamma=1.0, lam=lam_N, bootstrap=bootstrap)
+            ),
+            "copy": timed(lambda: target.copy_(source)),
+        },
+        rounds=rounds,
+        calls=5,
+    )
+    size = f"SAE {GPU_ROWS} x {GPU_PLACES}, {torch.cuda.get_device_name()}"
+    note = "with the checks of its arguments"
+    return [
+        speed_row(
+            size, "limit: device copy of the same bytes", times["whole"], times["copy"], note
+        ),
+        speed_row(size, "plain torch scan", times["whole"], times["scan"], note),
     ]
 
 

@@ -52,12 +52,14 @@ def speed_row(
     }
 
 
-def arguments(description: str | None) -> argparse.Namespace:
+def arguments(description: str | None, *, gpu: bool = False) -> argparse.Namespace:
     """The options that all timings share, once the threads are set."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-peer", action="store_true", help="leave out verl")
     parser.add_argument("--rounds", type=int, default=15)
+    if gpu:
+        parser.add_argument("--gpu", action="store_true", help="measure on the GPU instead")
     found = parser.parse_args()
     torch.set_num_threads(found.threads)
     return found

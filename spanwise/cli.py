@@ -14,6 +14,7 @@ RECIPE is the name of a recipe or your own file's, FILE.py:FUNCTION.
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,12 +57,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"no command {arguments[0]!r}; there are {', '.join(commands)}")
         commands[arguments[0]](arguments[1:])
     except ValueError as error:  # UsageError, ModelError, RunError and refused settings
-        print(f"spanwise: {error}", file=sys.stderr)
+        print(f"{_speaker()}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("spanwise: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _speaker() -> str:
+    """Who reports an error: of several processes, which."""
+    return f"spanwise, process {os.environ['RANK']}" if "RANK" in os.environ else "spanwise"
 
 
 def _train(arguments: list[str]) -> None:
@@ -70,10 +76,15 @@ def _train(arguments: list[str]) -> None:
 
     from spanwise.display import Display, results_table, tree_to_show, tree_view
     from spanwise.train import train
+    from spanwise.train.ranks import leave_group
 
     folder = config.folder or _new_folder(spec)
     console = (display := Display()).console
+    console.quiet = not (leads := os.environ.get("RANK", "0") == "0")
     log = train(config, recipe=spec, arguments=rest, folder=folder, display=display)
+    leave_group()
+    if not leads:
+        return  # one of several processes shows the results of all
     console.print(results_table(log.read_summary(), group_name=config.evaluation.group_by))
     if steps := log.tree_steps():
         console.print(f"\nOne search tree of step {steps[0]}\n", style="bold", highlight=False)

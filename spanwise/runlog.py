@@ -18,7 +18,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from spanwise.tree import Expansion, Failure, Node, Tree
 
@@ -156,27 +156,36 @@ def tree_record(
 def tree_of(record: Mapping[str, Any]) -> Tree:
     """The tree that ``tree_record`` was made from.
 
+    Raises:
+      RunError: if the record is damaged.
+
     Example:
       >>> tree = Tree(task_id="t", nodes=(Node(path=(), observation=(1,), stop="prompt"),))
       >>> tree_of(tree_record(tree, {"question": "?"}, advantages=[0.0])) == tree
       True
     """
+    try:
+        nodes = tuple(_node_of(entry) for entry in record["nodes"])
+        return Tree(task_id=record["task"]["id"], nodes=nodes)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise RunError(f"a tree cannot be read: {reason}") from error
+
+
+def _node_of(entry: Mapping[str, Any]) -> Node:
     names = {f.name for f in dataclasses.fields(Node)}
-    nodes: list[Node] = []
-    for entry in record["nodes"]:
-        fields = {name: entry[name] for name in names if name != "faults"}
-        for name in ("path", "tokens", "logprobs", "sampling_logprobs", "observation"):
-            fields[name] = tuple(fields[name])
-        if fields["failure"] is not None:
-            fields["failure"] = Failure(**fields["failure"])
-        fields["faults"] = tuple(Failure(**fault) for fault in entry.get("faults", ()))
-        if fields["expansion"] is not None:
-            expansion: dict[str, Any] = fields["expansion"]
-            fields["expansion"] = Expansion(
-                round=expansion["round"], of=tuple(expansion["of"]), score=expansion["score"]
-            )
-        nodes.append(Node(**fields))
-    return Tree(task_id=record["task"]["id"], nodes=tuple(nodes))
+    fields = {name: entry[name] for name in names if name != "faults"}
+    for name in ("path", "tokens", "logprobs", "sampling_logprobs", "observation"):
+        fields[name] = tuple(fields[name])
+    if fields["failure"] is not None:
+        fields["failure"] = Failure(**fields["failure"])
+    fields["faults"] = tuple(Failure(**fault) for fault in entry.get("faults", ()))
+    if fields["expansion"] is not None:
+        expansion: dict[str, Any] = fields["expansion"]
+        fields["expansion"] = Expansion(
+            round=expansion["round"], of=tuple(expansion["of"]), score=expansion["score"]
+        )
+    return Node(**fields)
 
 
 def _dumps(value: Any) -> str:
@@ -210,8 +219,8 @@ def _write_text(path: Path, text: str) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return _object(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"cannot read {path}: {error}") from error
 
 
@@ -219,6 +228,13 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8") as file:
             for line in file:
-                yield json.loads(line)
-    except (OSError, ValueError) as error:
+                yield _object(line)
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"cannot read {path}: {error}") from error
+
+
+def _object(text: str) -> dict[str, Any]:
+    value: Any = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"an object is expected, not {type(value).__name__}")
+    return cast("dict[str, Any]", value)

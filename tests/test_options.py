@@ -25,6 +25,7 @@ EVERYWHERE = {
     "objective.entropy_bonus", "objective.gradient", "objective.ratio_span",
     "objective.shared_turns",
     "overlong.penalty_tokens", "overlong.truncated",
+    "processes.sharding", "processes.timeout_s",
     "prompts_per_step", "refill_rounds",
     "rollout.max_response_tokens", "rollout.max_turn_tokens", "rollout.num_chains",
     "rollout.sampling.temperature", "rollout.sampling.top_k", "rollout.sampling.top_p",

@@ -82,3 +82,24 @@ def test_figures_that_are_not_numbers_are_still_json(tmp_path: Path) -> None:
     log.write_metrics({"loss": float("nan"), "norm": float("inf"), "ok": 1.0})
     text = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert json.loads(text, parse_constant=pytest.fail) == {"loss": None, "norm": None, "ok": 1.0}
+
+
+def test_damaged_files_are_refused_in_one_line(tmp_path: Path) -> None:
+    log = RunLog.create(tmp_path, {"recipe": "r"})
+    for text in ("", "[1]", "3", "null", "[" * 100_000):
+        log.config_path.write_text(text)
+        with pytest.raises(RunError, match=r"cannot read .*config\.json"):
+            RunLog.open(tmp_path)
+        (tmp_path / "metrics.jsonl").write_text(text + "\n")
+        with pytest.raises(RunError, match=r"cannot read .*metrics\.jsonl"):
+            log.read_metrics()
+
+
+def test_a_damaged_tree_is_refused_in_one_line() -> None:
+    record = tree_record(TREE, {"question": "?"}, advantages=[0.0] * 4)
+    del record["nodes"][1]["stop"]
+    with pytest.raises(RunError, match="a tree cannot be read: 'stop' is missing"):
+        tree_of(record)
+    for nodes in (None, 3, [3], [None]):
+        with pytest.raises(RunError, match="a tree cannot be read"):
+            tree_of({**record, "nodes": nodes})

@@ -228,14 +228,14 @@ def _checked_lambda(
     gamma: float, lam: float | Tensor, num_rows: int, device: torch.device
 ) -> Tensor:
     """``lam`` as ``[N]`` float64, once it and ``gamma`` are known to be in range."""
-    lam_N = torch.as_tensor(lam, dtype=torch.float64, device=device).detach()
+    lam_N = torch.as_tensor(lam, dtype=torch.float64).detach()
     if lam_N.dim() > 1 or lam_N.numel() not in (1, num_rows):
         raise ValueError(f"lam is a number or [N] = [{num_rows}], got {tuple(lam_N.shape)}")
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
     if not bool(((lam_N >= 0) & (lam_N <= 1)).all()):
         raise ValueError(f"lam must lie in [0, 1], got {lam}")
-    return lam_N.expand(num_rows)
+    return lam_N.to(device).expand(num_rows)  # a number was checked without waiting for a GPU
 
 
 def _working_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -96,6 +96,16 @@ class Environment(ABC):
         """The observation that tells the model that its tool call failed."""
         return f"\n[{failure.kind.replace('_', ' ')}: there is no result]\n"
 
+    def prompt(self, task: Task, tokenizer: Any) -> str:
+        """The text that opens the trajectory: ``messages`` through the chat template."""
+        return tokenizer.apply_chat_template(
+            self.messages(task), add_generation_prompt=True, tokenize=False
+        )
+
+    def rendered(self, observation: str, tokenizer: Any) -> str:
+        """The text that follows a turn with this observation; the observation itself."""
+        return observation
+
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer that cannot write what this environment needs.
 

@@ -83,11 +83,12 @@ def parsed_turn(text: str) -> Call | Answer | Malformed:
         return Malformed("there is text outside the tags")
     inside = text[act.end() : act_end.start()].strip()
     if act.group() == "<answer>":
-        return _boxed(inside)
+        return boxed_answer(inside)
     return Call(inside) if inside else Malformed("the query is empty")
 
 
-def _boxed(text: str) -> Answer | Malformed:
+def boxed_answer(text: str) -> Answer | Malformed:
+    r"""The answer in the only ``\boxed{...}`` of a text; braces in it must match."""
     if text.count(_BOX) != 1:
         return Malformed(f"the answer has {text.count(_BOX)} boxes")
     box = text[text.index(_BOX) + len(_BOX) :]

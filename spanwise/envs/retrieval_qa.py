@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from spanwise.envs.base import Split, Task, Tokenizer
 from spanwise.envs.search import SearchEnvironment
+from spanwise.envs.turn_formats import ToolCallTurns, TurnFormat, XMLTurns
 from spanwise.tools.search import RetrieverClient
 
 QUESTION_COLUMN = "question"
@@ -38,6 +39,11 @@ To finish:
 <think> why the answer is right </think> <answer> \boxed{a name, date, number or yes/no} </answer>
 
 Put the bare answer in the box, without a sentence around it."""
+
+TOOL_CALL_INSTRUCTIONS = r"""Find the answer to the question below. Look things up with the \
+search tool, one call at a time and at most {max_calls} times, before you answer.
+
+To finish, write the bare answer, a name, date, number or yes/no, as \boxed{answer}, once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +74,13 @@ class RetrievalQA(SearchEnvironment):
     deadline_s: float = 30.0
     """Of a search, in seconds."""
 
-    instructions: str = INSTRUCTIONS
-    """Put before the question; ``{max_calls}`` in it becomes the number."""
+    turns: Literal["xml", "tool_call"] = "xml"
+    """How the model writes its turns: in tags of our own, which any model can be told, or
+    in the tool-call format of Hermes and Qwen, through the tokenizer's chat template."""
+
+    instructions: str = ""
+    """Put before the question; ``{max_calls}`` in it becomes the number. By default those of
+    ``turns``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,6 +90,11 @@ class RetrievalQA(SearchEnvironment):
                 f"and {self.deadline_s}"
             )
         _ = self.search_tool  # refuses a bad address
+
+    @property
+    def turn_format(self) -> TurnFormat:
+        """That of ``turns``."""
+        return XMLTurns() if self.turns == "xml" else ToolCallTurns()
 
     @property
     def search_tool(self) -> RetrieverClient:
@@ -114,7 +130,8 @@ class RetrievalQA(SearchEnvironment):
 
     def messages(self, task: Task) -> list[dict[str, str]]:
         """One user message: the instructions, with ``max_calls`` put in, and the question."""
-        instructions = self.instructions.replace("{max_calls}", str(self.max_calls))
+        default = INSTRUCTIONS if self.turns == "xml" else TOOL_CALL_INSTRUCTIONS
+        instructions = (self.instructions or default).replace("{max_calls}", str(self.max_calls))
         content = f"{instructions}\n\nQuestion: {task.question}"
         return [{"role": "user", "content": content}]
 

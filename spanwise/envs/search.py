@@ -13,15 +13,9 @@ from functools import cached_property
 from typing import Any, cast
 
 from spanwise.envs.base import Environment, Reply, Split, Task, Tokenizer, Turn
-from spanwise.envs.grammar import (
-    STOP_STRINGS,
-    TAGS,
-    Answer,
-    Call,
-    parsed_turn,
-    result_text,
-)
+from spanwise.envs.grammar import Answer, Call, result_text
 from spanwise.envs.scoring import exact_match, f1
+from spanwise.envs.turn_formats import TurnFormat, XMLTurns
 from spanwise.envs.world import RELATIONS, SearchWorld
 from spanwise.tools.base import Tool, ToolError
 from spanwise.tools.search import Document, DocumentIndex, SearchTool
@@ -34,7 +28,7 @@ BROKEN_FORMAT_REWARD = -1.0
 class SearchEnvironment(Environment):
     """Answer a question with the help of a search tool.
 
-    A turn is read by ``grammar.parsed_turn``. The reward, paid at the end:
+    A turn is read by ``turn_format``. The reward, paid at the end:
 
         1    the answer matches exactly, after SQuAD's normalisation
         0    it does not
@@ -52,11 +46,19 @@ class SearchEnvironment(Environment):
     instructions: str = ""
     """Put before the question."""
 
-    stop_strings = STOP_STRINGS  # no annotation: of the class, not an option
-
     def __post_init__(self) -> None:
         if self.max_calls < 0:
             raise ValueError(f"max_calls must be 0 or more, got {self.max_calls}")
+
+    @property
+    def turn_format(self) -> TurnFormat:
+        """How turns are written."""
+        return XMLTurns()
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Those of the turn format."""
+        return self.turn_format.stop_strings
 
     @property
     @abstractmethod
@@ -68,12 +70,23 @@ class SearchEnvironment(Environment):
         content = f"{self.instructions}\n\n{task.question}" if self.instructions else task.question
         return [{"role": "user", "content": content}]
 
+    def prompt(self, task: Task, tokenizer: Any) -> str:
+        """The chat through the template, with the tools that the turn format has."""
+        tools = [dict(tool) for tool in self.turn_format.tools]
+        return tokenizer.apply_chat_template(
+            self.messages(task), tools=tools or None, add_generation_prompt=True, tokenize=False
+        )
+
+    def rendered(self, observation: str, tokenizer: Any) -> str:
+        """As the turn format has it."""
+        return self.turn_format.rendered(observation, tokenizer)
+
     async def reply(self, task: Task, turns: Sequence[Turn]) -> Reply:
         """Answer a search with its result, and anything else with a reward."""
         turn = turns[-1]
         if turn.truncated:
             return _broken("length", "the turn was cut by the token limit")
-        parsed = parsed_turn(turn.text)
+        parsed = self.turn_format.parsed(turn.text)
         if isinstance(parsed, Answer):
             match = exact_match(parsed.text, task.answers)
             outcome = {
@@ -95,15 +108,16 @@ class SearchEnvironment(Environment):
         except ToolError as error:
             return Reply(stop="failure", failure=error.failure(), outcome=outcome)
         outcome["documents"] = [document.title for document in documents]
-        return Reply(stop="call", observation=result_text(documents), outcome=outcome)
+        return Reply(stop="call", observation=self.turn_format.result(documents), outcome=outcome)
 
     def failure_text(self, failure: Failure) -> str:
         """A result that says that there is none."""
-        return " <result> the search failed , nothing found . </result> "
+        return self.turn_format.failed
 
     def check(self, tokenizer: Tokenizer) -> None:
-        """Refuse a tokenizer that changes a tag."""
-        _check_round_trip(tokenizer, [*TAGS, "\\boxed{ }"], type(self).__name__)
+        """Refuse a tokenizer that changes a tag, or a chat template that does not fit."""
+        _check_round_trip(tokenizer, self.turn_format.tags, type(self).__name__)
+        self.turn_format.check(tokenizer)
 
 
 def _check_round_trip(tokenizer: Tokenizer, texts: Sequence[str], needed_by: str) -> None:

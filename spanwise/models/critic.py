@@ -20,6 +20,7 @@ from spanwise.models.execution import run_alike
 from spanwise.models.loading import ModelError
 from spanwise.models.lora import own_copy
 from spanwise.models.packing import TokenTree
+from spanwise.models.sharding import gathered, part_like, whole
 from spanwise.models.tree_attention import TrunkCost, hidden_states
 
 CRITIC_FILE = "critic.safetensors"
@@ -110,8 +111,11 @@ class ValueModel(torch.nn.Module, ABC):
 
     def save(self, folder: Path) -> None:
         """Write the weights that are the critic's own into a checkpoint folder."""
-        weights = {name: tensor.contiguous() for name, tensor in self._own_state().items()}
-        save_file(weights, folder / CRITIC_FILE)
+        save_file(self.weights(), folder / CRITIC_FILE)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that are the critic's own; of a split one, every rank has to ask."""
+        return {name: whole(tensor).contiguous() for name, tensor in self._own_state().items()}
 
     def _own_state(self) -> dict[str, Tensor]:
         """The state without frozen weights, which belong to the policy's model."""
@@ -129,9 +133,11 @@ class ValueModel(torch.nn.Module, ABC):
             raise ModelError(f"{folder} has no critic ({CRITIC_FILE}); was it trained with one?")
         weights = load_file(path)
         try:
-            if weights.keys() != self._own_state().keys():
+            own = self._own_state()
+            if weights.keys() != own.keys():
                 raise RuntimeError("other weights")
-            self.load_state_dict(weights, strict=False)
+            parts = {name: part_like(weights[name], own[name]) for name in own}
+            self.load_state_dict(parts, strict=False)
         except RuntimeError as error:
             raise ModelError(
                 f"{path} is the critic of another model or another kind of critic"
@@ -185,9 +191,9 @@ class SharedCritic(ValueModel):
         return TrunkCost.of(self._policy[0])
 
     def hidden(self, tokens: Tensor, lengths: Tensor, tree: TokenTree | None) -> Tensor:
-        trunk, share = self._policy[0].base_model, self.trunk_gradient
+        share = self.trunk_gradient
         with torch.set_grad_enabled(torch.is_grad_enabled() and share > 0):
-            hidden = hidden_states(trunk, tokens, lengths, tree)
+            hidden = gathered(_policy_hidden, self._policy[0], tokens, lengths, tree)
         return hidden if share == 1 else hidden.detach() + share * (hidden - hidden.detach())
 
     @contextmanager
@@ -255,3 +261,7 @@ def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> float:
 
 def _hidden_size(policy: Any) -> int:
     return int(policy.config.get_text_config().hidden_size)
+
+
+def _policy_hidden(policy: Any, tokens: Tensor, lengths: Tensor, tree: TokenTree | None) -> Tensor:
+    return hidden_states(policy.base_model, tokens, lengths, tree)

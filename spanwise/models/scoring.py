@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spanwise.losses.logprobs import logprobs_and_entropies
 from spanwise.models.packing import TokenTree
+from spanwise.models.sharding import gathered
 from spanwise.models.tree_attention import hidden_states
 
 
@@ -44,6 +45,12 @@ def token_scores(
       ValueError: if ``mask`` is True on a row's first token, which nothing predicts, or the
         model's output layer is not a linear one.
     """
+    return gathered(_token_scores, model, tokens, mask, lengths, tree)
+
+
+def _token_scores(
+    model: Any, tokens: Tensor, mask: Tensor, lengths: Tensor, tree: TokenTree | None
+) -> Scores:
     if bool(mask[:, 0].any()):
         raise ValueError("the first token of a row has no prediction; it cannot be scored")
     hidden = hidden_states(model.base_model, tokens, lengths, tree)

@@ -100,7 +100,7 @@ class Growth:
         turns = [Turn(text=n.text, outcome=n.outcome) for n in before[1:]]
         turns.append(Turn(text=text, truncated=completion.finish == "length"))
         reply = await caller.reply(turns)
-        observation = encode(self.site.tokenizer, reply.observation)
+        observation = observation_tokens(self.site.tokenizer, self.site.env, reply.observation)
         if reply.stop == "call" and self._room(len(context + completion.tokens + observation)) < 1:
             turns[-1] = replace(turns[-1], truncated=True)
             reply, observation = await caller.reply(turns), ()
@@ -121,10 +121,12 @@ class Growth:
 
 def prompt_tokens(tokenizer: Any, env: Environment, task: Task) -> tuple[int, ...]:
     """The task's chat, through the tokenizer's own chat template."""
-    text = tokenizer.apply_chat_template(
-        env.messages(task), add_generation_prompt=True, tokenize=False
-    )
-    return encode(tokenizer, text)
+    return encode(tokenizer, env.prompt(task, tokenizer))
+
+
+def observation_tokens(tokenizer: Any, env: Environment, observation: str) -> tuple[int, ...]:
+    """What follows a turn, as the environment renders it."""
+    return encode(tokenizer, env.rendered(observation, tokenizer)) if observation else ()
 
 
 def encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:

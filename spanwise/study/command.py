@@ -15,6 +15,7 @@ from spanwise.runlog import RunLog
 from spanwise.study.correlation import CorrelationStudy, correlation_study
 from spanwise.study.report import correlation_record, correlation_table, write_correlation
 from spanwise.train.config import TrainConfig
+from spanwise.train.ranks import ALONE
 
 PROMPTS_PER_LINE = 20
 """Progress is shown at every so many prompts."""
@@ -54,7 +55,7 @@ def run_correlation(
         raise ModelError(f"{run} was trained without a critic; take a run of a PPO recipe")
     tokenizer = config.model.load_tokenizer()
     policy = config.model.load()
-    critic = config.critic.build(policy)
+    critic = config.critic.build(policy, ALONE)
     assert critic is not None  # a span advantage has one: the configuration says so
     critic.model.restore(path)
     sampler = config.sampler.build(policy, tokenizer)

@@ -19,6 +19,7 @@ from spanwise.train.critic import Critic, NoCritic
 from spanwise.train.evaluate import Evaluation
 from spanwise.train.mismatch import Mismatch
 from spanwise.train.objective import Objective
+from spanwise.train.ranks import Processes
 from spanwise.train.shaping import KLPenalty, Overlong
 from spanwise.train.update import Update
 
@@ -62,6 +63,9 @@ class TrainConfig:
 
     failures: FailurePolicy = FailurePolicy()
     """What becomes of tools, rewards and engine calls that fail."""
+
+    processes: Processes = Processes()
+    """How the processes of ``torchrun`` share the run."""
 
     evaluation: Evaluation = field(default_factory=Evaluation)
     """How the model is measured before and after."""

@@ -15,6 +15,7 @@ from spanwise.models.critic import SeparateCritic, SharedCritic, ValueModel
 from spanwise.models.lora import trained_parameters
 from spanwise.models.tree_attention import TrunkCost
 from spanwise.train.adamw import Float32AdamW
+from spanwise.train.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,15 +23,20 @@ class Critic(ABC):
     """Whether there is a critic, and which."""
 
     @abstractmethod
-    def build(self, policy: Any) -> FittedCritic | None:
-        """The critic itself; None if there is none."""
+    def build(self, policy: Any, ranks: Ranks) -> FittedCritic | None:
+        """The critic itself; None if there is none.
+
+        Args:
+          policy: As it starts, not yet split over the ranks.
+          ranks: Over which the critic is split.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoCritic(Critic):
     """Credit comes from the outcomes of the same prompt alone."""
 
-    def build(self, policy: Any) -> None:
+    def build(self, policy: Any, ranks: Ranks) -> None:
         return None
 
 
@@ -69,9 +75,10 @@ class ValueHead(Critic):
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be above 0, or None for no clipping, got {self.clip}")
 
-    def build(self, policy: Any) -> FittedCritic:
+    def build(self, policy: Any, ranks: Ranks) -> FittedCritic:
         if self.trunk == "own":
             model: ValueModel = SeparateCritic(policy, reads_surprise=self.reads_surprise)
+            ranks.split(model)
         else:
             model = SharedCritic(policy, self.trunk_gradient, reads_surprise=self.reads_surprise)
         optimizer = Float32AdamW(

@@ -13,6 +13,7 @@ from spanwise.rollout.base import Rollout, Site
 from spanwise.rollout.chains import Chains
 from spanwise.rollout.running import run_rollouts
 from spanwise.samplers.base import Sampling
+from spanwise.train.ranks import ALONE, Ranks
 from spanwise.tree import Node
 
 
@@ -81,19 +82,19 @@ class Measured:
         }
 
 
-def measure(site: Site, rollout: Rollout, evaluation: Evaluation) -> Measured:
+def measure(site: Site, rollout: Rollout, evaluation: Evaluation, ranks: Ranks = ALONE) -> Measured:
     """Answer the held-out tasks twice, sampled and greedily.
 
     Args:
       site: Where; its seed decides the draws, the same before and after training.
       rollout: For its length limits.
       evaluation: Which tasks, and how they are sampled.
+      ranks: Among which the tasks are shared out; each gets the whole result.
     """
     tasks = evaluation.tasks(site.env)
-    sampled = run_rollouts(_answer(site, rollout, tasks, evaluation.sampling))
-    greedy = run_rollouts(
-        _answer(site, rollout, tasks, replace(evaluation.sampling, temperature=0))
-    )
+    sampled = run_rollouts(_answer(site, rollout, tasks, evaluation.sampling, ranks))
+    certain = replace(evaluation.sampling, temperature=0)
+    greedy = run_rollouts(_answer(site, rollout, tasks, certain, ranks))
     return Measured(
         sampled=_scores(tasks, sampled, evaluation.group_by),
         greedy=_scores(tasks, greedy, evaluation.group_by),
@@ -109,7 +110,7 @@ class _Answers:
 
 
 async def _answer(
-    site: Site, rollout: Rollout, tasks: Sequence[Task], sampling: Sampling
+    site: Site, rollout: Rollout, tasks: Sequence[Task], sampling: Sampling, ranks: Ranks
 ) -> _Answers:
     chain = Chains(
         num_chains=1,
@@ -117,7 +118,8 @@ async def _answer(
         max_turn_tokens=rollout.max_turn_tokens,
         max_response_tokens=rollout.max_response_tokens,
     )
-    trees = await asyncio.gather(*(chain(site, task, step=0) for task in tasks))
+    share = ranks.share(tasks)
+    trees = ranks.joined(await asyncio.gather(*(chain(site, task, step=0) for task in share)))
     tokens = sum(len(node.tokens) for tree in trees for node in tree.nodes)
     return _Answers(leaves=[tree.leaves()[0] for tree in trees], tokens=tokens)
 

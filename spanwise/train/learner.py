@@ -13,6 +13,7 @@ from spanwise.credit import Advantage
 from spanwise.models.critic import explained_variance
 from spanwise.models.lora import own_copy
 from spanwise.train.config import TrainConfig
+from spanwise.train.ranks import ALONE, Ranks
 from spanwise.tree import Tree
 
 
@@ -23,21 +24,43 @@ class Learner:
       config: The run's.
       model: The policy, as training starts from it.
       advantage: The run's credit, prepared for the tokenizer.
+      ranks: Over which models are split and work is shared out.
     """
 
-    def __init__(self, config: TrainConfig, model: Any, advantage: Advantage) -> None:
+    def __init__(
+        self, config: TrainConfig, model: Any, advantage: Advantage, ranks: Ranks = ALONE
+    ) -> None:
         self.config = config
         self.model = model
         self.advantage = advantage
         self.settings = config.update
         """From the first batch on, with plain rows if it showed that they cannot be packed."""
         self._checked = False
-        self.optimizer = config.update.optimizer(model)
-        self.critic = config.critic.build(model)
+        self.ranks = ranks
+        if ranks.mesh is not None and not all(p.requires_grad for p in model.parameters()):
+            raise ValueError(
+                "a model with an adapter is not split over processes: its copies share their "
+                "frozen weights; choose --processes.sharding replicate"
+            )
+        self.critic = config.critic.build(model, ranks)
         self.kl = config.kl
         """With the coefficient as it is now."""
         held = config.kl.coefficient > 0
         self.reference = own_copy(model).requires_grad_(False) if held else None
+        if self.reference is not None:
+            ranks.split(self.reference)
+        self._whole = ranks.copy_to_sample_from(model)
+        ranks.split(model)
+        self.optimizer = config.update.optimizer(model)
+
+    def whole_policy(self) -> Any:
+        """The policy as it is now with all of its weights, to sample from and to save.
+
+        Every rank has to ask. Where the policy is split this is a copy, at rest until the
+        next call.
+        """
+        self.ranks.refresh(self._whole, self.model)
+        return self._whole
 
     def batch(self, trees: Sequence[Tree]) -> Batch | None:
         """The trees as rows, with all that credit and losses are to see.
@@ -52,7 +75,9 @@ class Learner:
         if not self._checked:
             self.settings = self.settings.checked(self.model, batch, critic)
             self._checked = True
-        batch = self.settings.scored(self.model, batch, reference=self.reference, critic=critic)
+        batch = self.settings.scored(
+            self.model, batch, reference=self.reference, critic=critic, ranks=self.ranks
+        )
         limit = self.config.rollout.max_response_tokens
         batch = self.config.mismatch(self.config.overlong(batch, limit))
         return self.kl.in_reward(batch)
@@ -87,6 +112,7 @@ class Learner:
                 kl=self.kl if in_loss else None,
                 critic=self.critic,
                 value_targets=targets,
+                ranks=self.ranks,
             )
         else:
             figures["no_signal"] = 1.0
@@ -102,7 +128,12 @@ class Learner:
         targets, figures = self._value_targets(batch)
         if bool(batch.loss_mask.any()):
             figures |= self.settings.fit_critic(
-                self.critic, batch, targets, self.config.objective, seed=seed
+                self.critic,
+                batch,
+                targets,
+                self.config.objective,
+                seed=seed,
+                ranks=self.ranks,
             )
         return figures
 

@@ -59,7 +59,7 @@ def train(
     state = run.state
     if state.before is None:
         with display.waiting("measuring the model before training"):
-            state.before = measure(run.site, config.rollout, config.evaluation).summary()
+            state.before = measure(run.site, config.rollout, config.evaluation, run.ranks).summary()
     if not state.critic_fitted:
         pretrain_critic(run, display)
     with display.steps(config.steps) as progress:
@@ -69,26 +69,29 @@ def train(
             run.write(metrics)
             progress.step(metrics)
     with display.waiting("measuring the model after training"):
-        after = measure(run.site, config.rollout, config.evaluation).summary()
+        after = measure(run.site, config.rollout, config.evaluation, run.ranks).summary()
     save_checkpoint(run.log.checkpoint_path("final"), run.learner, run.tokenizer)
-    run.log.write_summary(summary(run, after))
+    if run.ranks.leads:
+        run.log.write_summary(summary(run, after))
     run.close()
     return run.log
 
 
 def start(config: TrainConfig, *, recipe: str, folder: Path, arguments: Sequence[str]) -> Run:
     """A new run with all its parts; what can be refused is refused before the model is read."""
+    ranks = config.processes.join(config.model.device)
     tokenizer = config.model.load_tokenizer()
     config.env.check(tokenizer)
     check_memory(config)
     advantage = config.advantage.prepared(tokenizer)
     settings = resolved(config)
-    log = RunLog.create(
-        folder, {"recipe": recipe, "arguments": list(arguments), "config": settings}
-    )
-    trackers = open_trackers(config.trackers, folder, settings)
-    model = config.model.load()
-    sampler = config.sampler.build(model, tokenizer)
+    log, trackers = RunLog(folder), []
+    if ranks.leads:
+        record = {"recipe": recipe, "arguments": list(arguments), "config": settings}
+        log = RunLog.create(folder, record)
+        trackers = open_trackers(config.trackers, folder, settings)
+    learner = Learner(config, config.model.load(), advantage, ranks)
+    sampler = config.sampler.build(learner.whole_policy(), tokenizer)
     return Run(
         recipe=recipe,
         config=config,
@@ -102,9 +105,10 @@ def start(config: TrainConfig, *, recipe: str, folder: Path, arguments: Sequence
             seed=config.seed,
             failures=config.failures,
         ),
-        learner=Learner(config, model, advantage),
+        learner=learner,
         pool=config.env.tasks("train"),
         state=RunState(),
+        ranks=ranks,
     )
 
 
@@ -114,7 +118,7 @@ def train_step(run: Run, step: int) -> dict[str, Any]:
     A batch without a reward trains nothing, and ``no_signal`` counts it.
     """
     config, learner, clock = run.config, run.learner, Clock()
-    sampled = run_rollouts(sample_step(run.site, config, run.pool, step))
+    sampled = run_rollouts(sample_step(run.site, config, run.pool, step, run.ranks))
     clock.lap("rollout")
 
     batch = learner.batch(sampled.trees)
@@ -128,17 +132,18 @@ def train_step(run: Run, step: int) -> dict[str, Any]:
         advantages = learner.advantage(batch)
         clock.lap("credit")
         metrics |= learner.update(batch, advantages, seed=seed_of(config.seed, step, "update"))
-        run.site.sampler.update_weights(learner.model)
+        run.site.sampler.update_weights(learner.whole_policy())
         clock.lap("update")
         if is_due(step, config.keep_trees_every, config.steps):
             values = learner.advantage.node_values(batch)
             arrays = token_arrays(learner, batch, advantages)
-            kept = records(sampled.trees, sampled.tasks, batch, arrays, values)
-            run.log.write_trees(step, kept)
+            if run.ranks.leads:
+                kept = records(sampled.trees, sampled.tasks, batch, arrays, values)
+                run.log.write_trees(step, kept)
             clock.lap("record")
 
     if is_due(step, config.evaluation.every, config.steps + 1):
-        held_out = measure(run.site, config.rollout, config.evaluation).summary()
+        held_out = measure(run.site, config.rollout, config.evaluation, run.ranks).summary()
         metrics["held_out/exact_match"] = held_out["exact_match"]
         metrics["held_out/greedy"] = held_out["greedy"]
         clock.lap("evaluation")
@@ -173,7 +178,7 @@ def critic_step(run: Run, number: int) -> dict[str, Any]:
     config, learner, clock = run.config, run.learner, Clock()
     step = 1 - number  # draws of their own: training steps count from 1
     tasks = draw_tasks(run.pool, config.prompts_per_step, config.seed, step)
-    trees = run_rollouts(rollouts(run.site, config, tasks, step))
+    trees = run_rollouts(rollouts(run.site, config, tasks, step, run.ranks))
     clock.lap("rollout")
     batch = learner.batch(trees)
     metrics = {"step": 0, "critic_batch": number, **tree_metrics(trees, batch)}
@@ -218,8 +223,16 @@ def critic_summary(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def save_checkpoint(folder: Path, learner: Learner, tokenizer: Any) -> None:
-    """The policy in Hugging Face format, and the critic; all weights as safetensors."""
-    learner.model.save_pretrained(folder)
+    """The policy in Hugging Face format, and the critic; all weights as safetensors.
+
+    Every rank has to call it, the leading one writes: the files are those of one process.
+    """
+    policy = learner.whole_policy()
+    if not learner.ranks.leads:
+        if learner.critic is not None:
+            learner.critic.model.weights()  # the leading rank needs this one's part
+        return
+    policy.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if learner.critic is not None:
         learner.critic.model.save(folder)

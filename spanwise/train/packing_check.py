@@ -11,6 +11,7 @@ from spanwise.batch import Batch
 from spanwise.models.critic import ValueModel
 from spanwise.models.packing import TokenTree, sorted_rows, token_tree
 from spanwise.models.scoring import token_scores
+from spanwise.models.sharding import gathered
 from spanwise.models.tree_attention import why_not_packed
 
 MOST_ROWS = 8
@@ -50,7 +51,7 @@ def packing_fault(
         packed = token_scores(model, tokens, mask, lengths, tree).logprobs
         pairs = {"log-probs": (packed, plain)}
         if critic is not None:
-            pairs["values"] = _hidden_pairs(critic, tokens, lengths, tree)
+            pairs["values"] = gathered(_hidden_pairs, critic, tokens, lengths, tree)
     except (TypeError, ValueError, RuntimeError) as error:
         return f"{name} does not run over packed rows ({error})"
     tolerance = torch.finfo(next(model.parameters()).dtype).eps ** 0.5

@@ -27,7 +27,7 @@ def token_arrays(learner: Learner, batch: Batch, advantages: Tensor) -> dict[str
     if batch.token_entropies is not None:
         found["entropies"] = batch.token_entropies
     if batch.logprobs is not None:
-        after = learner.settings.scored(learner.model, batch).logprobs
+        after = learner.settings.scored(learner.model, batch, ranks=learner.ranks).logprobs
         assert after is not None
         ratio_spans = learner.config.objective.ratio_spans(batch)
         found["ratio"] = span_ratio(after, batch.logprobs, ratio_spans)

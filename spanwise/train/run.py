@@ -13,6 +13,7 @@ from spanwise.runlog import RunLog
 from spanwise.trackers import Tracker
 from spanwise.train.config import TrainConfig
 from spanwise.train.learner import Learner
+from spanwise.train.ranks import Ranks
 
 
 @dataclass(kw_only=True)
@@ -56,6 +57,7 @@ class Run:
     """The tasks to train on."""
 
     state: RunState
+    ranks: Ranks
 
     def count(self, metrics: Mapping[str, Any], seconds: float, *, epochs: int) -> None:
         """Add what a batch took to the state, ``epochs`` passes over its trained tokens."""
@@ -64,7 +66,12 @@ class Run:
         self.state.train_seconds += seconds
 
     def write(self, metrics: Mapping[str, Any]) -> None:
-        """Append a line of metrics to the run folder, and copy it to the trackers."""
+        """Append a line of metrics to the run folder, and copy it to the trackers.
+
+        The leading rank alone does.
+        """
+        if not self.ranks.leads:
+            return
         self.log.write_metrics(metrics)
         for tracker in self.trackers:
             tracker.write(metrics)

@@ -12,6 +12,7 @@ from spanwise.envs.base import Task
 from spanwise.rollout.base import Site
 from spanwise.rollout.seeds import seed_of
 from spanwise.train.config import TrainConfig
+from spanwise.train.ranks import ALONE, Ranks
 from spanwise.tree import Tree
 
 
@@ -29,10 +30,12 @@ class Sampled:
     """With those that were left out because their branches all score alike."""
 
 
-async def sample_step(site: Site, config: TrainConfig, pool: Sequence[Task], step: int) -> Sampled:
+async def sample_step(
+    site: Site, config: TrainConfig, pool: Sequence[Task], step: int, ranks: Ranks = ALONE
+) -> Sampled:
     """The trees of one step; with ``refill_rounds``, of prompts that tell branches apart."""
     tasks = draw_tasks(pool, config.prompts_per_step, config.seed, step)
-    trees = await rollouts(site, config, tasks, step)
+    trees = await rollouts(site, config, tasks, step, ranks)
     if not config.refill_rounds:
         return Sampled(tasks=tasks, trees=trees, all_trees=trees)
     others = refill_tasks(pool, tasks, config.seed, step)
@@ -40,7 +43,7 @@ async def sample_step(site: Site, config: TrainConfig, pool: Sequence[Task], ste
     all_trees = trees
     for _ in range(config.refill_rounds):
         tasks = list(islice(others, config.prompts_per_step - len(kept)))
-        trees = await rollouts(site, config, tasks, step)
+        trees = await rollouts(site, config, tasks, step, ranks)
         kept += [pair for pair in zip(tasks, trees, strict=True) if tells_apart(pair[1])]
         all_trees = all_trees + trees
     return Sampled(
@@ -86,12 +89,16 @@ def refill_tasks(
     return (task for task in order if task.id not in seen)
 
 
-async def rollouts(site: Site, config: TrainConfig, tasks: Sequence[Task], step: int) -> list[Tree]:
-    """One tree for each task, all grown at the same time.
+async def rollouts(
+    site: Site, config: TrainConfig, tasks: Sequence[Task], step: int, ranks: Ranks = ALONE
+) -> list[Tree]:
+    """One tree for each task, all grown at the same time; each rank grows its share.
 
     Raises:
       RunStopped: if a failure is one to stop at, or too many branches failed.
     """
-    trees = await asyncio.gather(*(config.rollout(site, task, step=step) for task in tasks))
+    share = ranks.share(tasks)
+    grown = await asyncio.gather(*(config.rollout(site, task, step=step) for task in share))
+    trees = ranks.joined(grown)
     site.failures.check(trees)
     return trees

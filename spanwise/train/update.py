@@ -18,12 +18,14 @@ from spanwise.models.critic import ValueModel
 from spanwise.models.lora import trained_parameters
 from spanwise.models.packing import TokenTree
 from spanwise.models.scoring import token_scores
+from spanwise.models.sharding import whole
 from spanwise.models.tree_attention import TrunkCost
 from spanwise.train.adamw import Float32AdamW
 from spanwise.train.critic import FittedCritic
 from spanwise.train.microbatches import Microbatch, microbatches
 from spanwise.train.objective import Objective, TrainRows
 from spanwise.train.packing_check import packing_fault
+from spanwise.train.ranks import ALONE, Ranks
 from spanwise.train.shaping import KLPenalty
 
 
@@ -82,6 +84,7 @@ class Update:
         *,
         reference: Any = None,
         critic: ValueModel | None = None,
+        ranks: Ranks = ALONE,
     ) -> Batch:
         """The batch with what the models say of it before the update.
 
@@ -90,17 +93,18 @@ class Update:
           batch: The branches.
           reference: A frozen model, for a KL penalty.
           critic: For values.
+          ranks: Among which the rows are shared out; each gets the scores of all.
         """
         device = next(model.parameters()).device
         found: dict[str, Tensor] = {}
 
         def keep(name: str, chosen: Tensor, part: Tensor) -> None:
             shape = (batch.num_rows,) if part.dim() == 1 else batch.tokens.shape
-            whole = found.setdefault(name, torch.zeros(shape, dtype=part.dtype))
+            of_all = found.setdefault(name, torch.zeros(shape, dtype=part.dtype))
             at = chosen if part.dim() == 1 else (chosen, slice(part.shape[1]))
-            whole[at] = part.to(whole.device)
+            of_all[at] = part[: len(chosen)].to(of_all.device)
 
-        for part in self._microbatches(TrunkCost.of(model), batch.tokens, batch.lengths):
+        for part, counts in self._shared(TrunkCost.of(model), batch.tokens, batch.lengths, ranks):
             chosen = part.rows
             tree = None if part.tree is None else part.tree.to(device)
             width = int(batch.lengths[chosen].max())
@@ -108,16 +112,18 @@ class Update:
             mask = batch.mask[chosen, :width].to(device)
             lengths = batch.lengths[chosen].to(device)
             scores = token_scores(model, tokens, mask, lengths, tree)
-            keep("logprobs", chosen, scores.logprobs)
-            keep("token_entropies", chosen, scores.entropies)
+            kept = chosen if counts else chosen[:0]
+            keep("logprobs", kept, scores.logprobs)
+            keep("token_entropies", kept, scores.entropies)
             if reference is not None:
                 logprobs = token_scores(reference, tokens, mask, lengths, tree).logprobs
-                keep("reference_logprobs", chosen, logprobs)
+                keep("reference_logprobs", kept, logprobs)
             if critic is not None:
                 predicted = critic(tokens, mask, lengths, scores.logprobs, tree)
-                keep("values", chosen, predicted.values)
-                keep("end_values", chosen, predicted.end_values)
-        return replace(batch, **found)
+                keep("values", kept, predicted.values)
+                keep("end_values", kept, predicted.end_values)
+        # Each row was scored by one rank and is 0 in the others.
+        return replace(batch, **{name: ranks.sum(found[name]) for name in sorted(found)})
 
     def __call__(
         self,
@@ -131,6 +137,7 @@ class Update:
         kl: KLPenalty | None = None,
         critic: FittedCritic | None = None,
         value_targets: Tensor | None = None,
+        ranks: Ranks = ALONE,
     ) -> dict[str, float]:
         """Update the model, and the critic if there is one, in place.
 
@@ -144,18 +151,20 @@ class Update:
           kl: A penalty in the loss; the batch then needs the reference's log-probs.
           critic: Fitted at the same time, on the same minibatches.
           value_targets: ``[N, T]`` for the critic; the batch then needs values.
+          ranks: Among which the work is shared out; each has the same batch, and ends with
+            the same model and metrics.
 
         Returns:
           Metrics of the whole update, each a mean over what it counts.
         """
         if batch.logprobs is None:
-            batch = self.scored(model, batch)
+            batch = self.scored(model, batch, ranks=ranks)
         meter = Meter()
         policy = _Policy(model=model, optimizer=optimizer, objective=objective, kl=kl)
         rows = train_rows(batch, advantages, objective, value_targets)
         for minibatch in self._minibatches(rows.to(next(model.parameters()).device), seed):
-            self._step(minibatch, meter, policy, critic)
-        return {**score_figures(batch), **meter.read()}
+            self._step(minibatch, meter, policy, critic, ranks)
+        return {**score_figures(batch), **meter.over(ranks).read()}
 
     def fit_critic(
         self,
@@ -165,6 +174,7 @@ class Update:
         objective: Objective,
         *,
         seed: int,
+        ranks: Ranks = ALONE,
     ) -> dict[str, float]:
         """Fit the critic alone; a trunk that it shares with the policy stays as it is."""
         meter = Meter()
@@ -172,8 +182,8 @@ class Update:
         device = next(critic.model.parameters()).device
         with critic.model.trunk_frozen():
             for minibatch in self._minibatches(rows.to(device), seed):
-                self._step(minibatch, meter, None, critic)
-        return meter.read()
+                self._step(minibatch, meter, None, critic, ranks)
+        return meter.over(ranks).read()
 
     def _minibatches(self, rows: TrainRows, seed: int) -> Iterator[TrainRows]:
         """The rows of a few prompts at a time, prompts in a new order each epoch."""
@@ -184,16 +194,29 @@ class Update:
             for chosen in order.split(self.prompts_per_minibatch):
                 yield rows.take(torch.isin(rows.groups, chosen).nonzero().squeeze(-1))
 
-    def _microbatches(self, cost: TrunkCost, tokens: Tensor, lengths: Tensor) -> list[Microbatch]:
-        return microbatches(
+    def _shared(
+        self, cost: TrunkCost, tokens: Tensor, lengths: Tensor, ranks: Ranks
+    ) -> Iterator[tuple[Microbatch, bool]]:
+        """This rank's micro-batches; False with one that another rank counts.
+
+        They are small enough that there is one for each rank.
+        """
+        parts = microbatches(
             tokens,
             lengths,
-            budget=self.tokens_per_microbatch,
+            budget=min(self.tokens_per_microbatch, math.ceil(int(lengths.sum()) / ranks.size)),
             cost=cost if self.packing == "tree" else None,
         )
+        for number, counts in ranks.work([cost(p.num_tokens, p.num_pairs) for p in parts]):
+            yield parts[number], counts
 
     def _step(
-        self, rows: TrainRows, meter: Meter, policy: _Policy | None, critic: FittedCritic | None
+        self,
+        rows: TrainRows,
+        meter: Meter,
+        policy: _Policy | None,
+        critic: FittedCritic | None,
+        ranks: Ranks,
     ) -> None:
         """One optimizer step of each; a gradient that is not finite is counted, not applied."""
         num_samples, num_tokens = len(rows.tokens), int(rows.mask.sum())
@@ -203,12 +226,12 @@ class Update:
         for part in trained:
             part.optimizer.zero_grad(set_to_none=True)
         loss, value_loss = 0.0, 0.0
-        for micro in self._microbatches(cost, rows.tokens, rows.lengths):
-            part, tree = rows.take(micro.rows), micro.tree
-            meter.add(_packing_figures(micro, part), weight=int(part.lengths.sum()))
+        for micro, counts in self._shared(cost, rows.tokens, rows.lengths, ranks):
+            part, tree, figures = rows.take(micro.rows), micro.tree, meter if counts else Meter()
+            figures.add(_packing_figures(micro, part), weight=int(part.lengths.sum()))
             if policy is not None:
-                part_loss = policy.loss(
-                    part, tree, meter, num_samples=num_samples, num_tokens=num_tokens
+                part_loss = counts * policy.loss(
+                    part, tree, figures, num_samples=num_samples, num_tokens=num_tokens
                 )
                 part_loss.backward()
                 loss += float(part_loss.detach())
@@ -217,11 +240,15 @@ class Update:
                 values = critic.model(
                     part.tokens, part.mask, part.lengths, part.old_logprobs, tree
                 ).values
-                part_loss = critic.loss(
+                part_loss = counts * critic.loss(
                     values, part.old_values, part.value_targets, part.mask, num_tokens=num_tokens
                 )
                 part_loss.backward()
                 value_loss += float(part_loss.detach())
+        loss, value_loss = ranks.sum(torch.tensor([loss, value_loss], dtype=torch.float64)).tolist()
+        for part in trained:
+            ranks.sum_gradients(part.model.parameters())
+        meter = meter if ranks.leads else Meter()  # the figures of a step are every rank's
         if policy is not None:
             self._apply(policy.model, policy.optimizer, meter, loss, "")
         if critic is not None:
@@ -235,7 +262,8 @@ class Update:
         loss: float,
         prefix: str,
     ) -> None:
-        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), self.max_gradient_norm))
+        total = torch.nn.utils.clip_grad_norm_(model.parameters(), self.max_gradient_norm)
+        norm = float(whole(total))
         finite = math.isfinite(norm)
         if finite:
             optimizer.step()
@@ -297,6 +325,18 @@ class Meter:
             else:
                 self._sums[name] += weight * value
                 self._weights[name] += weight
+
+    def over(self, ranks: Ranks) -> Meter:
+        """What the meters of all ranks have taken in together."""
+        if ranks.size == 1:
+            return self
+        total = Meter()
+        for sums, weights, extremes in ranks.gather((self._sums, self._weights, self._extremes)):
+            for name, weight in weights.items():
+                total._sums[name] += sums[name]
+                total._weights[name] += weight
+            total.add(extremes)
+        return total
 
     def read(self) -> dict[str, float]:
         """The figures so far."""

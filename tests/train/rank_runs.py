@@ -1,0 +1,82 @@
+"""The runs of ``test_ranks.py``: started by ``torchrun`` with a folder, and in the test itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from spanwise.credit import TreeAdvantage
+from spanwise.display import Display
+from spanwise.envs.base import Reply, Task, Turn
+from spanwise.rollout.tree_search import TreeSearch
+from spanwise.train import TrainConfig, train
+from spanwise.train.critic import NoCritic, ValueHead
+from spanwise.train.evaluate import Evaluation
+from spanwise.train.objective import Objective
+from spanwise.train.ranks import Processes, leave_group
+from spanwise.train.shaping import KLPenalty
+from spanwise.train.update import Update
+from tests.train.letters import Letters, letters
+
+STEPS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoTurns(Letters):
+    """The first answer is called back once; the second counts."""
+
+    async def reply(self, task: Task, turns: Sequence[Turn]) -> Reply:
+        if len(turns) == 1 and not turns[0].truncated:
+            return Reply(stop="call", observation="ab:")
+        return await super().reply(task, turns)
+
+
+def at2po() -> TrainConfig:
+    config = letters(critic=NoCritic(), advantage=TreeAdvantage(), steps=STEPS, prompts_per_step=6)
+    return replace(
+        config,
+        env=TwoTurns(),
+        rollout=TreeSearch(
+            num_chains=3, num_rounds=1, num_expansions=2, max_turn_tokens=4, max_response_tokens=16
+        ),
+        objective=Objective(clip_low=0.2, clip_high=0.28, entropy_bonus=0.01),
+        # few tokens a micro-batch: the ranks get unequal numbers of them
+        update=Update(learning_rate=1e-3, prompts_per_minibatch=3, tokens_per_microbatch=64),
+        evaluation=Evaluation(num_tasks=7),
+        kl=KLPenalty(coefficient=0.01),
+    )
+
+
+def sae(trunk: Literal["own", "policy"] = "own") -> TrainConfig:
+    config = letters(
+        critic=ValueHead(learning_rate=1e-3, pretraining_steps=1, trunk=trunk, trunk_gradient=0.1),
+        steps=STEPS,
+        prompts_per_step=6,
+    )
+    return replace(
+        config,
+        update=Update(learning_rate=1e-3, prompts_per_minibatch=3, tokens_per_microbatch=48),
+        evaluation=Evaluation(num_tasks=7),
+    )
+
+
+def cases() -> dict[str, TrainConfig]:
+    return {"at2po": at2po(), "sae": sae(), "sae_shared": sae("policy")}
+
+
+def run_cases(folder: Path, sharding: Literal["fsdp", "replicate"]) -> None:
+    for name, config in cases().items():
+        config = replace(config, processes=Processes(sharding=sharding))
+        display = Display(Console(quiet=True))
+        train(config, recipe=name, folder=folder / sharding / name, display=display)
+
+
+if __name__ == "__main__":
+    for kind in ("replicate", "fsdp"):
+        run_cases(Path(sys.argv[1]), kind)
+    leave_group()
