@@ -1,6 +1,7 @@
 """The command line; the only file that imports tyro.
 
 spanwise train RECIPE [--option value ...]     train, and show what was learned
+spanwise train --resume RUN                    go on with a run that was stopped or killed
 spanwise eval RUN_OR_MODEL [--option value]    answer held-out questions
 spanwise show RUN [--step N] [--tree N]        one search tree with its credit
 spanwise view RUN [RUN ...]                    see runs, trees and tokens in the browser
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from spanwise.envs.base import Split
 
 if TYPE_CHECKING:
+    from spanwise.display import Display
+    from spanwise.runlog import RunLog
     from spanwise.train.config import TrainConfig
 
 C = TypeVar("C")
@@ -71,20 +75,55 @@ def _speaker() -> str:
 
 
 def _train(arguments: list[str]) -> None:
-    spec, rest = _target(arguments, "train RECIPE", default_help=True)
-    config = _configured(spec, rest)
+    resume = arguments[:1] == ["--resume"]
+    if resume:
+        folder, spec, rest, config = _to_resume(arguments[1:])
+    else:
+        spec, rest = _target(arguments, "train RECIPE", default_help=True)
+        config = _configured(spec, rest)
+        folder = config.folder or _new_folder(spec)
 
-    from spanwise.display import Display, results_table, tree_to_show, tree_view
-    from spanwise.train import train
+    from spanwise.display import Display
+    from spanwise.train import Stopped, train
     from spanwise.train.ranks import leave_group
 
-    folder = config.folder or _new_folder(spec)
-    console = (display := Display()).console
-    console.quiet = not (leads := os.environ.get("RANK", "0") == "0")
-    log = train(config, recipe=spec, arguments=rest, folder=folder, display=display)
+    display = Display()
+    display.console.quiet = not (leads := os.environ.get("RANK", "0") == "0")
+    try:
+        log = train(
+            config, recipe=spec, arguments=rest, folder=folder, display=display, resume=resume
+        )
+    except Stopped as stopped:
+        print(f"spanwise: stopped by {stopped}\ngo on with     {_resume_command(folder)}")
+        raise SystemExit(128 + stopped.number) from stopped
     leave_group()
-    if not leads:
-        return  # one of several processes shows the results of all
+    if leads:  # one of several processes shows the results of all
+        _show_results(log, config, display)
+
+
+def _to_resume(arguments: list[str]) -> tuple[Path, str, list[str], TrainConfig]:
+    """The folder of a run, and the recipe, options and configuration it was started with."""
+    target, rest = _target(arguments, "train --resume RUN")
+    if rest:
+        raise UsageError(f"a run is resumed as it was started; leave out {' '.join(rest)}")
+
+    from spanwise.runlog import RunLog
+
+    record = RunLog.open(Path(target)).read_config()
+    if not {"recipe", "arguments"} <= record.keys():
+        raise UsageError(f"{target}/config.json does not say which recipe it came from")
+    config = _configured(record["recipe"], record["arguments"])
+    return Path(target), record["recipe"], record["arguments"], config
+
+
+def _resume_command(folder: Path) -> str:
+    return f"spanwise train --resume {shlex.quote(str(folder))}"
+
+
+def _show_results(log: RunLog, config: TrainConfig, display: Display) -> None:
+    from spanwise.display import results_table, tree_to_show, tree_view
+
+    console, folder = display.console, log.folder
     console.print(results_table(log.read_summary(), group_name=config.evaluation.group_by))
     if steps := log.tree_steps():
         console.print(f"\nOne search tree of step {steps[0]}\n", style="bold", highlight=False)

@@ -34,8 +34,8 @@ class Display:
             yield
 
     @contextmanager
-    def steps(self, total: int) -> Iterator[StepProgress]:
-        """A bar over the training steps with the time left."""
+    def steps(self, total: int, *, done: int = 0) -> Iterator[StepProgress]:
+        """A bar over the training steps with the time left, from the first that is not done."""
         progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -46,7 +46,7 @@ class Display:
             disable=not self.console.is_terminal,
         )
         with progress:
-            task = progress.add_task("training", total=total, figures="")
+            task = progress.add_task("training", total=total, completed=done, figures="")
             yield StepProgress(self.console, progress, task, total)
 
     @contextmanager

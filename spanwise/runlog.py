@@ -3,7 +3,8 @@
     config.json             the resolved configuration, and where it came from
     metrics.jsonl           one line for each step
     trees/step_00001.jsonl  one line for each tree of the step, with its credit
-    checkpoints/NAME/       the model in Hugging Face format
+    checkpoints/NAME/       the model in Hugging Face format: step_N to go on from, final
+    journal/                finished turns that no checkpoint has seen the end of
     summary.json            before, after, time and tokens; written last
 
 ``schema`` in ``config.json`` counts the layout. Whole files are replaced atomically;
@@ -16,7 +17,8 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,13 +55,16 @@ class RunLog:
         """
         log = cls(folder)
         if log.config_path.exists():
-            raise RunError(f"{folder} holds a run already; give another --folder")
+            raise RunError(
+                f"{folder} holds a run already; go on with it: spanwise train --resume {folder}, "
+                "or give another --folder"
+            )
         try:
             (folder / "trees").mkdir(parents=True, exist_ok=True)
             (folder / "checkpoints").mkdir(exist_ok=True)
-            _write_json(log.config_path, {"schema": SCHEMA, **config})
         except OSError as error:
             raise RunError(f"cannot write the run folder {folder}: {error.strerror}") from error
+        _write_json(log.config_path, {"schema": SCHEMA, **config})
         return log
 
     @classmethod
@@ -96,15 +101,47 @@ class RunLog:
     def read_config(self) -> dict[str, Any]:
         return _read_json(self.config_path)
 
-    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Append one step; figures that are not finite become null."""
+    @property
+    def metrics_path(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> int:
+        """Append one step; figures that are not finite become null.
+
+        Returns:
+          The length of the file, in bytes.
+        """
         finite = {name: _finite(value) for name, value in metrics.items()}
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with writing(self.metrics_path), self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(_dumps(finite) + "\n")
+            file.flush()
+            return file.tell()
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        path = self.folder / "metrics.jsonl"
-        return list(_read_lines(path)) if path.exists() else []
+        return list(_read_lines(self.metrics_path)) if self.metrics_path.exists() else []
+
+    def go_back(self, step: int, metrics_bytes: int) -> None:
+        """Forget what came after a checkpoint.
+
+        Args:
+          step: The last step that it knows of.
+          metrics_bytes: Length of the metrics when it was written.
+
+        Raises:
+          RunError: if the metrics are shorter than that.
+        """
+        size = self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
+        if size < metrics_bytes:
+            raise RunError(
+                f"{self.metrics_path} has {size} bytes of the {metrics_bytes} that it had at the "
+                "checkpoint; put the file back, or train the run again in another folder"
+            )
+        with writing(self.metrics_path):
+            if size > metrics_bytes:
+                os.truncate(self.metrics_path, metrics_bytes)
+            for later in self.tree_steps():
+                if later > step:
+                    self.trees_path(later).unlink()
 
     def write_trees(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
         """Write the trees of one step (see ``tree_record``)."""
@@ -144,7 +181,7 @@ def tree_record(
     """
     nodes: list[dict[str, Any]] = []
     for index, node in enumerate(tree.nodes):
-        record = dataclasses.asdict(node)
+        record = node_record(node)
         record["entropy"] = node.entropy
         record["advantage"] = advantages[index]
         record["value"] = None if values is None else values[index]
@@ -165,27 +202,55 @@ def tree_of(record: Mapping[str, Any]) -> Tree:
       True
     """
     try:
-        nodes = tuple(_node_of(entry) for entry in record["nodes"])
+        nodes = tuple(node_of(entry) for entry in record["nodes"])
         return Tree(task_id=record["task"]["id"], nodes=nodes)
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise RunError(f"a tree cannot be read: {reason}") from error
 
 
-def _node_of(entry: Mapping[str, Any]) -> Node:
+def node_record(node: Node) -> dict[str, Any]:
+    """One node as plain values, without its credit."""
+    return dataclasses.asdict(node)
+
+
+def node_of(record: Mapping[str, Any]) -> Node:
+    """The node that ``node_record`` was made from; what else the record has is passed over.
+
+    Raises:
+      KeyError, TypeError, ValueError: if the record is damaged.
+
+    Example:
+      >>> node = Node(path=(0,), observation=(1,), stop="answer", reward=1.0)
+      >>> node_of(json.loads(json.dumps(node_record(node)))) == node
+      True
+    """
     names = {f.name for f in dataclasses.fields(Node)}
-    fields = {name: entry[name] for name in names if name != "faults"}
+    fields = {name: record[name] for name in names if name != "faults"}
     for name in ("path", "tokens", "logprobs", "sampling_logprobs", "observation"):
         fields[name] = tuple(fields[name])
     if fields["failure"] is not None:
         fields["failure"] = Failure(**fields["failure"])
-    fields["faults"] = tuple(Failure(**fault) for fault in entry.get("faults", ()))
+    fields["faults"] = tuple(Failure(**fault) for fault in record.get("faults", ()))
     if fields["expansion"] is not None:
         expansion: dict[str, Any] = fields["expansion"]
         fields["expansion"] = Expansion(
             round=expansion["round"], of=tuple(expansion["of"]), score=expansion["score"]
         )
     return Node(**fields)
+
+
+@contextmanager
+def writing(path: Path) -> Generator[None]:
+    """Have what goes wrong with writing name the file.
+
+    Raises:
+      RunError: for a full disk, a folder that may not be written, and the like.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _dumps(value: Any) -> str:
@@ -210,11 +275,12 @@ def _write_json(path: Path, value: Any) -> None:
 def _write_text(path: Path, text: str) -> None:
     """Replace a file in one step: a reader sees the old one or the new one."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with writing(path):
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 from spanwise import recipes
 
 EVERYWHERE = {
+    "checkpoints.every", "checkpoints.keep",
     "evaluation.every", "evaluation.group_by", "evaluation.num_tasks",
     "evaluation.sampling.temperature", "evaluation.sampling.top_k", "evaluation.sampling.top_p",
     "evaluation.split",

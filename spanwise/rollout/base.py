@@ -16,6 +16,18 @@ from spanwise.samplers.base import Completion, Request, Sampler, Sampling
 from spanwise.tree import Expansion, Failure, Node, Path, Tree
 
 
+class Journal(ABC):
+    """Remembers finished turns, so that a run that was killed does not sample them again."""
+
+    @abstractmethod
+    def lookup(self, step: int, task_id: str, path: Path) -> Node | None:
+        """The turn at ``path``, if it was finished before."""
+
+    @abstractmethod
+    def write(self, step: int, task_id: str, node: Node) -> Node:
+        """Remember a turn; returns it as ``lookup`` will."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Site:
     """Where rollouts happen: what stays the same from one tree to the next."""
@@ -28,6 +40,9 @@ class Site:
 
     failures: FailurePolicy = FailurePolicy()
     """What becomes of calls that fail."""
+
+    journal: Journal | None = None
+    """Where finished turns are remembered; None: nowhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +88,21 @@ class Growth:
     async def chain(self, path: Path, expansion: Expansion | None = None) -> None:
         """Sample the turn at ``path`` and go on to the end of the trajectory."""
         while True:
-            node = await self.turn(path)
+            node = await self._remembered_turn(path)
             self.nodes[path] = replace(node, expansion=expansion)
             if node.is_leaf:
                 return
             path, expansion = (*path, 0), None
+
+    async def _remembered_turn(self, path: Path) -> Node:
+        """The turn from the journal, or sampled and put there; one that failed is not kept."""
+        journal, task_id = self.site.journal, self.task.id
+        if journal is None:
+            return await self.turn(path)
+        if (node := journal.lookup(self.step, task_id, path)) is not None:
+            return node
+        node = await self.turn(path)
+        return node if node.failure else journal.write(self.step, task_id, node)
 
     async def turn(self, path: Path) -> Node:
         """Sample one turn and have the environment answer it."""

@@ -2,5 +2,6 @@
 
 from spanwise.train.config import TrainConfig
 from spanwise.train.loop import train
+from spanwise.train.stopping import Stopped
 
-__all__ = ["TrainConfig", "train"]
+__all__ = ["Stopped", "TrainConfig", "train"]

@@ -25,6 +25,23 @@ from spanwise.train.update import Update
 
 
 @dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """When a run is written down so that it can go on from there."""
+
+    every: int = 10
+    """Steps from one to the next, and after the last; 0: only when the run is stopped."""
+
+    keep: int = 2
+    """The newest so many are kept, and the one with the best held-out score."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.keep < 1:
+            raise ValueError(
+                f"checkpoints need every >= 0 and keep >= 1, got {self.every} and {self.keep}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything a run depends on. A recipe is a function that returns one."""
 
@@ -85,6 +102,9 @@ class TrainConfig:
 
     keep_trees_every: int = 1
     """Write the trees of every so many steps, and of the last; 0 keeps none."""
+
+    checkpoints: Checkpoints = Checkpoints()
+    """When the run is written down so that it can be resumed."""
 
     trackers: tuple[TrackerName, ...] = ()
     """Where the metrics are copied to besides the run folder."""

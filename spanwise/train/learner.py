@@ -13,6 +13,7 @@ from spanwise.credit import Advantage
 from spanwise.models.critic import explained_variance
 from spanwise.models.lora import own_copy
 from spanwise.train.config import TrainConfig
+from spanwise.train.not_finite import Skips
 from spanwise.train.ranks import ALONE, Ranks
 from spanwise.tree import Tree
 
@@ -43,6 +44,7 @@ class Learner:
                 "frozen weights; choose --processes.sharding replicate"
             )
         self.critic = config.critic.build(model, ranks)
+        self.skips = Skips()
         self.kl = config.kl
         """With the coefficient as it is now."""
         held = config.kl.coefficient > 0
@@ -90,6 +92,9 @@ class Learner:
 
         Returns:
           Metrics of the step.
+
+        Raises:
+          NotFiniteError: if loss or gradient were not finite too often in a row.
         """
         config, in_loss = self.config, self.kl.place == "loss" and self.reference is not None
         figures = self.advantage.figures(batch) | config.mismatch.figures(batch)
@@ -113,6 +118,7 @@ class Learner:
                 critic=self.critic,
                 value_targets=targets,
                 ranks=self.ranks,
+                skips=self.skips,
             )
         else:
             figures["no_signal"] = 1.0
@@ -134,6 +140,7 @@ class Learner:
                 self.config.objective,
                 seed=seed,
                 ranks=self.ranks,
+                skips=self.skips,
             )
         return figures
 

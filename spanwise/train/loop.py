@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,17 +13,22 @@ from spanwise.display import Display
 from spanwise.rollout.base import Site
 from spanwise.rollout.running import run_rollouts
 from spanwise.rollout.seeds import seed_of
-from spanwise.runlog import RunLog
+from spanwise.runlog import RunError, RunLog
 from spanwise.trackers import open_trackers
+from spanwise.train.checkpoint import save_weights
 from spanwise.train.config import TrainConfig, resolved
 from spanwise.train.critic import still_rising
 from spanwise.train.evaluate import measure
+from spanwise.train.journal import StepJournal
 from spanwise.train.learner import Learner
 from spanwise.train.memory import check_memory
 from spanwise.train.metrics import failure_summary, tree_metrics
+from spanwise.train.not_finite import NotFiniteError, save_for_study
 from spanwise.train.records import records, token_arrays
+from spanwise.train.resume import go_back, save_state, unfinished
 from spanwise.train.run import Clock, Run, RunState
 from spanwise.train.sampling import draw_tasks, rollouts, sample_step
+from spanwise.train.stopping import Stopped, StopSignals
 
 LAST_STEPS = 5
 """The explained variance of a run is the mean over so many of its last steps."""
@@ -35,6 +41,7 @@ def train(
     folder: Path,
     display: Display,
     arguments: Sequence[str] = (),
+    resume: bool = False,
 ) -> RunLog:
     """Train, measure before and after, and leave a run folder.
 
@@ -45,6 +52,8 @@ def train(
       display: Where progress is shown.
       arguments: What the command line changed in the recipe, so that both together give
         the configuration again.
+      resume: Go on with the run in ``folder``, of the same configuration, from its newest
+        checkpoint. The run ends as if it had never been stopped.
 
     Returns:
       The finished run's log.
@@ -53,32 +62,35 @@ def train(
       ModelError: if the model cannot be used.
       ValueError: if the tokenizer cannot write what the environment needs.
       RunStopped: if too much fails, by ``config.failures``.
-      RunError: if the folder holds a run or cannot be written.
+      RunError: if the folder cannot be written, or holds no run that can be gone on with;
+        or if loss or gradient were not finite too often in a row.
+      Stopped: by Ctrl-C or SIGTERM, once all is written that the run goes on from.
     """
-    run = start(config, recipe=recipe, folder=folder, arguments=arguments)
-    state = run.state
-    if state.before is None:
-        with display.waiting("measuring the model before training"):
-            state.before = measure(run.site, config.rollout, config.evaluation, run.ranks).summary()
-    if not state.critic_fitted:
-        pretrain_critic(run, display)
-    with display.steps(config.steps) as progress:
-        for step in range(state.step + 1, config.steps + 1):
-            metrics = train_step(run, step)
-            state.step = step
-            run.write(metrics)
-            progress.step(metrics)
-    with display.waiting("measuring the model after training"):
-        after = measure(run.site, config.rollout, config.evaluation, run.ranks).summary()
-    save_checkpoint(run.log.checkpoint_path("final"), run.learner, run.tokenizer)
-    if run.ranks.leads:
-        run.log.write_summary(summary(run, after))
-    run.close()
+    run = start(config, recipe=recipe, folder=folder, arguments=arguments, resume=resume)
+    try:
+        with StopSignals(caught=run.ranks.size == 1) as signals:
+            try:
+                if resume:
+                    go_back(run, display)
+                trained_to_the_end(run, display, signals)
+            except asyncio.CancelledError:
+                signals.check()
+                raise
+    except Stopped:
+        if run.state.settled and run.state.before is not None:
+            save_state(run)
+        raise
+    except NotFiniteError as error:
+        raise ended_by(error, run) from error
+    finally:
+        run.close()
     return run.log
 
 
-def start(config: TrainConfig, *, recipe: str, folder: Path, arguments: Sequence[str]) -> Run:
-    """A new run with all its parts; what can be refused is refused before the model is read."""
+def start(
+    config: TrainConfig, *, recipe: str, folder: Path, arguments: Sequence[str], resume: bool
+) -> Run:
+    """A run with all its parts; what can be refused is refused before the model is read."""
     ranks = config.processes.join(config.model.device)
     tokenizer = config.model.load_tokenizer()
     config.env.check(tokenizer)
@@ -86,9 +98,12 @@ def start(config: TrainConfig, *, recipe: str, folder: Path, arguments: Sequence
     advantage = config.advantage.prepared(tokenizer)
     settings = resolved(config)
     log, trackers = RunLog(folder), []
-    if ranks.leads:
+    if resume:
+        log = unfinished(folder, settings, ranks)
+    elif ranks.leads:
         record = {"recipe": recipe, "arguments": list(arguments), "config": settings}
         log = RunLog.create(folder, record)
+    if ranks.leads:
         trackers = open_trackers(config.trackers, folder, settings)
     learner = Learner(config, config.model.load(), advantage, ranks)
     sampler = config.sampler.build(learner.whole_policy(), tokenizer)
@@ -98,6 +113,7 @@ def start(config: TrainConfig, *, recipe: str, folder: Path, arguments: Sequence
         log=log,
         trackers=trackers,
         tokenizer=tokenizer,
+        settings=settings,
         site=Site(
             env=config.env,
             sampler=sampler,
@@ -105,10 +121,48 @@ def start(config: TrainConfig, *, recipe: str, folder: Path, arguments: Sequence
             seed=config.seed,
             failures=config.failures,
         ),
+        journal=StepJournal(folder / "journal"),
         learner=learner,
         pool=config.env.tasks("train"),
         state=RunState(),
         ranks=ranks,
+    )
+
+
+def trained_to_the_end(run: Run, display: Display, signals: StopSignals) -> None:
+    """Take a run from where it is to its end; a signal stops it between two steps."""
+    config, state = run.config, run.state
+    if state.before is None:
+        with display.waiting("measuring the model before training"):
+            state.before = measure(run.site, config.rollout, config.evaluation, run.ranks).summary()
+    if not state.critic_fitted:
+        pretrain_critic(run, display, signals)
+    with display.steps(config.steps, done=state.step) as progress:
+        for step in range(state.step + 1, config.steps + 1):
+            signals.check()
+            metrics = train_step(run, step)
+            state.step, state.held_out = step, metrics.get("held_out/exact_match")
+            run.write(metrics)
+            state.settled = True
+            if is_due(step, config.checkpoints.every, config.steps):
+                save_state(run)
+                run.journal.clear()
+            progress.step(metrics)
+    signals.check()
+    with display.waiting("measuring the model after training"):
+        after = measure(run.site, config.rollout, config.evaluation, run.ranks).summary()
+    save_weights(run.log.checkpoint_path("final"), run.learner, run.tokenizer)
+    if run.ranks.leads:
+        run.log.write_summary(summary(run, after))
+
+
+def ended_by(error: NotFiniteError, run: Run) -> RunError:
+    """What to tell of a run that is not finite; its last minibatch is written down."""
+    step, where = run.state.step + 1, ""
+    if run.ranks.leads:
+        where = f"; the last minibatch is in {save_for_study(error.rows, run.log.folder, step)}"
+    return RunError(
+        f"{error} in step {step}{where}. A lower learning rate or a smaller clip range may help"
     )
 
 
@@ -118,7 +172,7 @@ def train_step(run: Run, step: int) -> dict[str, Any]:
     A batch without a reward trains nothing, and ``no_signal`` counts it.
     """
     config, learner, clock = run.config, run.learner, Clock()
-    sampled = run_rollouts(sample_step(run.site, config, run.pool, step, run.ranks))
+    sampled = run_rollouts(sample_step(run.training_site(), config, run.pool, step, run.ranks))
     clock.lap("rollout")
 
     batch = learner.batch(sampled.trees)
@@ -131,6 +185,7 @@ def train_step(run: Run, step: int) -> dict[str, Any]:
     else:
         advantages = learner.advantage(batch)
         clock.lap("credit")
+        run.state.settled = False
         metrics |= learner.update(batch, advantages, seed=seed_of(config.seed, step, "update"))
         run.site.sampler.update_weights(learner.whole_policy())
         clock.lap("update")
@@ -151,25 +206,30 @@ def train_step(run: Run, step: int) -> dict[str, Any]:
     return {**metrics, "total_sampled_tokens": run.state.sampled_tokens, **clock.seconds()}
 
 
-def pretrain_critic(run: Run, display: Display) -> None:
+def pretrain_critic(run: Run, display: Display, signals: StopSignals) -> None:
     """Fit the critic to the frozen policy until its explained variance stops rising.
 
     Each batch is sampled afresh and predicted before it is trained on. Their metrics are
     those of step 0.
     """
-    critic, history = run.learner.critic, run.state.critic_history
+    critic, history, every = run.learner.critic, run.state.critic_history, run.config.checkpoints
     batches = 0 if critic is None else critic.pretraining_steps
     while len(history) < batches and still_rising(history):
+        signals.check()
         if not history:
             display.console.print("fitting the critic, the policy is frozen", highlight=False)
         metrics = critic_step(run, len(history) + 1)
         history.append(metrics["explained_variance"])
         run.write(metrics)
+        run.state.settled = True
         display.console.print(
             f"critic batch {len(history)}, at most {batches}: explains "
             f"{history[-1]:.2f} of the variance",
             highlight=False,
         )
+        if is_due(len(history), every.every, batches):
+            save_state(run)
+            run.journal.clear()
     run.state.critic_fitted = True
 
 
@@ -178,11 +238,12 @@ def critic_step(run: Run, number: int) -> dict[str, Any]:
     config, learner, clock = run.config, run.learner, Clock()
     step = 1 - number  # draws of their own: training steps count from 1
     tasks = draw_tasks(run.pool, config.prompts_per_step, config.seed, step)
-    trees = run_rollouts(rollouts(run.site, config, tasks, step, run.ranks))
+    trees = run_rollouts(rollouts(run.training_site(), config, tasks, step, run.ranks))
     clock.lap("rollout")
     batch = learner.batch(trees)
     metrics = {"step": 0, "critic_batch": number, **tree_metrics(trees, batch)}
     if batch is not None:
+        run.state.settled = False
         metrics |= learner.fit_critic(batch, seed=seed_of(config.seed, step, "critic"))
     clock.lap("update")
     run.count(metrics, clock.total(), epochs=0)
@@ -220,22 +281,6 @@ def critic_summary(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "explained_variance": sum(newest) / len(newest),
         "pretraining_explained_variance": explained[True],
     }
-
-
-def save_checkpoint(folder: Path, learner: Learner, tokenizer: Any) -> None:
-    """The policy in Hugging Face format, and the critic; all weights as safetensors.
-
-    Every rank has to call it, the leading one writes: the files are those of one process.
-    """
-    policy = learner.whole_policy()
-    if not learner.ranks.leads:
-        if learner.critic is not None:
-            learner.critic.model.weights()  # the leading rank needs this one's part
-        return
-    policy.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    if learner.critic is not None:
-        learner.critic.model.save(folder)
 
 
 def peak_memory_mb() -> int:

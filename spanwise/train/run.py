@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from spanwise.envs.base import Task
@@ -12,6 +12,7 @@ from spanwise.rollout.base import Site
 from spanwise.runlog import RunLog
 from spanwise.trackers import Tracker
 from spanwise.train.config import TrainConfig
+from spanwise.train.journal import StepJournal
 from spanwise.train.learner import Learner
 from spanwise.train.ranks import Ranks
 
@@ -41,6 +42,15 @@ class RunState:
     train_seconds: float = 0.0
     """Of fitting the critic and training, measurements during training included."""
 
+    held_out: float | None = None
+    """The sampled held-out score after ``step``, if it was measured then."""
+
+    metrics_bytes: int = 0
+    """Length of the metrics when they were last written."""
+
+    settled: bool = True
+    """False while the weights are ahead of what is counted here."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -51,7 +61,11 @@ class Run:
     log: RunLog
     trackers: Sequence[Tracker]
     tokenizer: Any
+    settings: Mapping[str, Any]
+    """The resolved configuration."""
+
     site: Site
+    journal: StepJournal
     learner: Learner
     pool: Sequence[Task]
     """The tasks to train on."""
@@ -72,12 +86,20 @@ class Run:
         """
         if not self.ranks.leads:
             return
-        self.log.write_metrics(metrics)
+        self.state.metrics_bytes = self.log.write_metrics(metrics)
         for tracker in self.trackers:
             tracker.write(metrics)
 
+    def training_site(self) -> Site:
+        """Where the trees to train on are grown: finished turns go into the journal.
+
+        One of several processes keeps none.
+        """
+        return replace(self.site, journal=self.journal if self.ranks.size == 1 else None)
+
     def close(self) -> None:
         """Stop the sampler and write out what the trackers hold back."""
+        self.journal.close()
         self.site.sampler.close()
         for tracker in self.trackers:
             tracker.close()

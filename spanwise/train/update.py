@@ -23,6 +23,7 @@ from spanwise.models.tree_attention import TrunkCost
 from spanwise.train.adamw import Float32AdamW
 from spanwise.train.critic import FittedCritic
 from spanwise.train.microbatches import Microbatch, microbatches
+from spanwise.train.not_finite import Skips
 from spanwise.train.objective import Objective, TrainRows
 from spanwise.train.packing_check import packing_fault
 from spanwise.train.ranks import ALONE, Ranks
@@ -138,6 +139,7 @@ class Update:
         critic: FittedCritic | None = None,
         value_targets: Tensor | None = None,
         ranks: Ranks = ALONE,
+        skips: Skips | None = None,
     ) -> dict[str, float]:
         """Update the model, and the critic if there is one, in place.
 
@@ -153,17 +155,18 @@ class Update:
           value_targets: ``[N, T]`` for the critic; the batch then needs values.
           ranks: Among which the work is shared out; each has the same batch, and ends with
             the same model and metrics.
+          skips: Goes on counting gradients that are not finite from batch to batch.
 
         Returns:
           Metrics of the whole update, each a mean over what it counts.
         """
         if batch.logprobs is None:
             batch = self.scored(model, batch, ranks=ranks)
-        meter = Meter()
+        meter, skips = Meter(), skips or Skips()
         policy = _Policy(model=model, optimizer=optimizer, objective=objective, kl=kl)
         rows = train_rows(batch, advantages, objective, value_targets)
         for minibatch in self._minibatches(rows.to(next(model.parameters()).device), seed):
-            self._step(minibatch, meter, policy, critic, ranks)
+            skips.count(self._step(minibatch, meter, policy, critic, ranks), minibatch)
         return {**score_figures(batch), **meter.over(ranks).read()}
 
     def fit_critic(
@@ -175,14 +178,15 @@ class Update:
         *,
         seed: int,
         ranks: Ranks = ALONE,
+        skips: Skips | None = None,
     ) -> dict[str, float]:
         """Fit the critic alone; a trunk that it shares with the policy stays as it is."""
-        meter = Meter()
+        meter, skips = Meter(), skips or Skips()
         rows = train_rows(batch, value_targets, objective, value_targets)
         device = next(critic.model.parameters()).device
         with critic.model.trunk_frozen():
             for minibatch in self._minibatches(rows.to(device), seed):
-                self._step(minibatch, meter, None, critic, ranks)
+                skips.count(self._step(minibatch, meter, None, critic, ranks), minibatch)
         return meter.over(ranks).read()
 
     def _minibatches(self, rows: TrainRows, seed: int) -> Iterator[TrainRows]:
@@ -217,8 +221,12 @@ class Update:
         policy: _Policy | None,
         critic: FittedCritic | None,
         ranks: Ranks,
-    ) -> None:
-        """One optimizer step of each; a gradient that is not finite is counted, not applied."""
+    ) -> bool:
+        """One optimizer step of each; a gradient that is not finite is counted, not applied.
+
+        Returns:
+          Whether all was finite.
+        """
         num_samples, num_tokens = len(rows.tokens), int(rows.mask.sum())
         trained = [part for part in (policy, critic) if part is not None]
         assert trained
@@ -249,10 +257,12 @@ class Update:
         for part in trained:
             ranks.sum_gradients(part.model.parameters())
         meter = meter if ranks.leads else Meter()  # the figures of a step are every rank's
+        finite = True
         if policy is not None:
-            self._apply(policy.model, policy.optimizer, meter, loss, "")
+            finite &= self._apply(policy.model, policy.optimizer, meter, loss, "")
         if critic is not None:
-            self._apply(critic.model, critic.optimizer, meter, value_loss, "value_")
+            finite &= self._apply(critic.model, critic.optimizer, meter, value_loss, "value_")
+        return finite
 
     def _apply(
         self,
@@ -261,14 +271,15 @@ class Update:
         meter: Meter,
         loss: float,
         prefix: str,
-    ) -> None:
+    ) -> bool:
         total = torch.nn.utils.clip_grad_norm_(model.parameters(), self.max_gradient_norm)
         norm = float(whole(total))
-        finite = math.isfinite(norm)
+        finite = math.isfinite(norm) and math.isfinite(loss)
         if finite:
             optimizer.step()
             meter.add({f"{prefix}loss": loss, f"{prefix}gradient_norm": norm})
         meter.add({f"{prefix}skipped_steps": float(not finite)})
+        return finite
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,97 @@
+"""Going on with a run: what is written for it, and how it is taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from spanwise.display import Display
+from spanwise.runlog import RunError, RunLog
+from spanwise.train.checkpoint import (
+    newest_usable,
+    remove_old,
+    remove_partial,
+    write_checkpoint,
+)
+from spanwise.train.ranks import Ranks
+from spanwise.train.run import Run
+
+
+def save_state(run: Run) -> None:
+    """Write a checkpoint of where the run is, and remove those that are no longer kept.
+
+    Every rank has to call it, the leading one writes.
+
+    Raises:
+      CheckpointError: if it cannot be written.
+    """
+    state, log = run.state, run.log
+    fitting = state.step == 0 and not state.critic_fitted
+    name = f"critic_{len(state.critic_history):05d}" if fitting else f"step_{state.step:05d}"
+    folder = log.checkpoint_path(name)
+    write_checkpoint(folder, run.learner, run.tokenizer, state, run.settings)
+    if run.ranks.leads:
+        remove_old(folder.parent, run.config.checkpoints.keep)
+
+
+def go_back(run: Run, display: Display) -> None:
+    """Bring a new run of the same settings to the newest checkpoint of its folder.
+
+    Without one it begins anew, but for the turns in the journal.
+
+    Raises:
+      CheckpointError: if there are checkpoints and none can be used.
+      RunError: if the metrics are shorter than when the checkpoint was written.
+    """
+
+    def tell(text: str) -> None:
+        display.console.print(text, highlight=False)
+
+    parent = run.log.checkpoint_path("final").parent
+    remove_partial(parent)
+    state = newest_usable(parent, run.learner, run.settings, tell)
+    if state is None:
+        tell("no checkpoint yet; going on from the turns that were finished")
+    else:
+        vars(run.state).update(vars(state))
+        tell(f"going on after step {state.step}")
+        run.site.sampler.update_weights(run.learner.model)
+    run.log.go_back(run.state.step, run.state.metrics_bytes)
+
+
+def unfinished(folder: Path, settings: dict[str, Any], ranks: Ranks) -> RunLog:
+    """The log of a run that can be gone on with.
+
+    Raises:
+      RunError: if there is none, it is finished, its settings are others now, or there are
+        several processes.
+    """
+    if ranks.size > 1:
+        raise RunError(f"one process resumes a run: leave out torchrun ({ranks.size} processes)")
+    log = RunLog.open(folder)
+    if log.summary_path.exists():
+        raise RunError(f"{folder} is finished; there is nothing to resume")
+    before = {name: v for name, v in log.read_config()["config"].items() if name != "folder"}
+    now = {name: value for name, value in settings.items() if name != "folder"}
+    if changed := list(differences(before, now)):
+        raise RunError(
+            f"{folder} was started with other settings: {'; '.join(changed)}. Put the recipe "
+            "back as it was, or train in another --folder"
+        )
+    return log
+
+
+def differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
+    """What differs between two configurations of plain values, in words.
+
+    Example:
+      >>> list(differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}))
+      ['a.c was 2 and is 3']
+    """
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in dict.fromkeys([*before, *now]):
+            below = f"{name}.{key}" if name else str(key)
+            yield from differences(before.get(key), now.get(key), below)
+    elif before != now:
+        yield f"{name} was {before!r} and is {now!r}"

@@ -1,0 +1,74 @@
+"""Small runs that a test can start as a process of its own, kill and go on with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from spanwise.runlog import RunLog
+from spanwise.train.config import Checkpoints, TrainConfig
+from spanwise.train.critic import NoCritic, ValueHead
+from spanwise.train.shaping import KLPenalty
+from tests.train.letters import letters
+
+ROOT = Path(__file__).parent.parent.parent
+TIMES = ("seconds/", "train_seconds", "peak_memory_mb")
+
+
+def plain() -> TrainConfig:
+    return letters(critic=NoCritic(), steps=6, checkpoints=Checkpoints(every=2))
+
+
+def with_critic() -> TrainConfig:
+    """A critic that is fitted alone first, and an adaptive KL penalty."""
+    critic = ValueHead(learning_rate=1e-2, pretraining_steps=3)
+    kl = KLPenalty(coefficient=0.05, target=0.001)
+    return letters(critic=critic, kl=kl, steps=4, checkpoints=Checkpoints(every=2))
+
+
+def long() -> TrainConfig:
+    """Longer than any test waits."""
+    return letters(critic=NoCritic(), steps=10_000, checkpoints=Checkpoints(every=0))
+
+
+def child(*words: str) -> subprocess.Popen[str]:
+    """``python -m spanwise train`` with these words."""
+    command = [sys.executable, "-m", "spanwise", "train", *words]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def untimed(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if not name.startswith(TIMES)}
+
+
+def left_behind(folder: Path) -> dict[str, Any]:
+    """All that a finished run left behind and that is to be the same, by file."""
+    log = RunLog.open(folder)
+    found: dict[str, Any] = {
+        "metrics": [untimed(line) for line in log.read_metrics()],
+        "summary": untimed(log.read_summary()),
+    }
+    for path in sorted(folder.glob("trees/*")) + sorted(folder.glob("checkpoints/*/*")):
+        name = str(path.relative_to(folder))
+        if path.name == "state.json":
+            found[name] = comparable_state(json.loads(path.read_text()))
+        elif path.name != "manifest.json":  # it has the hash of the state
+            found[name] = path.read_bytes()
+    return found
+
+
+def comparable_state(state: dict[str, Any]) -> dict[str, Any]:
+    """Without what depends on how long things took: the length of the metrics does."""
+    return {k: v for k, v in untimed(state).items() if k != "metrics_bytes"}
+
+
+def differing(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """The files that two runs do not have alike."""
+    return sorted(
+        name for name in first.keys() | second.keys() if first.get(name) != second.get(name)
+    )

@@ -1,0 +1,138 @@
+"""Checkpoints are whole, of this run and this version, or refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from spanwise.display import Display
+from spanwise.runlog import RunError, RunLog
+from spanwise.train import train
+from spanwise.train.checkpoint import CheckpointError, checkpoint_folders, remove_old
+from spanwise.train.config import Checkpoints
+from tests.train.resumable import ROOT, child, differing, left_behind, plain
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train(plain(), recipe="r", folder=folder, display=Display())
+    return folder
+
+
+@pytest.fixture
+def stopped(finished: Path, tmp_path: Path) -> Path:
+    """The run with checkpoints of steps 4 and 6, before its last measurement."""
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "summary.json").unlink()
+    shutil.rmtree(folder / "checkpoints" / "final")
+    return folder
+
+
+def resumed(folder: Path) -> RunLog:
+    return train(plain(), recipe="r", folder=folder, display=Display(), resume=True)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def edit(name: str, value: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps(manifest | {name: value}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: flip(f / "model.safetensors"), "model.safetensors is damaged"),
+        (lambda f: flip(f / "optimizer.safetensors"), "optimizer.safetensors is damaged"),
+        (lambda f: (f / "optimizer.safetensors").unlink(), "optimizer.safetensors is missing"),
+        (lambda f: (f / "state.json").write_text(""), "state.json is damaged"),
+        (lambda f: (f / "manifest.json").write_text("{"), "manifest.json is damaged"),
+        (lambda f: (f / "manifest.json").unlink(), "manifest.json is damaged"),
+        (edit("schema", 99), "schema 99, this version reads 1"),
+        (edit("settings", "0"), "belongs to a run of other settings"),
+    ],
+)
+def test_a_bad_checkpoint_is_named_and_the_one_before_is_used(
+    damage: Callable[[Path], None],
+    message: str,
+    stopped: Path,
+    finished: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    damage(stopped / "checkpoints" / "step_00006")
+    resumed(stopped)
+    said = " ".join(capsys.readouterr().out.split())
+    assert message in said.replace("/ ", "/") and "the one before, step_00004" in said
+    assert differing(left_behind(finished), left_behind(stopped)) == []
+
+
+def test_with_no_good_checkpoint_the_run_stops_and_says_what_to_do(stopped: Path) -> None:
+    for folder in checkpoint_folders(stopped / "checkpoints"):
+        flip(folder / "model.safetensors")
+    before = (stopped / "metrics.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match=r"step_00004.*damaged.*Remove .*checkpoints"):
+        resumed(stopped)
+    assert (stopped / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    scores = {2: 0.1, 4: 0.9, 6: None, 8: 0.3, 10: 0.2}
+    for step, score in scores.items():
+        folder = tmp_path / f"step_{step:05d}"
+        folder.mkdir()
+        (folder / "state.json").write_text(json.dumps({"held_out": score}))
+    remove_old(tmp_path, 2)
+    assert [p.name for p in checkpoint_folders(tmp_path)] == [
+        "step_00010", "step_00008", "step_00004",
+    ]  # fmt: skip
+
+
+def test_without_scores_only_the_newest_are_kept(finished: Path) -> None:
+    names = [p.name for p in checkpoint_folders(finished / "checkpoints")]
+    assert names == ["step_00006", "step_00004"]
+    assert not list((finished / "journal").iterdir())
+
+
+def test_what_a_killed_write_left_is_removed(stopped: Path, finished: Path) -> None:
+    (stopped / "checkpoints" / "step_00006.partial").mkdir()
+    resumed(stopped)
+    assert differing(left_behind(finished), left_behind(stopped)) == []
+    assert not list((stopped / "checkpoints").glob("*.partial"))
+
+
+def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    config = replace(plain(), steps=1, checkpoints=Checkpoints(every=0))
+    train(config, recipe="r", folder=tmp_path / "run", display=Display())
+    (tmp_path / "run" / "summary.json").unlink()
+    journal = tmp_path / "run" / "journal" / "00001.jsonl"
+    journal.write_text("{}\n" + journal.read_text())
+    with pytest.raises(RunError, match=r"00001\.jsonl is damaged.*sampled again"):
+        train(config, recipe="r", folder=tmp_path / "run", display=Display(), resume=True)
+
+
+def test_ctrl_c_ends_the_command_with_130_and_the_command_that_resumes(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = child(f"{ROOT}/tests/train/resumable.py:long", "--folder", str(folder))
+    while process.poll() is None and not (folder / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert f"spanwise train --resume {folder}" in said
+    assert len(checkpoint_folders(folder / "checkpoints")) == 1
