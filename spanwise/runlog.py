@@ -153,7 +153,8 @@ class RunLog:
 
     def tree_steps(self) -> list[int]:
         """The steps whose trees are there, in order."""
-        return sorted(int(p.stem.removeprefix("step_")) for p in self.folder.glob("trees/step_*"))
+        files = self.folder.glob("trees/step_*.jsonl")  # a run that was killed leaves .partial
+        return sorted(int(path.stem.removeprefix("step_")) for path in files)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         _write_json(self.summary_path, summary)

@@ -46,6 +46,13 @@ def test_trees_come_back_as_they_were(tmp_path: Path) -> None:
     assert back[0]["nodes"][1]["advantage"] == 1.0 and back[0]["nodes"][1]["value"] is None
 
 
+def test_what_a_kill_left_half_written_is_no_step(tmp_path: Path) -> None:
+    log = RunLog.create(tmp_path / "run", {"recipe": "r"})
+    log.write_trees(1, [])
+    (tmp_path / "run" / "trees" / "step_00002.jsonl.partial").write_text("{")
+    assert log.tree_steps() == [1]
+
+
 def test_a_run_is_never_written_over(tmp_path: Path) -> None:
     RunLog.create(tmp_path, {"recipe": "r"})
     with pytest.raises(RunError, match="holds a run already"):
