@@ -140,7 +140,7 @@ def trained_to_the_end(run: Run, display: Display, signals: StopSignals) -> None
     with display.steps(config.steps, done=state.step) as progress:
         for step in range(state.step + 1, config.steps + 1):
             signals.check()
-            metrics = train_step(run, step)
+            metrics = train_step(run, step, signals)
             state.step, state.held_out = step, metrics.get("held_out/exact_match")
             run.write(metrics)
             state.settled = True
@@ -166,13 +166,14 @@ def ended_by(error: NotFiniteError, run: Run) -> RunError:
     )
 
 
-def train_step(run: Run, step: int) -> dict[str, Any]:
+def train_step(run: Run, step: int, signals: StopSignals) -> dict[str, Any]:
     """Sample trees, give credit, update; the metrics of the step.
 
     A batch without a reward trains nothing, and ``no_signal`` counts it.
     """
     config, learner, clock = run.config, run.learner, Clock()
     sampled = run_rollouts(sample_step(run.training_site(), config, run.pool, step, run.ranks))
+    signals.check()  # before anything that a stop cut short is trained on
     clock.lap("rollout")
 
     batch = learner.batch(sampled.trees)
@@ -218,7 +219,7 @@ def pretrain_critic(run: Run, display: Display, signals: StopSignals) -> None:
         signals.check()
         if not history:
             display.console.print("fitting the critic, the policy is frozen", highlight=False)
-        metrics = critic_step(run, len(history) + 1)
+        metrics = critic_step(run, len(history) + 1, signals)
         history.append(metrics["explained_variance"])
         run.write(metrics)
         run.state.settled = True
@@ -233,12 +234,13 @@ def pretrain_critic(run: Run, display: Display, signals: StopSignals) -> None:
     run.state.critic_fitted = True
 
 
-def critic_step(run: Run, number: int) -> dict[str, Any]:
+def critic_step(run: Run, number: int, signals: StopSignals) -> dict[str, Any]:
     """Sample batch ``number`` and fit the critic alone to it; the metrics of the batch."""
     config, learner, clock = run.config, run.learner, Clock()
     step = 1 - number  # draws of their own: training steps count from 1
     tasks = draw_tasks(run.pool, config.prompts_per_step, config.seed, step)
     trees = run_rollouts(rollouts(run.training_site(), config, tasks, step, run.ranks))
+    signals.check()
     clock.lap("rollout")
     batch = learner.batch(trees)
     metrics = {"step": 0, "critic_batch": number, **tree_metrics(trees, batch)}

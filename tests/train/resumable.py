@@ -15,7 +15,8 @@ from spanwise.train.shaping import KLPenalty
 from tests.train.letters import letters
 
 ROOT = Path(__file__).parent.parent.parent
-TIMES = ("seconds/", "train_seconds", "peak_memory_mb")
+TIMES = ("seconds/", "train_seconds", "peak_memory_mb", "left_behind")
+"""Figures of the process and not of what it learns."""
 
 
 def plain() -> TrainConfig:
