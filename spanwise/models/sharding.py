@@ -76,7 +76,8 @@ def part_like(tensor: Tensor, split: Tensor) -> Tensor:
 
 @torch.no_grad()
 def copy_whole(source: torch.nn.Module, to: torch.nn.Module) -> None:
-    """Write the weights of a split model into an ordinary one of the same architecture."""
+    """Write the trained weights of a split model into an ordinary copy of it."""
     targets = dict(to.named_parameters())
     for name, weight in source.named_parameters():
-        targets[name].copy_(whole(weight))
+        if weight.requires_grad:
+            targets[name].copy_(whole(weight))

@@ -38,11 +38,6 @@ class Learner:
         """From the first batch on, with plain rows if it showed that they cannot be packed."""
         self._checked = False
         self.ranks = ranks
-        if ranks.mesh is not None and not all(p.requires_grad for p in model.parameters()):
-            raise ValueError(
-                "a model with an adapter is not split over processes: its copies share their "
-                "frozen weights; choose --processes.sharding replicate"
-            )
         self.critic = config.critic.build(model, ranks)
         self.skips = Skips()
         self.kl = config.kl

@@ -94,7 +94,7 @@ def start(
     ranks = config.processes.join(config.model.device)
     tokenizer = config.model.load_tokenizer()
     config.env.check(tokenizer)
-    check_memory(config)
+    check_memory(config, ranks)
     advantage = config.advantage.prepared(tokenizer)
     settings = resolved(config)
     log, trackers = RunLog(folder), []

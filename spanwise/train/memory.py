@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from spanwise.models.loading import ModelError
 from spanwise.train.config import TrainConfig
 from spanwise.train.critic import ValueHead
+from spanwise.train.ranks import ALONE, Ranks
 
 BYTES_TRAINED = {"float32": 16, "bfloat16": 16}
 """Of each trained weight: itself, its gradient, two moments, and a master copy of a short one."""
@@ -17,37 +19,57 @@ BYTES_HELD = {"float32": 4, "bfloat16": 2}
 """Of each weight that stays as it is."""
 
 
-def check_memory(config: TrainConfig) -> None:
+def check_memory(config: TrainConfig, ranks: Ranks = ALONE) -> None:
     """Refuse a model whose weights and optimizer cannot fit, in one line that says why.
 
     Activations and the sampler's keys come on top: what passes here may still be too much.
+
+    Args:
+      config: Of the run.
+      ranks: Its processes; those on one machine share its memory, each has a GPU of its own.
 
     Raises:
       ModelError: if more is needed than is available, or the model cannot be used.
     """
     model = config.model
     size, device = model.num_parameters(), model.resolved_device()
-    needed, available = run_bytes(config, size), available_bytes(device)
+    together = 1 if device.type == "cuda" else ranks.on_this_machine
+    needed, available = together * run_bytes(config, size, ranks), available_bytes(device)
     if available is None or needed <= available:
         return
+    share = f" in {together} processes" if together > 1 else ""
     raise ModelError(
         f"{model.path} has {size / 1e9:.2f} billion weights: training needs at least "
-        f"{needed / 1e9:.1f} GB and {available / 1e9:.1f} GB are available on {device}; take a "
-        f"smaller model{_smaller(config, size, available)}"
+        f"{needed / 1e9:.1f} GB{share} and {available / 1e9:.1f} GB are available on {device}; "
+        f"take a smaller model{_smaller(config, size, available // together)}"
     )
 
 
-def run_bytes(config: TrainConfig, size: int) -> int:
-    """What the weights of a run of ``size`` weights take with all that trains them, in bytes.
+def run_bytes(config: TrainConfig, size: int, ranks: Ranks = ALONE) -> int:
+    """What the weights of a run take in one process with all that trains them, in bytes.
 
     Counted are the policy, a critic's own trunk and the reference of a KL penalty. With an
     adapter, all three share one set of frozen weights, and the adapters are too small to count.
+    Models that are split over processes take their share of that, and one whole copy of the
+    policy, to sample from; and before they are split, two whole ones.
+
+    Args:
+      config: Of the run.
+      size: Weights of the model.
+      ranks: The processes.
     """
     held, trained = BYTES_HELD[config.model.dtype], BYTES_TRAINED[config.model.dtype]
-    if config.model.lora.rank:
-        return held * size
     own_critic = isinstance(config.critic, ValueHead) and config.critic.trunk == "own"
-    return size * (trained * (1 + own_critic) + held * (config.kl.coefficient > 0))
+    reference = config.kl.coefficient > 0
+    split = ranks.mesh is not None
+    if config.model.lora.rank:
+        # split models do not share frozen weights, each has its part of its own
+        weights = held * (1 + own_critic + reference if split else 1)
+    else:
+        weights = trained * (1 + own_critic) + held * reference
+    if not split:
+        return size * weights
+    return size * max(held + math.ceil(weights / ranks.size), 2 * held)
 
 
 def available_bytes(device: torch.device) -> int | None:

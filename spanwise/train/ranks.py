@@ -61,15 +61,16 @@ class Processes:
                 "and each takes the one of its own"
             )
         if kind == "cuda":
-            local, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-            if local >= found:
-                raise ValueError(f"process {local} of this machine has no GPU: it has {found}")
-            torch.cuda.set_device(local)
+            number, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if number >= found:
+                raise ValueError(f"process {number} of this machine has no GPU: it has {found}")
+            torch.cuda.set_device(number)
         if not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(seconds=self.timeout_s))
         mesh = init_device_mesh(kind, (size,)) if self.sharding == "fsdp" else None
-        return Ranks(rank=dist.get_rank(), size=size, mesh=mesh)
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        return Ranks(rank=dist.get_rank(), size=size, mesh=mesh, on_this_machine=local)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,9 @@ class Ranks:
     size: int = 1
     mesh: DeviceMesh | None = None
     """Over which models are split; None: each process has all of them."""
+
+    on_this_machine: int = 1
+    """How many of the processes share this one's machine, itself counted."""
 
     @property
     def leads(self) -> bool:

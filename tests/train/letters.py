@@ -17,6 +17,7 @@ from spanwise.credit import Advantage, GroupAdvantage, SpanAdvantage
 from spanwise.display import Display
 from spanwise.envs.base import Environment, Reply, Task, Turn
 from spanwise.models.loading import Model
+from spanwise.models.lora import add_adapter
 from spanwise.rollout import Chains
 from spanwise.runlog import RunLog
 from spanwise.samplers.transformers import TransformersEngine
@@ -76,7 +77,10 @@ class LetterModel(Model):
         return LetterTokenizer()
 
     def load(self) -> torch.nn.Module:
-        return tiny_model(len(SYMBOLS))
+        model = tiny_model(len(SYMBOLS))
+        if self.lora.rank:
+            add_adapter(model, self.lora)
+        return model
 
 
 def letters(

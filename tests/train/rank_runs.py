@@ -13,6 +13,7 @@ from rich.console import Console
 from spanwise.credit import TreeAdvantage
 from spanwise.display import Display
 from spanwise.envs.base import Reply, Task, Turn
+from spanwise.models.lora import LoRA
 from spanwise.rollout.tree_search import TreeSearch
 from spanwise.train import TrainConfig, train
 from spanwise.train.critic import NoCritic, ValueHead
@@ -23,7 +24,7 @@ from spanwise.train.shaping import KLPenalty
 from spanwise.train.update import Update
 from tests.train.letters import Letters, letters
 
-STEPS = 10
+STEPS = 10  # of all but the adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +66,15 @@ def sae(trunk: Literal["own", "policy"] = "own") -> TrainConfig:
     )
 
 
+def adapter() -> TrainConfig:
+    """The critic's copy and the reference share the frozen weights of the policy."""
+    config = sae()
+    model = replace(config.model, lora=LoRA(rank=2))
+    return replace(config, model=model, kl=KLPenalty(coefficient=0.01), steps=4)
+
+
 def cases() -> dict[str, TrainConfig]:
-    return {"at2po": at2po(), "sae": sae(), "sae_shared": sae("policy")}
+    return {"at2po": at2po(), "sae": sae(), "sae_shared": sae("policy"), "adapter": adapter()}
 
 
 def run_cases(folder: Path, sharding: Literal["fsdp", "replicate"]) -> None:

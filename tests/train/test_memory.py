@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from spanwise.recipes.chain import sae_chain
 from spanwise.recipes.search import at2po_search
 from spanwise.train import memory
 from spanwise.train.critic import ValueHead
+from spanwise.train.ranks import Ranks
 from spanwise.train.shaping import KLPenalty
 
 
@@ -37,6 +39,25 @@ def test_every_copy_of_the_model_is_counted() -> None:
     assert memory.run_bytes(short, 10) == 180
     adapter = Model(dtype="bfloat16", lora=LoRA(rank=8))
     assert memory.run_bytes(replace(sae, model=adapter, kl=KLPenalty(coefficient=0.1)), 10) == 20
+
+
+def test_processes_share_what_is_split() -> None:
+    sae, adapter = sae_chain(), Model(dtype="bfloat16", lora=LoRA(rank=8))
+    mesh = cast(Any, object())
+    two, many = (Ranks(rank=0, size=size, mesh=mesh) for size in (2, 64))
+    assert memory.run_bytes(sae, 10, Ranks(rank=0, size=2)) == 320  # each has all
+    assert memory.run_bytes(sae, 10, two) == 40 + 160  # a whole copy to sample from
+    assert memory.run_bytes(sae, 10, many) == 80  # two whole copies, until they are split
+    assert memory.run_bytes(replace(sae, model=adapter), 10, two) == 40
+
+
+def test_processes_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = at2po_search()
+    needed = memory.run_bytes(config, config.model.num_parameters())
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 2 * needed - 1)
+    memory.check_memory(config)
+    with pytest.raises(ModelError, match=r"GB in 2 processes and .* on cpu"):
+        memory.check_memory(config, Ranks(rank=0, size=2, on_this_machine=2))
 
 
 def test_the_optimizers_state_is_what_is_counted() -> None:
