@@ -16,8 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+MASKED_PAIR = 1.2
+"""What a pair of tokens costs under a mask, against one of a row by itself; on a CPU."""
+
+KEY_PAIRS = 16
+"""What fetching one key and value for a stretch costs, in pairs."""
+
 BLOCK_PAIRS = 20_000
-"""What one more attention block costs beside its pairs of tokens, in such pairs."""
+"""What one more block costs beside that, in pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +74,10 @@ class TokenTree:
 
     @property
     def num_pairs(self) -> int:
-        """Pairs of tokens that attention costs, with padding and with what each block costs."""
-        return sum(b.queries.numel() * b.keys.shape[1] + BLOCK_PAIRS for b in self.blocks)
+        """What attention costs, in pairs of tokens of a row by itself."""
+        return sum(
+            _block_pairs(len(b.queries), b.queries.shape[1], b.keys.shape[1]) for b in self.blocks
+        )
 
 
 def token_tree(tokens: Tensor, lengths: Tensor) -> TokenTree:
@@ -219,21 +227,28 @@ def _blocks(
     return tuple(blocks), places
 
 
+def _block_pairs(num_stretches: int, num_queries: int, num_keys: int) -> int:
+    """What a block costs, padding included."""
+    keys = num_stretches * num_keys
+    return round(keys * (MASKED_PAIR * num_queries + KEY_PAIRS)) + BLOCK_PAIRS
+
+
 def _block_slices(added: Tensor, lengths: Tensor) -> list[slice]:
     """Stretches in falling order of size, cut where padding costs more than another block."""
-    sizes, longest = added.tolist(), lengths.double()
+    sizes, longest = added.tolist(), lengths.tolist()
     edges = [i for i in range(len(sizes)) if i == 0 or sizes[i] != sizes[i - 1]]
     stops = [*edges[1:], len(sizes)]
-    best, begins = [0.0], [0]
-    tops = [float(longest[a:b].max()) for a, b in zip(edges, stops, strict=True)]
+    tops = [max(longest[a:b]) for a, b in zip(edges, stops, strict=True)]
+    best, begins = [0], [0]
     for last, stop in enumerate(stops):
-        top, choice = 0.0, (float("inf"), 0)
+        top, choices = 0, list[tuple[int, int]]()
         for first in range(last, -1, -1):
             top = max(top, tops[first])
-            pairs = (stop - edges[first]) * sizes[edges[first]] * top
-            choice = min(choice, (best[first] + pairs + BLOCK_PAIRS, first))
-        best.append(choice[0])
-        begins.append(choice[1])
+            pairs = _block_pairs(stop - edges[first], sizes[edges[first]], top)
+            choices.append((best[first] + pairs, first))
+        least, begin = min(choices)
+        best.append(least)
+        begins.append(begin)
     cuts: list[slice] = []
     last = len(stops)
     while last:

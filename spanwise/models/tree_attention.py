@@ -21,9 +21,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from spanwise.models.packing import Block, TokenTree
 
-ATTENTION_EFFORT = 2.0
-"""Time of a multiplication in attention against one in a linear layer, on a CPU."""
-
 _PREFIX = "spanwise_tree_"
 
 
@@ -93,9 +90,7 @@ class TrunkCost:
         width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
         layers = [p for n, p in model.named_parameters() if ".layers." in f".{n}"]
         pairs = 2 * config.num_hidden_layers * width
-        return TrunkCost(
-            per_token=sum(p.numel() for p in layers), per_pair=ATTENTION_EFFORT * pairs
-        )
+        return TrunkCost(per_token=sum(p.numel() for p in layers), per_pair=pairs)
 
     def __call__(self, num_tokens: int, num_pairs: int) -> float:
         return self.per_token * num_tokens + self.per_pair * num_pairs

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from spanwise.models.packing import (
-    BLOCK_PAIRS,
     TokenTree,
     budget_cuts,
     shared_lengths,
@@ -76,7 +75,7 @@ def _row_parts(lengths: Tensor, budget: int) -> Iterator[Microbatch]:
             rows=torch.tensor(chosen, device=lengths.device),
             tree=None,
             num_tokens=len(chosen) * width,
-            num_pairs=len(chosen) * width**2 + BLOCK_PAIRS,
+            num_pairs=len(chosen) * width**2,
         )
 
     for row in lengths.argsort(stable=True).tolist():

@@ -1,18 +1,26 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from spanwise.batch import Batch
 from spanwise.credit import GroupAdvantage, TreeAdvantage
+from spanwise.models.scoring import token_scores
+from spanwise.train import microbatches
 from spanwise.train.objective import Objective
+from spanwise.train.shaping import KLPenalty
 from spanwise.train.update import Update
 from spanwise.tree import Node, Path, Tree
+from tests.models.test_packing import TOLERANCES, assert_same
 from tests.tiny import tiny_model
 
 
@@ -94,8 +102,6 @@ def test_good_turns_become_likelier_and_bad_ones_less() -> None:
     objective = Objective(ratio_span="token", clip_low=0.2, clip_high=0.28)
 
     def scored() -> torch.Tensor:
-        from spanwise.models.scoring import token_scores
-
         with torch.no_grad():
             return token_scores(model, batch.tokens, batch.mask, batch.lengths).logprobs
 
@@ -138,6 +144,14 @@ def test_metrics_by_turn() -> None:
 
 
 class TestPacking:
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def whatever_it_costs(cls) -> Iterator[None]:
+        """For a model as small as this, rows are the faster way."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(microbatches, "WORTHWHILE", math.inf)
+            yield
+
     @pytest.mark.parametrize(
         "objective", OBJECTIVES, ids=lambda o: f"{o.ratio_span}-{o.shared_turns}"
     )
@@ -149,11 +163,34 @@ class TestPacking:
         assert figures.pop("computed_to_total") < 1 <= other.pop("computed_to_total")
         assert figures == pytest.approx(other, rel=1e-9, abs=1e-9)
 
-    def test_rows_that_share_nothing_are_not_packed(self) -> None:
-        alone = [random_tree(seed, branches=1) for seed in range(4)]
-        update = replace(SGD_LIKE, tokens_per_microbatch=1)  # else they save the padding
-        _, figures = updated(alone, OBJECTIVES[0], update)
-        assert figures["packed"] == 0 and figures["computed_to_total"] == 1
+    @pytest.mark.parametrize("dtype", TOLERANCES)
+    @given(seed=st.integers(0, 10**6))
+    @settings(max_examples=5, deadline=None)
+    def test_the_reference_and_its_penalty_are_those_of_rows(
+        self, dtype: torch.dtype, seed: int
+    ) -> None:
+        """Its log-probs against each row by itself, and every gradient of a KL in the loss."""
+        batch = Batch.from_trees([random_tree(seed + i) for i in range(3)])
+        model, reference = tiny_model(dtype=dtype), tiny_model(seed=1, dtype=dtype)
+        advantages = GroupAdvantage()(batch).to(dtype)
+        found: dict[str, dict[str, torch.Tensor]] = {}
+        for packing in ("tree", "rows"):
+            update = replace(SGD_LIKE, packing=packing)
+            scored = update.scored(model, batch, reference=reference)
+            optimizer = replace(update, learning_rate=0.0).optimizer(model)
+            kl = KLPenalty(coefficient=0.5)
+            metrics = update(model, optimizer, scored, advantages, OBJECTIVES[1], seed=0, kl=kl)
+            assert metrics["packed"] == (packing == "tree")
+            found[packing] = {n: p.grad.clone() for n, p in model.named_parameters()}
+            found[packing]["reference"] = scored.reference_logprobs
+        alone = torch.zeros_like(found["tree"]["reference"])
+        for i, n in enumerate(batch.lengths.tolist()):
+            row = batch.tokens[i : i + 1, :n], batch.mask[i : i + 1, :n], batch.lengths[i : i + 1]
+            alone[i, :n] = token_scores(reference, *row).logprobs[0].detach()
+        assert_same(
+            {"reference": found["tree"]["reference"]}, {"reference": alone}, TOLERANCES[dtype]
+        )
+        assert_same(found["tree"], found["rows"], TOLERANCES[dtype])
 
     def test_a_model_that_cannot_be_packed_is_trained_on_rows(self) -> None:
         model = tiny_model()
