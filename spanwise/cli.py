@@ -121,10 +121,12 @@ def _resume_command(folder: Path) -> str:
 
 
 def _show_results(log: RunLog, config: TrainConfig, display: Display) -> None:
-    from spanwise.display import results_table, tree_to_show, tree_view
+    from spanwise.display import packing_line, results_table, tree_to_show, tree_view
 
-    console, folder = display.console, log.folder
-    console.print(results_table(log.read_summary(), group_name=config.evaluation.group_by))
+    console, folder, summary = display.console, log.folder, log.read_summary()
+    console.print(results_table(summary, group_name=config.evaluation.group_by))
+    if summary.get("row_tokens"):
+        console.print(packing_line(summary), highlight=False)
     if steps := log.tree_steps():
         console.print(f"\nOne search tree of step {steps[0]}\n", style="bold", highlight=False)
         console.print(tree_view(tree_to_show(log.read_trees(steps[0]))))

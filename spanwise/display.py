@@ -107,6 +107,21 @@ def results_table(summary: Mapping[str, Any], *, group_name: str = "hops") -> Ta
     return table
 
 
+def packing_line(summary: Mapping[str, Any]) -> str:
+    """How much of the rows that were trained on had to be computed.
+
+    Example:
+      >>> packing_line({"row_tokens": 20_000, "computed_tokens": 5_000})
+      'trained on rows of 20,000 tokens by computing 5,000: 75% saved, shared tokens once'
+      >>> packing_line({"row_tokens": 20_000, "computed_tokens": 21_000})
+      'trained on rows of 20,000 tokens by computing 21,000 with padding'
+    """
+    total, computed = summary["row_tokens"], summary["computed_tokens"]
+    saved = 1 - computed / max(total, 1)
+    what = f": {100 * saved:.0f}% saved, shared tokens once" if saved > 0 else " with padding"
+    return f"trained on rows of {total:,} tokens by computing {computed:,}{what}"
+
+
 def _change(before: float, after: float) -> str:
     return f"{100 * before:.1f}% → {100 * after:.1f}%  {100 * (after - before):+6.1f}"
 

@@ -22,7 +22,7 @@ from spanwise.train.evaluate import measure
 from spanwise.train.journal import StepJournal
 from spanwise.train.learner import Learner
 from spanwise.train.memory import check_memory
-from spanwise.train.metrics import failure_summary, tree_metrics
+from spanwise.train.metrics import failure_summary, packing_summary, tree_metrics
 from spanwise.train.not_finite import NotFiniteError, save_for_study
 from spanwise.train.records import records, token_arrays
 from spanwise.train.resume import go_back, save_state, unfinished
@@ -266,6 +266,7 @@ def summary(run: Run, after: Mapping[str, Any]) -> dict[str, Any]:
         "trained_tokens": state.trained_tokens,
         "peak_memory_mb": peak_memory_mb(),
         "failures": failure_summary(run.log.read_metrics()),
+        **packing_summary(run.log.read_metrics(), epochs=run.config.update.epochs),
         **critic_summary(run.log.read_metrics()),
     }
 

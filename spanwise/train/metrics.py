@@ -23,6 +23,9 @@ def tree_metrics(trees: Sequence[Tree], batch: Batch | None) -> dict[str, Any]:
     ``failures`` and ``failures/KIND`` count what went wrong outside the model, whatever
     became of it; ``left_behind`` the threads that hang past their deadlines at this moment.
 
+    ``unique_to_total`` is the share of all branches' tokens that is left if each shared one
+    counts once; ``row_tokens`` counts the rows to train on, prompts included.
+
     Args:
       trees: All that were sampled.
       batch: Of those that are trained on; None if there is nothing to train on.
@@ -48,6 +51,7 @@ def tree_metrics(trees: Sequence[Tree], batch: Batch | None) -> dict[str, Any]:
         **_failures(trees),
         "sampled_tokens": sampled,
         "trained_tokens": 0 if batch is None else int(batch.loss_mask.sum()),
+        "row_tokens": 0 if batch is None else int(batch.lengths[batch.trained].sum()),
         "unique_tokens": unique,
         "unique_to_total": unique / total,
     }
@@ -85,6 +89,30 @@ def failure_summary(metrics: Sequence[Mapping[str, Any]]) -> dict[str, int]:
             if name == "retries" or name.startswith("failures/"):
                 totals[name.removeprefix("failures/")] += value
     return dict(sorted(totals.items()))
+
+
+def packing_summary(metrics: Sequence[Mapping[str, Any]], *, epochs: int) -> dict[str, int]:
+    """Tokens of the rows of all updates of a run, and how many of them were computed.
+
+    Args:
+      metrics: Of the run's steps; one without an update has no ``computed_to_total``.
+      epochs: Passes over each batch.
+
+    Returns:
+      ``row_tokens`` and ``computed_tokens``; rows that share nothing and are padded to the
+      longest have more computed than there are.
+
+    Example:
+      >>> packing_summary([{"row_tokens": 100, "computed_to_total": 0.25}, {"row_tokens": 50}],
+      ...                 epochs=2)
+      {'row_tokens': 200, 'computed_tokens': 50}
+    """
+    updates = [line for line in metrics if "computed_to_total" in line]
+    computed = sum(line["row_tokens"] * line["computed_to_total"] for line in updates)
+    return {
+        "row_tokens": epochs * sum(line["row_tokens"] for line in updates),
+        "computed_tokens": round(epochs * computed),
+    }
 
 
 def _exact_match(branch: Branch) -> float:

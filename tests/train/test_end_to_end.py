@@ -48,6 +48,11 @@ def test_the_run_folder_has_all_that_it_should(at2po: RunLog) -> None:
     assert expected <= metrics[0].keys()
     assert summary["sampled_tokens"] == sum(m["sampled_tokens"] for m in metrics)
     assert summary["trained_tokens"] == sum(m["trained_tokens"] for m in metrics)
+    assert summary["row_tokens"] == sum(m["row_tokens"] for m in metrics)
+    computed = [m["row_tokens"] * m["computed_to_total"] for m in metrics]
+    assert summary["computed_tokens"] == round(sum(computed))
+    # Minibatches are trees of one step, and a token that two trees share counts once too.
+    assert all(m["packed"] == 1 and m["computed_to_total"] <= m["unique_to_total"] for m in metrics)
     assert metrics[0]["branches"] == 4 * 10 and 0 < metrics[0]["unique_to_total"] < 1
     assert metrics[0]["engine_mismatch"] < 1e-4  # the sampler's log-probs are the trainer's
 

@@ -55,6 +55,7 @@ def test_figures_of_a_hand_made_tree() -> None:
     assert figures["stop/answer"] == 0.5 and figures["stop/failure"] == 0.25
     assert figures["sampled_tokens"] == 11
     assert figures["trained_tokens"] == 3 + 5 + 4  # the shared turn in both of its branches
+    assert figures["row_tokens"] == (3 + 3 + 1) + (3 + 3 + 3) + (3 + 4)  # of scored branches
     assert figures["unique_tokens"] == 3 + 3 + 1 + 3 + 4 + 1
     total = (3 + 3 + 1) + (3 + 3 + 3) + (3 + 4) + (3 + 1)
     assert figures["unique_to_total"] == pytest.approx(15 / total)

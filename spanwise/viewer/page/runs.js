@@ -13,7 +13,8 @@ const Runs = (() => {
     ["Tokens per second", "tokens per second", "step seconds", "seconds/rollout", "seconds/update"],
     ["Engine and trainer mismatch", "engine_mismatch", "engine_mismatch_max", "engine_kl", "engine_ratio/token_max", "engine_ratio/turn_max", "engine_ratio/whole_max", "engine_ratio/whole_min", "importance/mean", "importance/masked_share", "approx_kl", "ratio_max", "ratio_min"],
     ["Gradient", "gradient_norm", "loss", "value_gradient_norm", "value_loss"],
-    ["Spans", "credit/span_length_mean", "credit/num_spans", "credit/span_open_share", "ratio_mean", "unique_to_total"],
+    ["Spans", "credit/span_length_mean", "credit/num_spans", "credit/span_open_share", "ratio_mean"],
+    ["Shared tokens", "computed_to_total", "unique_to_total", "packed"],
   ];
   const AXES = [["step", "step"], ["tokens", "sampled tokens"], ["minutes", "minutes"]];
   const SHARES = new Set(["chain/reward", "reward", "chain/exact_match", "exact_match", "held_out/exact_match", "held_out/greedy"]);
@@ -223,6 +224,8 @@ const Runs = (() => {
     ["greedy, before → after", (run) => scores(run, "greedy")],
     ["explained variance", (run) => run.summary?.explained_variance],
     ["sampled tokens", (run) => run.summary?.sampled_tokens ?? last(run, "total_sampled_tokens")],
+    ["tokens of the rows", (run) => run.summary?.row_tokens],
+    ["computed", (run) => run.summary?.computed_tokens],
     ["seconds", (run) => run.summary?.train_seconds],
     ["memory, MB", (run) => run.summary?.peak_memory_mb],
   ];
