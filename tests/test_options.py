@@ -45,8 +45,8 @@ CRITIC = {
     "advantage.segments.boundary", "advantage.segments.by", "advantage.segments.delimiter",
     "advantage.segments.length", "advantage.segments.quantile", "advantage.segments.threshold",
     "advantage.whiten",
-    "critic.clip", "critic.learning_rate", "critic.pretraining_steps", "critic.reads_surprise",
-    "critic.trunk", "critic.trunk_gradient",
+    "critic.clip", "critic.learning_rate", "critic.path", "critic.pretraining_steps",
+    "critic.reads_surprise", "critic.trunk", "critic.trunk_gradient",
 }  # fmt: skip
 
 

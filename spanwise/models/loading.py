@@ -79,17 +79,38 @@ class Model:
         Raises:
           ModelError: if it cannot be found, or has no chat template.
         """
-        source = self.resolve()
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"no tokenizer at {self.path}: {_first_line(error)}") from error
+        tokenizer = self._tokenizer()
         if not tokenizer.chat_template:
             raise ModelError(
                 f"the tokenizer of {self.path} has no chat template; choose an instruction-tuned "
                 "model, or add chat_template.jinja to its folder"
             )
         return tokenizer
+
+    def check_vocabulary(self, tokenizer: Any) -> None:
+        """Refuse a model that does not read the tokens of ``tokenizer`` as they are meant.
+
+        Raises:
+          ModelError: if a token has another number here, or the model has none for it.
+        """
+        wanted, found = tokenizer.get_vocab(), self._tokenizer().get_vocab()
+        size = int(self.config().get_text_config().vocab_size)
+        for token, number in sorted(wanted.items(), key=lambda item: item[1]):
+            there = found.get(token)
+            if there == number and number < size:
+                continue
+            fault = "not there" if there in (None, number) else f"number {there} there"
+            raise ModelError(
+                f"{self.path} has another vocabulary than the policy: {token!r}, number {number}, "
+                f"is {fault}; choose a model with the policy's tokenizer"
+            )
+
+    def _tokenizer(self) -> Any:
+        source = self.resolve()
+        try:
+            return AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"no tokenizer at {self.path}: {_first_line(error)}") from error
 
     def config(self) -> Any:
         """The configuration of the model, checked to be of a causal language model.

@@ -55,7 +55,7 @@ def run_correlation(
         raise ModelError(f"{run} was trained without a critic; take a run of a PPO recipe")
     tokenizer = config.model.load_tokenizer()
     policy = config.model.load()
-    critic = config.critic.build(policy, ALONE)
+    critic = config.critic.build(policy, config.model, ALONE)
     assert critic is not None  # a span advantage has one: the configuration says so
     critic.model.restore(path)
     sampler = config.sampler.build(policy, tokenizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spanwise import losses
 from spanwise.models.critic import SeparateCritic, SharedCritic, ValueModel
+from spanwise.models.loading import Model
 from spanwise.models.lora import trained_parameters
 from spanwise.models.tree_attention import TrunkCost
 from spanwise.train.adamw import Float32AdamW
@@ -23,12 +24,28 @@ class Critic(ABC):
     """Whether there is a critic, and which."""
 
     @abstractmethod
-    def build(self, policy: Any, ranks: Ranks) -> FittedCritic | None:
+    def build(self, policy: Any, model: Model, ranks: Ranks) -> FittedCritic | None:
         """The critic itself; None if there is none.
 
         Args:
           policy: As it starts, not yet split over the ranks.
+          model: Where the policy is from, and how it is held.
           ranks: Over which the critic is split.
+        """
+
+    def own_model(self, policy: Model) -> Model | None:
+        """What a trunk of the critic's own starts from; None if it has no such trunk.
+
+        Args:
+          policy: Where the policy is from, and how it is held.
+        """
+        return None
+
+    def check(self, policy: Model, tokenizer: Any) -> None:
+        """Refuse what cannot be built, before any model is loaded.
+
+        Raises:
+          ModelError: if the trunk's model cannot be used, or reads other tokens.
         """
 
 
@@ -36,7 +53,7 @@ class Critic(ABC):
 class NoCritic(Critic):
     """Credit comes from the outcomes of the same prompt alone."""
 
-    def build(self, policy: Any, ranks: Ranks) -> None:
+    def build(self, policy: Any, model: Model, ranks: Ranks) -> None:
         return None
 
 
@@ -47,6 +64,10 @@ class ValueHead(Critic):
     trunk: Literal["own", "policy"] = "own"
     """A copy of the starting model, or the policy itself: half the memory, and the value
     loss then moves the policy too."""
+
+    path: str = ""
+    """With ``trunk="own"``: another model with the policy's tokenizer that the trunk starts
+    from, as ``model.path``; a reward model's trunk will do. By default the policy's."""
 
     trunk_gradient: float = 0.1
     """With ``trunk="policy"``: the share of the value loss's gradient that the policy's
@@ -67,6 +88,11 @@ class ValueHead(Critic):
     if its explained variance stops rising sooner."""
 
     def __post_init__(self) -> None:
+        if self.path and self.trunk != "own":
+            raise ValueError(
+                f"a critic on the policy's trunk has no model of its own: leave out path="
+                f'"{self.path}", or set trunk="own"'
+            )
         if self.trunk_gradient < 0 or self.pretraining_steps < 0:
             raise ValueError(
                 "a critic needs trunk_gradient >= 0 and pretraining_steps >= 0, got "
@@ -75,17 +101,32 @@ class ValueHead(Critic):
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be above 0, or None for no clipping, got {self.clip}")
 
-    def build(self, policy: Any, ranks: Ranks) -> FittedCritic:
-        if self.trunk == "own":
-            model: ValueModel = SeparateCritic(policy, reads_surprise=self.reads_surprise)
-            ranks.split(model)
+    def own_model(self, policy: Model) -> Model | None:
+        """The policy's, or that of ``path``, held as the policy is."""
+        if self.trunk != "own":
+            return None
+        return replace(policy, path=self.path) if self.path else policy
+
+    def check(self, policy: Model, tokenizer: Any) -> None:
+        """Refuse another model than the policy's that reads other tokens."""
+        if self.path:
+            replace(policy, path=self.path).check_vocabulary(tokenizer)
+
+    def build(self, policy: Any, model: Model, ranks: Ranks) -> FittedCritic:
+        own = self.own_model(model)
+        if own is None:
+            critic: ValueModel = SharedCritic(
+                policy, self.trunk_gradient, reads_surprise=self.reads_surprise
+            )
         else:
-            model = SharedCritic(policy, self.trunk_gradient, reads_surprise=self.reads_surprise)
+            start = own.load() if self.path else policy
+            critic = SeparateCritic(start, reads_surprise=self.reads_surprise)
+            ranks.split(critic)
         optimizer = Float32AdamW(
-            trained_parameters(model), lr=self.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+            trained_parameters(critic), lr=self.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
         )
         return FittedCritic(
-            model=model,
+            model=critic,
             optimizer=optimizer,
             clip=self.clip,
             pretraining_steps=self.pretraining_steps,

@@ -38,7 +38,7 @@ class Learner:
         """From the first batch on, with plain rows if it showed that they cannot be packed."""
         self._checked = False
         self.ranks = ranks
-        self.critic = config.critic.build(model, ranks)
+        self.critic = config.critic.build(model, config.model, ranks)
         self.skips = Skips()
         self.kl = config.kl
         """With the coefficient as it is now."""

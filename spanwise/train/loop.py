@@ -94,6 +94,7 @@ def start(
     ranks = config.processes.join(config.model.device)
     tokenizer = config.model.load_tokenizer()
     config.env.check(tokenizer)
+    config.critic.check(config.model, tokenizer)
     check_memory(config, ranks)
     advantage = config.advantage.prepared(tokenizer)
     settings = resolved(config)

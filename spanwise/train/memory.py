@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from spanwise.models.loading import ModelError
+from spanwise.models.lora import LoRA
 from spanwise.train.config import TrainConfig
-from spanwise.train.critic import ValueHead
 from spanwise.train.ranks import ALONE, Ranks
 
 BYTES_TRAINED = {"float32": 16, "bfloat16": 16}
@@ -20,7 +21,7 @@ BYTES_HELD = {"float32": 4, "bfloat16": 2}
 
 
 def check_memory(config: TrainConfig, ranks: Ranks = ALONE) -> None:
-    """Refuse a model whose weights and optimizer cannot fit, in one line that says why.
+    """Refuse models whose weights and optimizers cannot fit, in one line that says why.
 
     Activations and the sampler's keys come on top: what passes here may still be too much.
 
@@ -29,47 +30,51 @@ def check_memory(config: TrainConfig, ranks: Ranks = ALONE) -> None:
       ranks: Its processes; those on one machine share its memory, each has a GPU of its own.
 
     Raises:
-      ModelError: if more is needed than is available, or the model cannot be used.
+      ModelError: if more is needed than is available, or a model cannot be used.
     """
-    model = config.model
+    model, own = config.model, config.critic.own_model(config.model)
     size, device = model.num_parameters(), model.resolved_device()
+    other_size = own.num_parameters() if own not in (None, model) else 0
     together = 1 if device.type == "cuda" else ranks.on_this_machine
-    needed, available = together * run_bytes(config, size, ranks), available_bytes(device)
+    needed = together * run_bytes(config, size, ranks, other_size=other_size)
+    available = available_bytes(device)
     if available is None or needed <= available:
         return
+    also = f" and the critic's model {other_size / 1e9:.2f} billion" if other_size else ""
     share = f" in {together} processes" if together > 1 else ""
     raise ModelError(
-        f"{model.path} has {size / 1e9:.2f} billion weights: training needs at least "
+        f"{model.path} has {size / 1e9:.2f} billion weights{also}: training needs at least "
         f"{needed / 1e9:.1f} GB{share} and {available / 1e9:.1f} GB are available on {device}; "
-        f"take a smaller model{_smaller(config, size, available // together)}"
+        f"take a smaller model{_smaller(config, size, other_size, available // together)}"
     )
 
 
-def run_bytes(config: TrainConfig, size: int, ranks: Ranks = ALONE) -> int:
+def run_bytes(config: TrainConfig, size: int, ranks: Ranks = ALONE, *, other_size: int = 0) -> int:
     """What the weights of a run take in one process with all that trains them, in bytes.
 
     Counted are the policy, a critic's own trunk and the reference of a KL penalty. With an
-    adapter, all three share one set of frozen weights, and the adapters are too small to count.
+    adapter, copies share one set of frozen weights, and the adapters are too small to count.
     Models that are split over processes take their share of that, and one whole copy of the
     policy, to sample from; and before they are split, two whole ones.
 
     Args:
       config: Of the run.
-      size: Weights of the model.
+      size: Weights of the policy.
       ranks: The processes.
+      other_size: Weights of another model that the critic starts from; 0: there is none.
     """
     held, trained = BYTES_HELD[config.model.dtype], BYTES_TRAINED[config.model.dtype]
-    own_critic = isinstance(config.critic, ValueHead) and config.critic.trunk == "own"
-    reference = config.kl.coefficient > 0
+    trunk = 0 if config.critic.own_model(config.model) is None else other_size or size
+    reference = size * (config.kl.coefficient > 0)
     split = ranks.mesh is not None
     if config.model.lora.rank:
         # split models do not share frozen weights, each has its part of its own
-        weights = held * (1 + own_critic + reference if split else 1)
+        total = held * (size + (trunk + reference if split else other_size))
     else:
-        weights = trained * (1 + own_critic) + held * reference
+        total = trained * (size + trunk) + held * reference
     if not split:
-        return size * weights
-    return size * max(held + math.ceil(weights / ranks.size), 2 * held)
+        return total
+    return max(held * size + math.ceil(total / ranks.size), held * (size + max(size, trunk)))
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -110,12 +115,13 @@ def _lines(file: Path) -> list[str]:
         return []
 
 
-def _smaller(config: TrainConfig, size: int, available: int) -> str:
+def _smaller(config: TrainConfig, size: int, other_size: int, available: int) -> str:
     if config.model.lora.rank:
         return ""
-    dtype = next((d for d in ("float32", "bfloat16") if BYTES_HELD[d] * size < available), None)
-    if dtype is None:
-        return ""
-    held = BYTES_HELD[dtype] * size / 1e9
-    also = "" if dtype == config.model.dtype else f" --model.dtype {dtype}"
-    return f", or train an adapter: --model.lora.rank 32{also} ({held:.1f} GB)"
+    for dtype in ("float32", "bfloat16"):
+        adapted = replace(config.model, dtype=dtype, lora=LoRA(rank=32))
+        needed = run_bytes(replace(config, model=adapted), size, other_size=other_size)
+        if needed < available:
+            also = "" if dtype == config.model.dtype else f" --model.dtype {dtype}"
+            return f", or train an adapter: --model.lora.rank 32{also} ({needed / 1e9:.1f} GB)"
+    return ""
