@@ -171,6 +171,7 @@ def _eval(arguments: list[str]) -> None:
     else:
         config = _configured(options.recipe, [])
         model = dataclasses.replace(config.model, path=target)
+    config.sampler.check()
     tokenizer = model.load_tokenizer()
     config.env.check(tokenizer)
     sampler = config.sampler.build(model.load(), tokenizer)

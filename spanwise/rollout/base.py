@@ -115,6 +115,7 @@ class Growth:
             max_tokens=min(self.rollout.max_turn_tokens, room),
             stop=self.site.env.stop_strings,
             sampling=self.rollout.sampling,
+            tree=f"{self.step}:{self.task.id}",
         )
         caller = Caller(self.site, self.task, self.step, path)
         completion = await caller.completion(request)

@@ -40,6 +40,9 @@ class Request:
     """The turn ends with the token that completes one of these strings."""
 
     sampling: Sampling = Sampling()
+    tree: str = ""
+    """Which tree of the run it belongs to: requests of one tree begin alike, and several
+    servers keep them together. It decides nothing of the draw."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,9 @@ class Sampler(ABC):
     def update_weights(self, model: Any) -> None:
         """Sample from ``model`` as it is now; nothing cached from before is used."""
 
+    def rest(self) -> None:
+        """Nothing is sampled until the policy has been updated: memory may be given back."""
+
     def close(self) -> None:
         """Give back what the engine holds."""
 
@@ -78,6 +84,13 @@ class Sampler(ABC):
 @dataclass(frozen=True, kw_only=True)
 class Engine(ABC):
     """The settings of a sampler; ``build`` makes the sampler itself."""
+
+    def check(self) -> None:
+        """Called before a model is loaded.
+
+        Raises:
+          ValueError: if the engine cannot run here.
+        """
 
     @abstractmethod
     def build(self, model: Any, tokenizer: Any) -> Sampler:

@@ -1,8 +1,9 @@
-"""Stop strings, matched on tokens as they come."""
+"""What ends a turn: stop strings, matched on tokens as they come, and end tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from spanwise.envs.base import Tokenizer
 
@@ -84,3 +85,12 @@ def decoded(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
     return tokenizer.decode(
         list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """All end-of-sequence tokens that the model or its tokenizer names."""
+    found: set[int] = set()
+    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        found |= {ids} if isinstance(ids, int) else set(ids or ())
+    return frozenset(found)

@@ -31,7 +31,7 @@ from spanwise.samplers.kv_cache import (
     with_slot_attention,
 )
 from spanwise.samplers.prefix_cache import PrefixCache
-from spanwise.samplers.stops import StopFinder, StopStrings
+from spanwise.samplers.stops import StopFinder, StopStrings, end_tokens
 
 _STEP_PROMPT_TOKENS = 2048
 """Prompt tokens run in one step at most: bounds memory, and keeps other rows moving."""
@@ -135,7 +135,7 @@ class TransformersSampler(Sampler):
         config = model.config.get_text_config()
         self._vocab_size: int = config.vocab_size
         self._max_positions: int | None = getattr(config, "max_position_embeddings", None)
-        self._eos = _eos_ids(model, tokenizer)
+        self._eos = end_tokens(model, tokenizer)
         self._stops = StopStrings(tokenizer, self._vocab_size)
         self._model = with_slot_attention(model)
         self._slots = Slots(kv_shape(model), engine.max_slot_tokens)
@@ -381,12 +381,3 @@ class TransformersSampler(Sampler):
 
 def _padded(values: list[int], length: int) -> list[int]:
     return values + [0] * (length - len(values))
-
-
-def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """All end-of-sequence tokens that the model or its tokenizer names."""
-    found: set[int] = set()
-    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
-        ids = getattr(source, "eos_token_id", None)
-        found |= {ids} if isinstance(ids, int) else set(ids or ())
-    return frozenset(found)

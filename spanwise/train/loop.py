@@ -91,6 +91,7 @@ def start(
     config: TrainConfig, *, recipe: str, folder: Path, arguments: Sequence[str], resume: bool
 ) -> Run:
     """A run with all its parts; what can be refused is refused before the model is read."""
+    config.sampler.check()
     ranks = config.processes.join(config.model.device)
     tokenizer = config.model.load_tokenizer()
     config.env.check(tokenizer)
@@ -175,6 +176,7 @@ def train_step(run: Run, step: int, signals: StopSignals) -> dict[str, Any]:
     config, learner, clock = run.config, run.learner, Clock()
     sampled = run_rollouts(sample_step(run.training_site(), config, run.pool, step, run.ranks))
     signals.check()  # before anything that a stop cut short is trained on
+    run.site.sampler.rest()
     clock.lap("rollout")
 
     batch = learner.batch(sampled.trees)
@@ -242,6 +244,7 @@ def critic_step(run: Run, number: int, signals: StopSignals) -> dict[str, Any]:
     tasks = draw_tasks(run.pool, config.prompts_per_step, config.seed, step)
     trees = run_rollouts(rollouts(run.training_site(), config, tasks, step, run.ranks))
     signals.check()
+    run.site.sampler.rest()
     clock.lap("rollout")
     batch = learner.batch(trees)
     metrics = {"step": 0, "critic_batch": number, **tree_metrics(trees, batch)}

@@ -1,0 +1,27 @@
+"""What spanwise adds to vLLM's workers; vLLM imports it by name in its own processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+EXTENSION = "spanwise.samplers.vllm_worker.NewWeights"
+"""For vLLM's ``--worker-extension-cls``."""
+
+
+class NewWeights:
+    """Mixed into vLLM's worker class: takes the weights of a folder."""
+
+    model_runner: Any
+    reload_weights: Any
+
+    def take_weights(self, folder: str) -> None:
+        """Load the safetensors files of a folder in place of the weights there are.
+
+        vLLM keeps a packed copy of an output head on a CPU, and does not renew it where the
+        head is tied to the embedding: its reload sees no weights for it. That is done here;
+        on a GPU there is nothing to pack.
+        """
+        self.reload_weights(weights_path=folder)
+        for module in self.model_runner.get_model().modules():
+            if hasattr(module, "cpu_linear") and hasattr(module, "num_embeddings"):
+                module.quant_method.process_weights_after_loading(module)

@@ -1,0 +1,45 @@
+"""The search base model through vLLM; these tests run in an environment that has it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from spanwise.models.loading import Model
+from spanwise.samplers.base import Completion, Request, Sampler
+from spanwise.samplers.transformers import TransformersEngine
+from spanwise.samplers.vllm import VLLMEngine
+
+
+@pytest.fixture(scope="session")
+def base() -> tuple[Any, Any]:
+    """The search base model in float32, and its tokenizer."""
+    return Model(device="cpu").load(), Model().load_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def vllm(base: tuple[Any, Any]) -> Iterator[Sampler]:
+    sampler = VLLMEngine(compiled=False).build(*base)
+    yield sampler
+    sampler.close()
+
+
+@pytest.fixture
+def transformers(base: tuple[Any, Any]) -> Sampler:
+    return TransformersEngine().build(*base)
+
+
+@pytest.fixture(scope="session")
+def together() -> Callable[[Sampler, list[Request]], list[Completion]]:
+    """Runs the requests at once, in an event loop of its own."""
+
+    def run(sampler: Sampler, requests: list[Request]) -> list[Completion]:
+        async def all_of_them() -> list[Completion]:
+            return await asyncio.gather(*(sampler.sample(r) for r in requests))
+
+        return asyncio.run(all_of_them())
+
+    return run
