@@ -1,8 +1,9 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+VLLM_VENV ?= .venv-vllm
 
-.PHONY: demo test test-browser test-triton view check install install-dev clean
+.PHONY: demo test test-browser test-triton test-vllm view check install install-dev clean
 
 demo: install  ## Train the embedded search agent with AT²PO and show what it learned.
 	$(BIN)/spanwise train at2po_search
@@ -16,6 +17,9 @@ test-browser: install-dev  ## The page of `spanwise view` in a headless chromium
 test-triton: install-dev  ## The GPU kernel: in Triton's interpreter (a wheel of 290 MB), or on a GPU.
 	$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt triton
 	$(BIN)/python -m pytest tests/test_cuda_kernel.py
+
+test-vllm: $(VLLM_VENV)/installed  ## The vLLM sampler, with vLLM for CPUs in an environment of its own.
+	$(VLLM_VENV)/bin/python -m pytest tests/vllm -m vllm
 
 view: install  ## See the newest run in the browser: make view, or make view RUN="runs/a runs/b".
 	$(BIN)/spanwise view $(or $(RUN),$(shell ls -dt runs/*/ 2>/dev/null | head -1))
@@ -37,5 +41,9 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
+$(VLLM_VENV)/installed: pyproject.toml constraints-vllm.txt .ci/install-vllm
+	.ci/install-vllm $(PYTHON) $(VLLM_VENV)
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info

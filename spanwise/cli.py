@@ -9,7 +9,8 @@ spanwise compare RUN RUN [RUN ...]             scores of runs over their seeds
 spanwise study correlation RUN [--option …]    which advantages agree with Monte Carlo values
 spanwise build-base MODEL [--option value ...] fit a small model that ships with spanwise
 
-RECIPE is the name of a recipe or your own file's, FILE.py:FUNCTION.
+RECIPE is the name of a recipe or your own file's, FILE.py:FUNCTION. With --sampler NAME turns are
+drawn by another engine than the recipe's: transformers or vllm.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from spanwise.envs.base import Split
 if TYPE_CHECKING:
     from spanwise.display import Display
     from spanwise.runlog import RunLog
+    from spanwise.samplers.base import Engine
     from spanwise.train.config import TrainConfig
 
 C = TypeVar("C")
@@ -352,8 +354,33 @@ def _configured(spec: str, arguments: Sequence[str]) -> TrainConfig:
     """The recipe's configuration with the options of the command line."""
     from spanwise import recipes
 
-    recipe = recipes.find(spec)
-    return _parsed(recipe(), arguments, f"spanwise train {spec}")
+    config = recipes.find(spec)()
+    name, rest = _sampler_name(arguments)
+    if name is not None:
+        config = dataclasses.replace(config, sampler=_engine(name, config.sampler))
+    return _parsed(config, rest, f"spanwise train {spec}")
+
+
+def _sampler_name(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of ``--sampler``, and the other arguments: its options depend on it."""
+    rest, name = list(arguments), None
+    for at in reversed([i for i, word in enumerate(rest) if word == "--sampler"]):
+        if at + 1 == len(rest) or name is not None:
+            raise UsageError("give --sampler once, with the name of an engine")
+        name = rest[at + 1]
+        del rest[at : at + 2]
+    return name, rest
+
+
+def _engine(name: str, current: Engine) -> Engine:
+    """The engine of that name: the recipe's own, or another with its usual settings."""
+    from spanwise.samplers.transformers import TransformersEngine
+    from spanwise.samplers.vllm import VLLMEngine
+
+    engines: dict[str, type[Engine]] = {"transformers": TransformersEngine, "vllm": VLLMEngine}
+    if name not in engines:
+        raise UsageError(f"no sampler {name!r}; there are {', '.join(engines)}")
+    return current if isinstance(current, engines[name]) else engines[name]()
 
 
 def _parsed(default: C, arguments: Sequence[str], prog: str) -> C:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -62,6 +63,22 @@ def test_unknown_options_and_bad_values_are_refused_with_what_was_meant(
         main(["train", "at2po_search", option, value])
     assert stopped.value.code == 2
     assert told in capsys.readouterr().err
+
+
+def test_an_engine_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "transformers, vllm" in refused(capsys, "train", "at2po_search", "--sampler", "vlm")
+    assert "name of an engine" in refused(capsys, "train", "at2po_search", "--sampler")
+    twice = ["--sampler", "vllm", "--steps", "3", "--sampler", "transformers"]
+    assert "once" in refused(capsys, "train", "at2po_search", *twice)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_without_vllm_a_run_is_refused_before_there_is_a_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    options = ["--sampler", "vllm", "--folder", str(tmp_path / "run")]
+    assert "spanwise[vllm]" in refused(capsys, "train", "at2po_search", *options)
+    assert not (tmp_path / "run").exists()
 
 
 def test_models_that_cannot_be_used_are_refused(

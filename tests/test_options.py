@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from spanwise import recipes
+from spanwise import cli, recipes
 
 EVERYWHERE = {
     "checkpoints.every", "checkpoints.keep",
@@ -49,6 +49,11 @@ CRITIC = {
     "critic.reads_surprise", "critic.trunk", "critic.trunk_gradient",
 }  # fmt: skip
 
+ENGINES = {
+    "transformers": {"max_prefix_tokens", "max_rows", "max_slot_tokens"},
+    "vllm": {"compiled", "gpu_memory", "max_rows", "num_gpus", "sleep"},
+}
+
 
 def options(config: Any, prefix: str = "") -> set[str]:
     names: set[str] = set()
@@ -68,3 +73,10 @@ def test_every_recipe_builds_with_these_options_and_no_others(name: str) -> None
     method = name.split("_")[0]
     own = {"grpo": {"advantage.baseline"}, "at2po": TREE}.get(method, CRITIC)
     assert options(recipes.find(name)()) == EVERYWHERE | own
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_every_engine_has_these_options_and_no_others(name: str) -> None:
+    config = cli._configured("grpo_search", ["--sampler", name, "--sampler.max-rows", "3"])
+    assert options(config.sampler) == ENGINES[name]
+    assert vars(config.sampler)["max_rows"] == 3

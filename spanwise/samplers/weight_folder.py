@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from spanwise.models.lora import merged_weights
 
 _MEMORY = Path("/dev/shm")
 
@@ -13,13 +18,16 @@ _MEMORY = Path("/dev/shm")
 class WeightFolder:
     """Where the newest weights of a model lie; older ones are deleted.
 
+    Engines get a plain model: an adapter is added into the weights that it belongs to.
+
     Args:
-      model: Says how much room its weights need.
+      model: A causal language model of transformers; its architecture stays.
       parent: A folder that the engines can read; by default one in memory where there is
         room for two copies, else one for temporary files.
     """
 
     def __init__(self, model: Any, parent: Path | None) -> None:
+        self._plain = _without_weights(model)
         self._folder = Path(
             tempfile.mkdtemp(prefix="spanwise-weights-", dir=parent or _fast(model))
         )
@@ -31,7 +39,7 @@ class WeightFolder:
         """The folder with the model as it is now; ``discard_older`` once it has been read."""
         self._number += 1
         self.newest = self._folder / str(self._number)
-        model.save_pretrained(self.newest)
+        self._plain.save_pretrained(self.newest, state_dict=dict(merged_weights(model)))
         if tokenizer is not None:
             tokenizer.save_pretrained(self.newest)
         return self.newest
@@ -45,6 +53,14 @@ class WeightFolder:
     def close(self) -> None:
         """Delete everything."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _without_weights(model: Any) -> Any:
+    """A model of the same kind that knows the format of its files, and has no adapter."""
+    with torch.device("meta"):
+        plain = type(model)(copy.deepcopy(model.config)).to(model.dtype)
+    plain.generation_config = model.generation_config
+    return plain
 
 
 def _fast(model: Any) -> Path | None:
