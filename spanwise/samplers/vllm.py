@@ -12,6 +12,9 @@ import importlib
 import importlib.util
 import itertools
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,22 +188,38 @@ async def _started(engine: VLLMEngine, folder: str, model: Any) -> Any:
         # vLLM 0.32 on a CPU fails where a request with a seed is prefilled in chunks.
         else {"enable_chunked_prefill": False, "max_num_batched_tokens": max(positions, 4096)}
     )
-    return engines.from_engine_args(
-        arguments(
-            model=folder,
-            dtype=str(model.dtype).removeprefix("torch."),
-            max_num_seqs=engine.max_rows,
-            tensor_parallel_size=engine.num_gpus,
-            enforce_eager=not engine.compiled,
-            worker_extension_cls=EXTENSION,
-            enable_prefix_caching=True,
-            max_logprobs=-1,
-            logprobs_mode="raw_logprobs",
-            generation_config="vllm",
-            disable_log_stats=True,
-            **device,
-        )
+    chosen = arguments(
+        model=folder,
+        dtype=str(model.dtype).removeprefix("torch."),
+        max_num_seqs=engine.max_rows,
+        tensor_parallel_size=engine.num_gpus,
+        enforce_eager=not engine.compiled,
+        worker_extension_cls=EXTENSION,
+        enable_prefix_caching=True,
+        max_logprobs=-1,
+        logprobs_mode="raw_logprobs",
+        generation_config="vllm",
+        disable_log_stats=True,
+        **device,
     )
+    with _main_module_hidden():
+        return engines.from_engine_args(chosen)
+
+
+@contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Processes spawned meanwhile do not import the program's main module.
+
+    vLLM's need nothing of it, its workers fail to start beside some imports (llvmlite, and
+    so numba), and a script that has no ``if __name__`` would start itself again.
+    """
+    main: Any = sys.modules["__main__"]
+    spec, file = main.__spec__, getattr(main, "__file__", None)
+    main.__spec__, main.__file__ = None, None
+    try:
+        yield
+    finally:
+        main.__spec__, main.__file__ = spec, file
 
 
 def _first_line(error: Exception) -> str:
