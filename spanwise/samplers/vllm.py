@@ -61,6 +61,11 @@ class VLLMEngine(Engine):
                 "the vLLM engine needs vLLM: pip install 'spanwise[vllm]', "
                 "or for a CPU see docs/vllm.md"
             )
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(
+                "vLLM in process cannot share GPUs with several training processes; "
+                "train with one process"
+            )
         if self.sleep and not torch.cuda.is_available():
             raise ValueError("sampler.sleep needs a CUDA GPU: vLLM cannot sleep on a CPU")
 
