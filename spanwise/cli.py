@@ -190,6 +190,7 @@ def _eval(arguments: list[str]) -> None:
     display = Display()
     with display.waiting(f"answering {options.num_tasks} questions, sampled and greedily"):
         measured = measure(site, config.rollout, evaluation)
+    sampler.close()
     table = scores_table(measured.summary(), title=target, group_name=evaluation.group_by)
     display.console.print(table)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class WeightFolder:
         self._folder = Path(
             tempfile.mkdtemp(prefix="spanwise-weights-", dir=parent or _fast(model))
         )
+        self._remove = weakref.finalize(self, shutil.rmtree, self._folder, True)
         self._number = 0
         self.newest = self._folder / "0"
         """In Hugging Face format."""
@@ -51,8 +53,8 @@ class WeightFolder:
                 shutil.rmtree(folder)
 
     def close(self) -> None:
-        """Delete everything."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Delete everything, as the end of the program does too."""
+        self._remove()
 
 
 def _without_weights(model: Any) -> Any:

@@ -233,6 +233,10 @@ class FaultySampler(Sampler):
         """Of the engine inside."""
         self._sampler.update_weights(model)
 
+    def rest(self) -> None:
+        """Of the engine inside."""
+        self._sampler.rest()
+
     def close(self) -> None:
         """Of the engine inside."""
         self._sampler.close()
@@ -244,6 +248,10 @@ class FaultyEngine(Engine):
 
     engine: Engine
     plan: FaultPlan
+
+    def check(self) -> None:
+        """Of the engine inside."""
+        self.engine.check()
 
     def build(self, model: Any, tokenizer: Any) -> FaultySampler:
         """The engine inside, with faults."""
