@@ -96,7 +96,9 @@ def _train(arguments: list[str]) -> None:
             config, recipe=spec, arguments=rest, folder=folder, display=display, resume=resume
         )
     except Stopped as stopped:
-        print(f"spanwise: stopped by {stopped}\ngo on with     {_resume_command(folder)}")
+        if leads:
+            print(f"spanwise: stopped by {stopped}\ngo on with     {_resume_command(folder)}")
+        leave_group()
         raise SystemExit(128 + stopped.number) from stopped
     leave_group()
     if leads:  # one of several processes shows the results of all

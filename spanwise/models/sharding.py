@@ -81,3 +81,12 @@ def copy_whole(source: torch.nn.Module, to: torch.nn.Module) -> None:
     for name, weight in source.named_parameters():
         if weight.requires_grad:
             targets[name].copy_(whole(weight))
+
+
+@torch.no_grad()
+def copy_parts(source: torch.nn.Module, to: torch.nn.Module) -> None:
+    """Write the trained weights of an ordinary model into a split one, each rank its part."""
+    weights = dict(source.named_parameters())
+    for name, part in to.named_parameters():
+        if part.requires_grad:
+            part.copy_(part_like(weights[name], part))

@@ -100,7 +100,7 @@ def write_checkpoint(
 
 
 def read_checkpoint(folder: Path, learner: Learner, settings: Mapping[str, Any]) -> RunState:
-    """Bring the learner to where a checkpoint was written.
+    """Bring the learner to where a checkpoint was written; each rank reads the files.
 
     Args:
       folder: Of the checkpoint.
@@ -116,7 +116,7 @@ def read_checkpoint(folder: Path, learner: Learner, settings: Mapping[str, Any])
         record = json.loads((folder / STATE).read_text(encoding="utf-8"))
         coefficient, skips = record.pop("kl_coefficient"), record.pop("skips_in_a_row")
         state = RunState(**record)
-        _load_policy(learner.model, folder)
+        learner.load_policy(lambda policy: _load_policy(policy, folder))
         _load_optimizer(folder / OPTIMIZER, learner.model, learner.optimizer)
         if (critic := learner.critic) is not None:
             critic.model.restore(folder)
@@ -279,8 +279,7 @@ def _load_policy(model: Any, folder: Path) -> None:
         set_peft_model_state_dict(model, plain)
         return
     saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
-    weights, own = saved.state_dict(), model.state_dict()
-    model.load_state_dict({name: part_like(weights[name], own[name]) for name in own})
+    model.load_state_dict(saved.state_dict())
 
 
 def _optimizer_tensors(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

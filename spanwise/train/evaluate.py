@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -118,8 +117,7 @@ async def _answer(
         max_turn_tokens=rollout.max_turn_tokens,
         max_response_tokens=rollout.max_response_tokens,
     )
-    share = ranks.share(tasks)
-    trees = ranks.joined(await asyncio.gather(*(chain(site, task, step=0) for task in share)))
+    trees = await ranks.spread(lambda task: chain(site, task, step=0), tasks)
     tokens = sum(len(node.tokens) for tree in trees for node in tree.nodes)
     return _Answers(leaves=[tree.leaves()[0] for tree in trees], tokens=tokens)
 

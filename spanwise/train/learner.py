@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from spanwise.batch import Batch
 from spanwise.credit import Advantage
 from spanwise.models.critic import explained_variance
 from spanwise.models.lora import own_copy
+from spanwise.models.sharding import copy_parts
 from spanwise.train.config import TrainConfig
 from spanwise.train.not_finite import Skips
 from spanwise.train.ranks import ALONE, Ranks
@@ -58,6 +59,15 @@ class Learner:
         """
         self.ranks.refresh(self._whole, self.model)
         return self._whole
+
+    def load_policy(self, read: Callable[[Any], None]) -> None:
+        """Have ``read`` change a model that has all of the policy's weights, and take them over.
+
+        Every rank has to ask.
+        """
+        read(self._whole)
+        if self._whole is not self.model:
+            copy_parts(self._whole, self.model)
 
     def batch(self, trees: Sequence[Tree]) -> Batch | None:
         """The trees as rows, with all that credit and losses are to see.

@@ -68,7 +68,7 @@ def train(
     """
     run = start(config, recipe=recipe, folder=folder, arguments=arguments, resume=resume)
     try:
-        with StopSignals(caught=run.ranks.size == 1) as signals:
+        with StopSignals(run.ranks) as signals:
             try:
                 if resume:
                     go_back(run, display)
@@ -101,7 +101,7 @@ def start(
     settings = resolved(config)
     log, trackers = RunLog(folder), []
     if resume:
-        log = unfinished(folder, settings, ranks)
+        log = unfinished(folder, settings)
     elif ranks.leads:
         record = {"recipe": recipe, "arguments": list(arguments), "config": settings}
         log = RunLog.create(folder, record)

@@ -7,9 +7,10 @@ minibatch. One process and many therefore give the same loss and gradient up to 
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
@@ -22,6 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from spanwise.models.sharding import copy_whole, shard
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 Sharding = Literal["fsdp", "replicate"]
@@ -98,22 +100,26 @@ class Ranks:
         dist.all_gather_object(found, own)
         return found
 
-    def share(self, items: Sequence[T]) -> list[T]:
-        """Every so many of some items that all ranks know: this rank's."""
-        return list(items[self.rank :: self.size])
+    async def spread(self, work: Callable[[S], Awaitable[T]], items: Sequence[S]) -> list[T]:
+        """What ``work`` makes of items that all ranks know, each rank doing its share at once.
 
-    def joined(self, own: Sequence[T]) -> list[T]:
-        """What all ranks made of their shares, in the order of the items.
+        Returns:
+          In the order of the items, the same in every rank.
 
-        Example:
-          >>> ALONE.joined(ALONE.share("abc"))
-          ['a', 'b', 'c']
+        Raises:
+          CancelledError: in all ranks, if one of them was cancelled.
         """
-        shares = self.gather(list(own))
-        found: list[T] = []
-        for position in range(max(map(len, shares), default=0)):
-            found += [share[position] for share in shares if position < len(share)]
-        return found
+        own: list[T] | None = None
+        try:
+            own = await asyncio.gather(*(work(item) for item in items[self.rank :: self.size]))
+        except asyncio.CancelledError:
+            if self.size == 1:
+                raise
+        shares = [share for share in self.gather(own) if share is not None]
+        if len(shares) < self.size:
+            raise asyncio.CancelledError
+        longest = max(map(len, shares), default=0)
+        return [share[i] for i in range(longest) for share in shares if i < len(share)]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over ranks, in place."""

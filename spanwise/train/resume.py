@@ -14,7 +14,6 @@ from spanwise.train.checkpoint import (
     remove_partial,
     write_checkpoint,
 )
-from spanwise.train.ranks import Ranks
 from spanwise.train.run import Run
 
 
@@ -38,7 +37,8 @@ def save_state(run: Run) -> None:
 def go_back(run: Run, display: Display) -> None:
     """Bring a new run of the same settings to the newest checkpoint of its folder.
 
-    Without one it begins anew, but for the turns in the journal.
+    Without one it begins anew, but for the turns in the journal. Every rank reads the
+    checkpoint, however many wrote it.
 
     Raises:
       CheckpointError: if there are checkpoints and none can be used.
@@ -49,26 +49,25 @@ def go_back(run: Run, display: Display) -> None:
         display.console.print(text, highlight=False)
 
     parent = run.log.checkpoint_path("final").parent
-    remove_partial(parent)
+    if run.ranks.leads:
+        remove_partial(parent)
     state = newest_usable(parent, run.learner, run.settings, tell)
     if state is None:
         tell("no checkpoint yet; going on from the turns that were finished")
     else:
         vars(run.state).update(vars(state))
         tell(f"going on after step {state.step}")
-        run.site.sampler.update_weights(run.learner.model)
-    run.log.go_back(run.state.step, run.state.metrics_bytes)
+        run.site.sampler.update_weights(run.learner.whole_policy())
+    if run.ranks.leads:
+        run.log.go_back(run.state.step, run.state.metrics_bytes)
 
 
-def unfinished(folder: Path, settings: dict[str, Any], ranks: Ranks) -> RunLog:
+def unfinished(folder: Path, settings: dict[str, Any]) -> RunLog:
     """The log of a run that can be gone on with.
 
     Raises:
-      RunError: if there is none, it is finished, its settings are others now, or there are
-        several processes.
+      RunError: if there is none, it is finished, or its settings are others now.
     """
-    if ranks.size > 1:
-        raise RunError(f"one process resumes a run: leave out torchrun ({ranks.size} processes)")
     log = RunLog.open(folder)
     if log.summary_path.exists():
         raise RunError(f"{folder} is finished; there is nothing to resume")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -97,8 +96,6 @@ async def rollouts(
     Raises:
       RunStopped: if a failure is one to stop at, or too many branches failed.
     """
-    share = ranks.share(tasks)
-    grown = await asyncio.gather(*(config.rollout(site, task, step=step) for task in share))
-    trees = ranks.joined(grown)
+    trees = await ranks.spread(lambda task: config.rollout(site, task, step=step), tasks)
     site.failures.check(trees)
     return trees

@@ -9,6 +9,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from spanwise.train.ranks import ALONE, Ranks
+
 
 class Stopped(Exception):
     """A signal stopped the run; it can be resumed.
@@ -29,16 +31,16 @@ class StopSignals:
     Outside the main thread, where Python delivers no signals, nothing changes.
 
     Args:
-      caught: False leaves signals alone.
+      ranks: They stop together, wherever the signal came.
     """
 
-    def __init__(self, *, caught: bool = True) -> None:
-        self.caught = caught
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
         self.received: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        if self.caught and threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._handle)
         return self
@@ -48,15 +50,19 @@ class StopSignals:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raise ``Stopped`` if a signal came."""
-        if self.received is not None:
-            raise Stopped(self.received)
+        """Raise ``Stopped`` if a signal came to any rank; every rank has to ask."""
+        came = [number for number in self.ranks.gather(self.received) if number is not None]
+        if came:
+            raise Stopped(came[0])
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
             os._exit(128 + number)
         self.received = number
-        os.write(2, b"\nspanwise: stopping at the next point to go on from; again to end at once\n")
+        if self.ranks.leads:
+            os.write(
+                2, b"\nspanwise: stopping at the next point to go on from; again to end at once\n"
+            )
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+from unittest.mock import patch
 
+import torch.distributed as dist
 from rich.console import Console
 
 from spanwise.credit import TreeAdvantage
@@ -15,14 +20,16 @@ from spanwise.display import Display
 from spanwise.envs.base import Reply, Task, Turn
 from spanwise.models.lora import LoRA
 from spanwise.rollout.tree_search import TreeSearch
-from spanwise.train import TrainConfig, train
+from spanwise.train import Stopped, TrainConfig, train
 from spanwise.train.critic import NoCritic, ValueHead
 from spanwise.train.evaluate import Evaluation
 from spanwise.train.objective import Objective
-from spanwise.train.ranks import Processes, leave_group
+from spanwise.train.ranks import Processes, Sharding, leave_group
+from spanwise.train.sampling import draw_tasks
 from spanwise.train.shaping import KLPenalty
 from spanwise.train.update import Update
 from tests.train.letters import Letters, letters
+from tests.train.resumable import with_critic
 
 STEPS = 10  # of all but the adapter
 
@@ -77,14 +84,56 @@ def cases() -> dict[str, TrainConfig]:
     return {"at2po": at2po(), "sae": sae(), "sae_shared": sae("policy"), "adapter": adapter()}
 
 
-def run_cases(folder: Path, sharding: Literal["fsdp", "replicate"]) -> None:
+def run_cases(folder: Path, sharding: Sharding) -> None:
     for name, config in cases().items():
-        config = replace(config, processes=Processes(sharding=sharding))
-        display = Display(Console(quiet=True))
-        train(config, recipe=name, folder=folder / sharding / name, display=display)
+        run(replace(config, processes=Processes(sharding=sharding)), folder / sharding / name)
+
+
+def run(config: TrainConfig, folder: Path, *, resume: bool = False) -> None:
+    display = Display(Console(quiet=True))
+    train(config, recipe="r", folder=folder, display=display, resume=resume)
+
+
+def resumed_cases() -> dict[str, TrainConfig]:
+    """Checkpoints of a policy, critic and adaptive penalty; of adapters alone; of one whole."""
+    config = with_critic()
+    adapter = replace(config, model=replace(config.model, lora=LoRA(rank=2)))
+    replicate = replace(config, processes=Processes(sharding="replicate"))
+    return {"critic": config, "adapter": adapter, "replicate": replicate}
+
+
+def run_stopped(config: TrainConfig, folder: Path, *, rank: int) -> None:
+    """A run that one of its processes is told to stop while it samples the last step."""
+    calls = [0]
+
+    def signalled(*args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == config.steps and int(os.environ.get("RANK", "0")) == rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw_tasks(*args)
+
+    with patch("spanwise.train.sampling.draw_tasks", signalled):
+        try:
+            run(config, folder)
+        except Stopped:
+            return
+    raise AssertionError("the run was not stopped")
+
+
+def run_resumed(folder: Path) -> None:
+    """Whole runs, stopped ones, and those stopped here and by one process resumed."""
+    for name, config in resumed_cases().items():
+        run(config, folder / "whole" / name)
+        run_stopped(config, folder / "stopped" / name, rank=1)
+        if os.environ["RANK"] == "0":
+            shutil.copytree(folder / "stopped" / name, folder / "to_one" / name)
+        dist.barrier()
+        run(config, folder / "stopped" / name, resume=True)
+        run(config, folder / "to_two" / name, resume=True)
 
 
 if __name__ == "__main__":
     for kind in ("replicate", "fsdp"):
         run_cases(Path(sys.argv[1]), kind)
+    run_resumed(Path(sys.argv[1]) / "resumed")
     leave_group()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,63 +16,88 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from spanwise.runlog import RunLog
+from spanwise.train.checkpoint import checkpoint_folders
 from spanwise.train.ranks import ALONE, Processes, Ranks, balanced
-from tests.train.rank_runs import cases, run_cases
+from tests.train.rank_runs import cases, resumed_cases, run, run_cases, run_stopped
+from tests.train.resumable import differing, left_behind
 
 ROOT = Path(__file__).parents[2]
 
 
-def torchrun(*command: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    """Run a module or file under ``torchrun``, one thread a process."""
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+"""One thread a process."""
+
+
+def torchrun_command(*command: str) -> list[str]:
+    """A module under ``torchrun`` with two processes."""
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return [sys.executable, *run, *command]
+
+
+def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone",
-         f"--nproc-per-node={processes}", *command],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
+        torchrun_command(*command),
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
+    for name, config in resumed_cases().items():
+        run_stopped(config, folder / "resumed" / "to_two" / name, rank=0)
     done = torchrun("-m", "tests.train.rank_runs", str(folder))
     assert done.returncode == 0, done.stderr[-3000:]
     run_cases(folder / "alone", "fsdp")
+    for name, config in resumed_cases().items():
+        run(config, folder / "resumed" / "alone" / name)
+        run(config, folder / "resumed" / "to_one" / name, resume=True)
     return folder
 
 
 @pytest.mark.parametrize("sharding", ["replicate", "fsdp"])
 @pytest.mark.parametrize("name", sorted(cases()))
 def test_two_processes_train_as_one_does(runs: Path, sharding: str, name: str) -> None:
-    alone = RunLog.open(runs / "alone" / "fsdp" / name)
-    two = RunLog.open(runs / sharding / name)
-    lines, others = alone.read_metrics(), two.read_metrics()
+    alone, two = runs / "alone" / "fsdp" / name, runs / sharding / name
+    assert RunLog.open(alone).read_metrics()[-1]["step"] == cases()[name].steps
+    assert_same_run(alone, two)
+
+
+@pytest.mark.parametrize("to", ["to_one", "to_two"])
+@pytest.mark.parametrize("name", sorted(resumed_cases()))
+def test_another_number_of_processes_goes_on_with_a_run(runs: Path, to: str, name: str) -> None:
+    assert_same_run(runs / "resumed" / "alone" / name, runs / "resumed" / to / name)
+
+
+@pytest.mark.parametrize("name", sorted(resumed_cases()))
+def test_two_processes_stop_together_and_go_on_to_the_same_end(runs: Path, name: str) -> None:
+    """Byte for byte; one of them had the signal. The checkpoint of the stop displaced another."""
+    whole, stopped = (left_behind(runs / "resumed" / kind / name) for kind in ("whole", "stopped"))
+    both = whole.keys() & stopped.keys()
+    assert {"metrics", "summary", "checkpoints/step_00004/optimizer.safetensors"} <= both
+    assert "checkpoints/step_00003/state.json" in stopped
+    assert both.isdisjoint(differing(whole, stopped))
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """To rounding: every figure of every step, the measurements, and the weights at the end."""
+    one, other = RunLog.open(first), RunLog.open(second)
+    lines, others = one.read_metrics(), other.read_metrics()
     assert [line["step"] for line in others] == [line["step"] for line in lines]
-    assert lines[-1]["step"] == cases()[name].steps
-    for line, other in zip(lines, others, strict=True):
-        assert other.keys() == line.keys()
+    for line, found in zip(lines, others, strict=True):
+        assert found.keys() == line.keys()
         for key in line:
             if key.startswith("seconds/") or key in ("packed", "computed_to_total"):
                 continue  # how long it took, and how micro-batches were made
-            assert other[key] == pytest.approx(line[key], rel=1e-5, abs=1e-5), (line["step"], key)
-    assert two.read_summary()["after"] == alone.read_summary()["after"]
-
-
-@pytest.mark.parametrize("sharding", ["replicate", "fsdp"])
-@pytest.mark.parametrize("name", sorted(cases()))
-def test_a_checkpoint_of_two_is_one_of_one(runs: Path, sharding: str, name: str) -> None:
-    first = RunLog.open(runs / "alone" / "fsdp" / name).checkpoint_path("final")
-    second = RunLog.open(runs / sharding / name).checkpoint_path("final")
-    files = sorted(file.name for file in first.glob("*.safetensors"))
-    assert files == sorted(file.name for file in second.glob("*.safetensors"))
+            assert found[key] == pytest.approx(line[key], rel=1e-5, abs=1e-5), (line["step"], key)
+    assert other.read_summary()["after"] == one.read_summary()["after"]
+    files = [path.relative_to(first) for path in first.glob("checkpoints/final/*.safetensors")]
+    assert files
     for file in files:
-        one, other = load_file(first / file), load_file(second / file)
-        assert one.keys() == other.keys()
-        for key, tensor in one.items():
-            torch.testing.assert_close(other[key], tensor, rtol=1e-4, atol=2e-4)
+        tensors, found = load_file(first / file), load_file(second / file)
+        assert found.keys() == tensors.keys()
+        for key, tensor in tensors.items():
+            torch.testing.assert_close(found[key], tensor, rtol=1e-4, atol=2e-4)
 
 
 def test_the_command_line_under_torchrun(tmp_path: Path) -> None:
@@ -83,6 +110,23 @@ def test_the_command_line_under_torchrun(tmp_path: Path) -> None:
     log = RunLog.open(tmp_path / "run")
     assert [line["step"] for line in log.read_metrics()] == [1]
     assert len(log.read_trees(1)) == 2
+
+
+def test_a_signal_to_torchrun_stops_the_run_once(tmp_path: Path) -> None:
+    spec = f"{ROOT}/tests/train/resumable.py:long"
+    process = subprocess.Popen(
+        torchrun_command("-m", "spanwise", "train", spec, "--folder", str(tmp_path)),
+        cwd=ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    metrics = tmp_path / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, error = process.communicate(timeout=120)
+    assert out.count("spanwise: stopped by SIGTERM") == 1, error[-3000:]
+    assert error.count("spanwise: stopping at the next point") == 1
+    names = [path.name for path in checkpoint_folders(tmp_path / "checkpoints")]
+    assert names == [f"step_{RunLog.open(tmp_path).read_metrics()[-1]['step']:05d}"]
 
 
 def test_a_failing_process_ends_all_with_its_message(tmp_path: Path) -> None:
