@@ -76,7 +76,8 @@ class Batch:
     """``[N, T]`` by how much each token's loss is weighted for where it was drawn from."""
 
     token_entropies: Tensor | None = None
-    """``[N, T]`` of the distribution that each token was drawn from, in nats."""
+    """``[N, T]`` of the policy's distribution at each token at the start of the update, at
+    temperature 1, in nats."""
 
     reference_logprobs: Tensor | None = None
     """``[N, T]`` under the frozen reference policy, if there is one."""

@@ -357,11 +357,16 @@ def _configured(spec: str, arguments: Sequence[str]) -> TrainConfig:
     """The recipe's configuration with the options of the command line."""
     from spanwise import recipes
 
-    config = recipes.find(spec)()
+    made: object = recipes.find(spec)()
+
+    from spanwise.train import config
+
+    if not isinstance(made, config.TrainConfig):
+        raise UsageError(f"{spec} returns {type(made).__name__}, a recipe returns a TrainConfig")
     name, rest = _sampler_name(arguments)
     if name is not None:
-        config = dataclasses.replace(config, sampler=_engine(name, config.sampler))
-    return _parsed(config, rest, f"spanwise train {spec}")
+        made = dataclasses.replace(made, sampler=_engine(name, made.sampler))
+    return _parsed(made, rest, f"spanwise train {spec}")
 
 
 def _sampler_name(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -59,14 +59,17 @@ class Advantage(ABC):
 class GroupAdvantage(Advantage):
     """One advantage for a whole trajectory: its reward against those of the same prompt."""
 
-    baseline: Literal["group_normalised", "group_mean", "leave_one_out"] = "group_normalised"
-    """GRPO, Dr. GRPO, RLOO."""
+    baseline: Literal["group_normalised", "group_mean", "leave_one_out", "batch_normalised"] = (
+        "group_normalised"
+    )
+    """GRPO, Dr. GRPO, RLOO, REINFORCE++ (with the group's mean as baseline)."""
 
     def __call__(self, batch: Batch) -> Tensor:
         function = {
             "group_normalised": adv.group_advantages,
             "group_mean": adv.centred_advantages,
             "leave_one_out": adv.leave_one_out_advantages,
+            "batch_normalised": adv.global_advantages,
         }[self.baseline]
         return adv.to_tokens(function(batch.returns, batch.groups), batch.mask)
 
@@ -145,6 +148,11 @@ class Segments(Partition):
     def __post_init__(self) -> None:
         if self.by == "delimiter" and not self.delimiter:
             raise ValueError('spans by delimiter need a delimiter, such as "\\n"')
+        if not self.threshold >= 0 or not 0 <= self.quantile <= 1 or self.length < 1:
+            raise ValueError(
+                "segments need threshold >= 0, quantile in [0, 1] and length >= 1, got "
+                f"{self.threshold}, {self.quantile} and {self.length}"
+            )
 
     def __call__(self, batch: Batch) -> Tensor:
         mask, logprobs = batch.mask, batch.rollout_logprobs
@@ -218,6 +226,13 @@ class SpanAdvantage(Advantage):
 
     whiten: bool = True
     """Give the advantages of a batch mean 0 and deviation 1 over its model tokens."""
+
+    def __post_init__(self) -> None:
+        for name in ("lam", "critic_lam", "gamma"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"advantage.{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.length_alpha is not None and not self.length_alpha > 0:
+            raise ValueError(f"advantage.length_alpha must be above 0, got {self.length_alpha}")
 
     def prepared(self, tokenizer: Any) -> SpanAdvantage:
         return replace(self, segments=self.segments.prepared(tokenizer))

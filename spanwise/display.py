@@ -104,6 +104,7 @@ def results_table(summary: Mapping[str, Any], *, group_name: str = "hops") -> Ta
     for name, old, new in rows:
         cells = [_change(old[key], new[key]) for key in ("exact_match", "greedy")]
         table.add_row(name, str(old["n"]), *cells, style="bold" if name == "all" else "")
+    table.caption = _failed(before["failed"] + after["failed"])
     return table
 
 
@@ -134,7 +135,13 @@ def scores_table(measured: Mapping[str, Any], *, title: str, group_name: str = "
     for name, row in [("all", measured), *measured["by_group"].items()]:
         shares = [f"{100 * row[key]:.1f}%" for key in ("exact_match", "greedy")]
         table.add_row(name, str(row["n"]), *shares, style="bold" if name == "all" else "")
+    table.caption = _failed(measured["failed"])
     return table
+
+
+def _failed(count: int) -> str | None:
+    """What a table of scores has to say of trajectories that were never scored."""
+    return f"{count} trajectories failed and are counted as wrong" if count else None
 
 
 def tree_view(record: Mapping[str, Any]) -> Group:
@@ -188,11 +195,11 @@ def _turn(node: Mapping[str, Any]) -> Text:
     if expansion:
         label.append(f"+r{expansion['round']} ", style="bold magenta")
     if "query" in outcome:
-        label.append("search ", style="dim").append(printable(outcome["query"]), style="cyan")
+        label.append("search ", style="dim").append(printable(str(outcome["query"])), style="cyan")
     elif "answer" in outcome:
         right = outcome.get("exact_match")
         label.append("answer ", style="dim")
-        label.append(printable(outcome["answer"]), style="green" if right else "red")
+        label.append(printable(str(outcome["answer"])), style="green" if right else "red")
     else:
         label.append(printable(node["text"])[:80], style="red")
     if node["stop"] not in ("call", "answer"):

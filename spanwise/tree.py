@@ -125,6 +125,17 @@ class Node:
         return self.stop not in ("prompt", "call")
 
     @property
+    def is_right(self) -> bool:
+        """Whether the trajectory that ends here is right, for scores that count right answers.
+
+        The outcome's ``exact_match`` is 1 (or True); without it, the reward is 1 or more.
+        """
+        exact = self.outcome.get("exact_match")
+        if exact is None:
+            return self.reward is not None and self.reward >= 1
+        return bool(exact == 1)
+
+    @property
     def entropy(self) -> float:
         """``H(n)``: mean negative log-prob of the turn's tokens, in nats; 0 if none.
 

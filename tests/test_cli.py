@@ -135,3 +135,46 @@ def test_a_base_model_is_built_by_one_command_and_the_same_each_time(
         capsys, "build-base", "search_base", "--folder", str(tmp_path / "one")
     )
     assert "there are search_base, chain_base" in refused(capsys, "build-base", "other_base")
+
+
+ONES_OWN = """
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from spanwise.credit import GroupAdvantage
+from spanwise.envs.search import MultiHopSearch
+from spanwise.recipes.search import grpo_search
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaled(GroupAdvantage):
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(MultiHopSearch):
+    level: int = 1
+
+
+def mine():
+    return replace(grpo_search(), advantage=Scaled(), env=Mine())
+
+
+def nothing():
+    return {"steps": 3}
+"""
+
+
+def test_classes_in_a_file_of_ones_own_have_options_and_a_recipe_must_be_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "ones_own.py"
+    file.write_text(ONES_OWN, encoding="utf-8")
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", f"{file}:mine", "--help"])
+    assert stopped.value.code == 0
+    assert "--advantage.scale" in (listed := capsys.readouterr().out) and "--env.level" in listed
+    assert "returns dict, a recipe returns a TrainConfig" in refused(
+        capsys, "train", f"{file}:nothing"
+    )

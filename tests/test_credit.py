@@ -202,3 +202,21 @@ def test_the_two_limits_of_sae() -> None:
     assert torch.equal(never(batch), by(by="whole")(batch))
     assert torch.equal(always(batch), by(by="token")(batch))
     assert torch.equal(always.segments(batch), spans.by_token(batch.mask))
+
+
+def test_the_baselines_of_a_group() -> None:
+    batch = Batch.from_trees(
+        [
+            tree(((0.5, 0.5), 1.0, "answer"), ((0.5,), 0.0, "answer")),
+            tree(((0.5,), 3.0, "answer"), ((0.5,), 3.0, "answer"), name="b"),
+        ]
+    )
+
+    def of_rows(baseline: Any) -> list[float]:
+        tokens = GroupAdvantage(baseline=baseline)(batch)
+        return [float(row[mask][0]) for row, mask in zip(tokens, batch.mask, strict=True)]
+
+    assert of_rows("group_mean") == [0.5, -0.5, 0.0, 0.0]
+    assert of_rows("leave_one_out") == [1.0, -1.0, 0.0, 0.0]
+    assert of_rows("group_normalised") == pytest.approx([0.7071, -0.7071, 0, 0], abs=1e-4)
+    assert of_rows("batch_normalised") == pytest.approx([1.2247, -1.2247, 0, 0], abs=1e-4)

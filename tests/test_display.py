@@ -50,7 +50,7 @@ def test_the_tree_with_the_most_even_outcomes_is_shown() -> None:
 def test_results_before_and_after() -> None:
     def measured(share: float) -> dict[str, object]:
         group = {"exact_match": share, "greedy": share / 2, "n": 4}
-        return {**group, "n": 8, "by_group": {"1": group}}
+        return {**group, "n": 8, "failed": 3, "by_group": {"1": group}}
 
     summary = {
         "recipe": "demo",
@@ -60,6 +60,7 @@ def test_results_before_and_after() -> None:
     }
     text = shown(results_table(summary))
     assert "demo, seed 3" in text
+    assert "6 trajectories failed and are counted as wrong" in text
     row = next(line for line in text.splitlines() if " all " in line)
     for cell in ("8", "25.0% → 75.0%   +50.0", "12.5% → 37.5%   +25.0"):
         assert cell in row

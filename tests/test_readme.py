@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from spanwise import recipes
+from spanwise.batch import Batch
+from spanwise.tree import Node, Tree
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -41,3 +43,27 @@ def test_the_files_named_are_there() -> None:
     assert listed is not None
     for line in listed.group(1).splitlines():
         assert (package / line.split()[0]).exists(), line
+
+
+def test_the_advantage_of_ones_own_does_what_it_says(tmp_path: Path) -> None:
+    file = tmp_path / "my_exp.py"
+    file.write_text(BLOCKS[1], encoding="utf-8")
+    batch = Batch.from_trees([of_rewards(1.0, 0.0), of_rewards(-1.0, 0.0, 0.0)])
+    advantages = recipes.find(f"{file}:best_of_prompt")().advantage(batch)
+    assert advantages.sum(1).tolist() == [1.0, 0.0, 0.0, 1.0, 1.0]
+
+
+def of_rewards(*rewards: float) -> Tree:
+    """A tree of one-token trajectories."""
+    turns = (
+        Node(
+            path=(i,),
+            tokens=(1,),
+            logprobs=(-1.0,),
+            sampling_logprobs=(-1.0,),
+            stop="answer",
+            reward=reward,
+        )
+        for i, reward in enumerate(rewards)
+    )
+    return Tree(task_id="t", nodes=(Node(path=(), observation=(5,), stop="prompt"), *turns))

@@ -56,3 +56,20 @@ def test_what_is_no_tree_is_refused(nodes: tuple[Node, ...], message: str) -> No
 def test_log_probs_must_match_the_tokens() -> None:
     with pytest.raises(ValueError, match="must match"):
         Node(path=(0,), tokens=(1, 2), logprobs=(0.0,), sampling_logprobs=(0.0, 0.0), stop="call")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reward", "right"),
+    [
+        ({"exact_match": 1.0}, 0.0, True),
+        ({"exact_match": True}, 0.0, True),
+        ({"exact_match": 0.3}, 1.0, False),
+        ({"exact_match": "yes"}, 1.0, False),
+        ({}, 1.0, True),
+        ({}, 0.9, False),
+        ({}, None, False),
+    ],
+)
+def test_what_counts_as_right(outcome: dict[str, object], reward: float | None, right: bool):
+    node = Node(path=(0,), stop="answer", outcome=outcome, reward=reward)
+    assert node.is_right is right

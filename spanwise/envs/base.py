@@ -59,6 +59,9 @@ class Reply:
 
     failure: Failure | None = None
     outcome: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What is worth keeping of the turn, as plain JSON values. Known to tables and pages:
+    ``query`` (what a tool was asked), ``answer`` (what was answered) and ``exact_match``
+    (whether that is right; without it, a reward of 1 or more is)."""
 
     def __post_init__(self) -> None:
         if self.stop == "call" and not self.observation:

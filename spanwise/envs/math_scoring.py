@@ -19,16 +19,16 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 INSTALL_HINT = "pip install 'spanwise[reasoning]'"
 
 
-def boxed_answer(text: str) -> str | None:
+def last_boxed_answer(text: str) -> str | None:
     r"""What the last ``\boxed{...}`` of a text holds, or None.
 
     A last box that is empty or never closed counts as none: an earlier one was not meant
     to be the answer.
 
     Example:
-      >>> boxed_answer(r"\boxed{1}, no: \boxed{\frac{1}{2}}.")
+      >>> last_boxed_answer(r"\boxed{1}, no: \boxed{\frac{1}{2}}.")
       '\\frac{1}{2}'
-      >>> boxed_answer(r"\boxed{1}, no: \boxed{\frac{1}{2}") is None
+      >>> last_boxed_answer(r"\boxed{1}, no: \boxed{\frac{1}{2}") is None
       True
     """
     boxes = list(_BOX.finditer(text))
@@ -61,7 +61,7 @@ def reference_answer(text: str) -> str:
       >>> reference_answer("48 / 2 = 24, 48 + 24 = 72\n#### 72")
       '72'
     """
-    return boxed_answer(text) or text.rpartition("####")[2].strip()
+    return last_boxed_answer(text) or text.rpartition("####")[2].strip()
 
 
 def math_verdict(answer: str, references: Sequence[str]) -> bool | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from spanwise.envs.base import Environment, Reply, Split, Task, Tokenizer, Turn
 from spanwise.envs.math_scoring import (
     INSTALL_HINT,
-    boxed_answer,
+    last_boxed_answer,
     math_verdict,
     math_verify_is_installed,
     reference_answer,
@@ -148,7 +148,7 @@ class Questions(Environment):
         turn = turns[-1]
         if turn.truncated:
             return Reply(stop="length", reward=0.0, outcome={"exact_match": 0.0})
-        answer = boxed_answer(turn.text)
+        answer = last_boxed_answer(turn.text)
         if answer is None:
             return Reply(stop="malformed", reward=0.0, outcome={"exact_match": 0.0})
         try:

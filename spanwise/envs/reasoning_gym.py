@@ -18,7 +18,7 @@ from functools import cache, cached_property
 from typing import Any, cast
 
 from spanwise.envs.base import Environment, Reply, Split, Task, Tokenizer, Turn
-from spanwise.envs.math_scoring import INSTALL_HINT, boxed_answer, tagged_answer
+from spanwise.envs.math_scoring import INSTALL_HINT, last_boxed_answer, tagged_answer
 from spanwise.envs.scoring_process import ScoringError, generated, scored
 from spanwise.tree import Failure
 
@@ -140,7 +140,7 @@ class ReasoningGym(Environment):
         turn = turns[-1]
         if turn.truncated:
             return Reply(stop="length", reward=0.0, outcome={"exact_match": 0.0})
-        answer = tagged_answer(turn.text) or boxed_answer(turn.text)
+        answer = tagged_answer(turn.text) or last_boxed_answer(turn.text)
         if answer is None:
             return Reply(stop="malformed", reward=0.0, outcome={"exact_match": 0.0})
         entry = self._made.entries[task.id]

@@ -40,7 +40,7 @@ To finish:
 
 Put the bare answer in the box, without a sentence around it."""
 
-TOOL_CALL_INSTRUCTIONS = r"""Find the answer to the question below. Look things up with the \
+TOOL_CALL_INSTRUCTIONS = r"""Find the answer to the question below. Look things up with the
 search tool, one call at a time and at most {max_calls} times, before you answer.
 
 To finish, write the bare answer, a name, date, number or yes/no, as \boxed{answer}, once."""

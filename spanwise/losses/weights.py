@@ -41,7 +41,7 @@ def weight_mean(nodes: Tensor) -> Tensor:
       [[0.0, 0.5, 1.0], [0.0, 0.5, 1.0]]
     """
     _, present = _rows_and_nodes(nodes)
-    counts = torch.bincount(present, minlength=int(nodes.max()) + 2)
+    counts = torch.bincount(present, minlength=1)
     return torch.where(nodes >= 0, 1.0 / counts[nodes.clamp(min=0)].clamp(min=1), 0.0)
 
 
@@ -59,7 +59,8 @@ def weight_once(nodes: Tensor) -> Tensor:
       [[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]]
     """
     rows, present = _rows_and_nodes(nodes)
-    first = torch.full((int(nodes.max()) + 2,), len(nodes), device=nodes.device)
+    num_nodes = 1 + int(present.max()) if len(present) else 1
+    first = torch.full((num_nodes,), len(nodes), device=nodes.device)
     first.scatter_reduce_(0, present, rows, "amin")
     here = torch.arange(len(nodes), device=nodes.device)[:, None]
     return ((nodes >= 0) & (first[nodes.clamp(min=0)] == here)).float()

@@ -184,7 +184,15 @@ class Model:
     def resolved_device(self) -> torch.device:
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        try:
+            device = torch.device(self.device)
+        except RuntimeError as error:
+            raise ModelError(
+                f"there is no device {self.device!r}; use auto, cpu, cuda or cuda:0"
+            ) from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ModelError(f"device {self.device} is asked for and this torch finds no GPU")
+        return device
 
 
 def _first_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -64,6 +65,7 @@ def _from_file(spec: str) -> Callable[[], TrainConfig]:
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
+    sys.modules[path.stem] = module  # where a class's module is looked up
     module_spec.loader.exec_module(module)
     recipe: Any = getattr(module, function, None)
     if not callable(recipe):

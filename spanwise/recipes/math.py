@@ -45,4 +45,5 @@ def sae_math() -> TrainConfig:
         evaluation=Evaluation(sampling=Sampling(temperature=0.6)),
         steps=600,
         prompts_per_step=512,
+        keep_trees_every=50,
     )

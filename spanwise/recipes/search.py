@@ -72,4 +72,5 @@ def at2po_search_paper() -> TrainConfig:
         update=Update(learning_rate=1e-6, prompts_per_minibatch=8),
         steps=200,
         prompts_per_step=64,
+        keep_trees_every=10,
     )

@@ -56,6 +56,13 @@ class Rollout(ABC):
     max_response_tokens: int = 256
     """Limit of a whole trajectory after the prompt, observations included."""
 
+    def __post_init__(self) -> None:
+        if self.max_turn_tokens < 1 or self.max_response_tokens < 1:
+            raise ValueError(
+                "rollout.max_turn_tokens and max_response_tokens must be at least 1, got "
+                f"{self.max_turn_tokens} and {self.max_response_tokens}"
+            )
+
     @abstractmethod
     async def __call__(self, site: Site, task: Task, *, step: int) -> Tree:
         """Sample one tree. The same site, task and step give the same tree."""
@@ -134,6 +141,8 @@ class Growth:
                 message = "the environment goes on after a turn that the limit cut"
                 failure = Failure(kind="length_limit", message=message)
                 reply = Reply(stop="failure", failure=failure, outcome=reply.outcome)
+        if turns[-1].truncated and reply.reward is not None:
+            reply = replace(reply, stop="length")  # whatever the environment calls it
         node = _node(path, completion, text, reply, observation)
         return replace(node, faults=tuple(caller.faults))
 

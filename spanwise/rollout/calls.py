@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -108,6 +109,11 @@ class Caller:
         if not isinstance(reply, Reply):
             kind = type(reply).__name__
             return _ended(Failure(kind="reward_error", message=f"the reply is {kind}, not a Reply"))
+        try:
+            json.dumps(reply.outcome)
+        except (TypeError, ValueError) as error:
+            message = f"the outcome cannot be written as JSON: {error}"
+            return _ended(Failure(kind="reward_error", message=message))
         reward: Any = reply.reward
         if reward is not None and not isinstance(reward, int | float):
             message = f"the reward is {type(reward).__name__}, not a number"

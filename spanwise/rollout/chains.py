@@ -16,6 +16,7 @@ class Chains(Rollout):
     num_chains: int = 8
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_chains < 1:
             raise ValueError(f"num_chains must be at least 1, got {self.num_chains}")
 

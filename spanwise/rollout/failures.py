@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from spanwise.tree import Failure, FailureKind, Tree
 
@@ -12,6 +13,10 @@ SHOWABLE: frozenset[FailureKind] = frozenset(
     ["tool_timeout", "tool_error", "tool_crash", "malformed_call"]
 )
 """Kinds after which a trajectory can go on."""
+
+
+FEW_CALLS = 20
+"""Fewer tool calls than this say nothing of the tool."""
 
 
 class RunStopped(ValueError):
@@ -48,7 +53,8 @@ class FailurePolicy:
     """Seconds before the first of them; doubled before each other."""
 
     max_excluded: float = 0.5
-    """Stop the run if a larger share of a step's branches is left out."""
+    """Stop the run if a larger share of a step's branches is left out, or of its tool calls
+    failed for good: a tool that is down teaches the model to live without it."""
 
     reply_deadline_s: float = 300.0
     """Of an environment's reply, tools and reward included, in seconds."""
@@ -83,20 +89,26 @@ class FailurePolicy:
         return self.backoff_s * 2**attempt
 
     def check(self, trees: Sequence[Tree]) -> None:
-        """Refuse to go on from rollouts of which too large a share has no reward.
+        """Refuse to go on from rollouts in which too much failed.
 
         Raises:
           RunStopped: with the kinds and one message of each.
         """
         leaves = [leaf for tree in trees for leaf in tree.leaves()]
         lost = [leaf.failure for leaf in leaves if leaf.failure is not None]
-        if len(lost) <= self.max_excluded * len(leaves):
-            return
-        counts = Counter(failure.kind for failure in lost)
-        said = {failure.kind: failure.message for failure in reversed(lost)}
+        calls = [node for tree in trees for node in tree.nodes if node.stop == "call"]
+        shown = [f for node in calls for f in node.faults if f.then == "shown"]
+        if len(lost) > self.max_excluded * len(leaves):
+            self._stop(lost, len(leaves), "branches")
+        if len(calls) >= FEW_CALLS and len(shown) > self.max_excluded * len(calls):
+            self._stop(shown, len(calls), "tool calls")
+
+    def _stop(self, failures: Sequence[Failure], total: int, what: str) -> NoReturn:
+        counts = Counter(failure.kind for failure in failures)
+        said = {failure.kind: failure.message for failure in reversed(failures)}
         reasons = "; ".join(f"{n} {kind} ({said[kind]})" for kind, n in counts.most_common())
         raise RunStopped(
-            f"{len(lost)} of {len(leaves)} branches of this step failed, more than "
+            f"{len(failures)} of {total} {what} failed, more than "
             f"failures.max_excluded = {self.max_excluded:g} allows: {reasons}"
         )
 

@@ -45,6 +45,7 @@ class TreeSearch(Rollout):
     """``random`` is the baseline: every turn that called a tool is as likely."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_chains < 1 or self.num_rounds < 0 or self.num_expansions < 0:
             raise ValueError(
                 "tree search needs num_chains >= 1, num_rounds >= 0 and num_expansions >= 0, got "

@@ -172,6 +172,14 @@ class FaultyReward(Environment):
         """Of the environment inside."""
         return self.env.failure_text(failure)
 
+    def prompt(self, task: Task, tokenizer: Any) -> str:
+        """Of the environment inside."""
+        return self.env.prompt(task, tokenizer)
+
+    def rendered(self, observation: str, tokenizer: Any) -> str:
+        """Of the environment inside."""
+        return self.env.rendered(observation, tokenizer)
+
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse what the environment inside refuses."""
         self.env.check(tokenizer)

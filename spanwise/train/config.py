@@ -118,6 +118,12 @@ class TrainConfig:
                 f"steps and prompts_per_step must be at least 1, got {self.steps} and "
                 f"{self.prompts_per_step}"
             )
+        if self.rollout.sampling.temperature == 0:
+            raise ValueError(
+                "rollout.sampling.temperature is 0: all branches would be the same, and none better"
+            )
+        if self.keep_trees_every < 0:
+            raise ValueError(f"keep_trees_every must be at least 0, got {self.keep_trees_every}")
         if self.refill_rounds < 0:
             raise ValueError(f"refill_rounds must be at least 0, got {self.refill_rounds}")
         has_critic, credit = not isinstance(self.critic, NoCritic), type(self.advantage).__name__

@@ -33,8 +33,23 @@ class Evaluation:
     sampling: Sampling = field(default_factory=Sampling)
     """Of the sampled score; the greedy one is always at temperature 0."""
 
+    def __post_init__(self) -> None:
+        if self.num_tasks < 1 or self.every < 0:
+            raise ValueError(
+                "evaluation needs num_tasks >= 1 and every >= 0, got "
+                f"{self.num_tasks} and {self.every}"
+            )
+
     def tasks(self, env: Environment) -> Sequence[Task]:
-        return env.tasks(self.split)[: self.num_tasks]
+        """The tasks that are measured on.
+
+        Raises:
+          ValueError: if there are none.
+        """
+        tasks = env.tasks(self.split)[: self.num_tasks]
+        if not tasks:
+            raise ValueError(f"the environment has no {self.split} questions to be measured on")
+        return tasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +104,9 @@ def measure(site: Site, rollout: Rollout, evaluation: Evaluation, ranks: Ranks =
       rollout: For its length limits.
       evaluation: Which tasks, and how they are sampled.
       ranks: Among which the tasks are shared out; each gets the whole result.
+
+    Raises:
+      RunStopped: if too much fails, by ``site.failures``.
     """
     tasks = evaluation.tasks(site.env)
     sampled = run_rollouts(_answer(site, rollout, tasks, evaluation.sampling, ranks))
@@ -118,6 +136,7 @@ async def _answer(
         max_response_tokens=rollout.max_response_tokens,
     )
     trees = await ranks.spread(lambda task: chain(site, task, step=0), tasks)
+    site.failures.check(trees)
     tokens = sum(len(node.tokens) for tree in trees for node in tree.nodes)
     return _Answers(leaves=[tree.leaves()[0] for tree in trees], tokens=tokens)
 
@@ -125,8 +144,7 @@ async def _answer(
 def _scores(tasks: Sequence[Task], answers: _Answers, group_by: str) -> dict[str, Score]:
     right: dict[str, list[bool]] = defaultdict(list)
     for task, leaf in zip(tasks, answers.leaves, strict=True):
-        correct = bool(leaf.outcome.get("exact_match", False))
-        right["all"].append(correct)
+        right["all"].append(leaf.is_right)
         if group_by in task.info:
-            right[str(task.info[group_by])].append(correct)
+            right[str(task.info[group_by])].append(leaf.is_right)
     return {k: Score(right=sum(right[k]), n=len(right[k])) for k in sorted(right)}

@@ -96,6 +96,9 @@ def start(
     tokenizer = config.model.load_tokenizer()
     config.env.check(tokenizer)
     config.critic.check(config.model, tokenizer)
+    pool = config.env.tasks("train")
+    draw_tasks(pool, config.prompts_per_step, config.seed, 1)
+    config.evaluation.tasks(config.env)
     check_memory(config, ranks)
     advantage = config.advantage.prepared(tokenizer)
     settings = resolved(config)
@@ -125,7 +128,7 @@ def start(
         ),
         journal=StepJournal(folder / "journal"),
         learner=learner,
-        pool=config.env.tasks("train"),
+        pool=pool,
         state=RunState(),
         ranks=ranks,
     )

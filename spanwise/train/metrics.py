@@ -116,7 +116,7 @@ def packing_summary(metrics: Sequence[Mapping[str, Any]], *, epochs: int) -> dic
 
 
 def _exact_match(branch: Branch) -> float:
-    return float(bool(branch.leaf.outcome.get("exact_match", False)))
+    return float(branch.leaf.is_right)
 
 
 def _mean(values: Sequence[float]) -> float:

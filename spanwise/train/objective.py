@@ -38,11 +38,25 @@ class Objective:
     entropy_bonus: float = 0.0
     """Taken off the loss for each nat of entropy of a token's distribution."""
 
-    average: Literal["sample", "token"] = "sample"
-    """Every sample counts alike, or every token does (DAPO)."""
+    average: Literal["sample", "token"] | int = "sample"
+    """Every sample counts alike, or every token does (DAPO), or the sum over each sample's
+    tokens is divided by this number, such as the limit of an answer (Dr. GRPO)."""
 
     shared_turns: Literal["per_leaf", "once", "mean"] = "per_leaf"
     """How often a turn counts that stands in several branches (see ``losses.weights``)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.clip_low <= 1 or not self.clip_high >= 0:
+            raise ValueError(
+                "objective.clip_low must lie in [0, 1] and clip_high be at least 0, got "
+                f"{self.clip_low} and {self.clip_high}"
+            )
+        if isinstance(self.average, int) and self.average < 1:
+            raise ValueError(
+                f'objective.average is "sample", "token" or at least 1 token, got {self.average}'
+            )
+        if self.dual_clip is not None and not self.dual_clip > 1:
+            raise ValueError(f"objective.dual_clip must be above 1, got {self.dual_clip}")
 
     def ratio_spans(self, batch: Batch) -> Tensor:
         """``[N, T]`` spans of the ratio; turns are the tree's own, not guessed from the mask."""
@@ -101,14 +115,18 @@ class Objective:
             assert rows.reference_logprobs is not None
             nats = kl.estimates(logprobs, rows.reference_logprobs, rows.mask)
             per_token = per_token + kl.coefficient * nats
-        if self.average == "sample":
-            loss = losses.mean_by_sample(
-                per_token, rows.mask, weights=rows.weights, num_samples=num_samples
-            )
-        else:
-            loss = losses.mean_by_token(
-                per_token, rows.mask, weights=rows.weights, num_tokens=num_tokens
-            )
+        mask, weights = rows.mask, rows.weights
+        match self.average:
+            case "sample":
+                loss = losses.mean_by_sample(
+                    per_token, mask, weights=weights, num_samples=num_samples
+                )
+            case "token":
+                loss = losses.mean_by_token(per_token, mask, weights=weights, num_tokens=num_tokens)
+            case length:
+                loss = losses.mean_by_constant(
+                    per_token, mask, length=length, weights=weights, num_samples=num_samples
+                )
         return loss, metrics
 
 

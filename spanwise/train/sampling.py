@@ -58,21 +58,24 @@ def tells_apart(tree: Tree) -> bool:
 def draw_tasks(pool: Sequence[Task], count: int, seed: int, step: int) -> list[Task]:
     """The tasks of one step: passes through the pool, each in an order of its own.
 
+    No task stands twice in a step: what is left of a pass that is too little for a whole
+    step is not drawn in that pass.
+
+    Raises:
+      ValueError: if the pool has fewer tasks than a step.
+
     Example:
       >>> pool = [Task(id=str(i), question="?", answers=("!",)) for i in range(4)]
       >>> seen = [t.id for step in (1, 2) for t in draw_tasks(pool, 2, 0, step)]
       >>> sorted(seen)
       ['0', '1', '2', '3']
     """
-    orders: dict[int, list[int]] = {}
-    tasks: list[Task] = []
-    for position in range((step - 1) * count, step * count):
-        epoch, index = divmod(position, len(pool))
-        if epoch not in orders:
-            orders[epoch] = list(range(len(pool)))
-            random.Random(seed_of(seed, epoch, "order")).shuffle(orders[epoch])
-        tasks.append(pool[orders[epoch][index]])
-    return tasks
+    if len(pool) < count:
+        raise ValueError(f"a step needs {count} prompts and there are {len(pool)} training tasks")
+    epoch, index = divmod(step - 1, len(pool) // count)
+    order = list(range(len(pool)))
+    random.Random(seed_of(seed, epoch, "order")).shuffle(order)
+    return [pool[i] for i in order[index * count : (index + 1) * count]]
 
 
 def refill_tasks(

@@ -49,6 +49,22 @@ class Update:
     """``tree`` computes the tokens that rows share once, wherever that is exact and faster."""
 
     max_gradient_norm: float = 1.0
+    """A longer gradient is scaled down to this; ``inf`` never is."""
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate >= 0 or not self.weight_decay >= 0:
+            raise ValueError(
+                "update.learning_rate and update.weight_decay must be at least 0, got "
+                f"{self.learning_rate} and {self.weight_decay}"
+            )
+        for name in ("epochs", "prompts_per_minibatch", "tokens_per_microbatch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"update.{name} must be at least 1, got {getattr(self, name)}")
+        if not self.max_gradient_norm > 0:
+            raise ValueError(
+                "update.max_gradient_norm must be above 0 (inf scales no gradient), got "
+                f"{self.max_gradient_norm}"
+            )
 
     def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
         """Of the weights that are trained: all, or those of an adapter."""

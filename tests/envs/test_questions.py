@@ -9,7 +9,7 @@ import pytest
 
 from spanwise.envs import scoring_process
 from spanwise.envs.base import Reply, Turn
-from spanwise.envs.math_scoring import boxed_answer, reference_answer, tagged_answer
+from spanwise.envs.math_scoring import last_boxed_answer, reference_answer, tagged_answer
 from spanwise.envs.questions import INSTRUCTIONS, Questions
 
 DAPO_ROW = {
@@ -311,7 +311,7 @@ def test_many_scores_at_once_come_back_to_who_asked():
     ],
 )
 def test_the_last_box(text: str, boxed: str | None):
-    assert boxed_answer(text) == boxed
+    assert last_boxed_answer(text) == boxed
 
 
 def test_the_last_tag_and_a_reference():

@@ -1,5 +1,6 @@
 """Weights of shared turns against a count over the rows, on random sets of branches."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,3 +40,9 @@ def test_a_turn_counts_once_in_all_or_once_a_branch(nodes):
         assert torch.isclose(weight_mean(nodes)[here].sum(), length.float())
         assert weight_once(nodes)[here].sum() == length
         assert weight_per_leaf(nodes)[here].sum() == here.sum()
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (2, 3)])
+@pytest.mark.parametrize("weight", [weight_mean, weight_once, weight_per_leaf])
+def test_without_model_tokens_there_is_nothing_to_weight(weight, shape):
+    assert weight(torch.full(shape, -1)).tolist() == torch.zeros(shape).tolist()

@@ -294,3 +294,31 @@ def test_a_call_knows_for_whom_it_is_made_and_stands_among_the_open_ones() -> No
 def test_refused_settings(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FailurePolicy(**options)
+
+
+def test_an_outcome_that_cannot_be_written_down_is_left_out() -> None:
+    leaf = grown(replying(stop="answer", reward=1.0, outcome={"score": {1, 2}})).leaves()[0]
+    assert story(leaf) == [("reward_error", "excluded")] and leaf.outcome == {}
+    assert leaf.failure is not None and "as JSON" in leaf.failure.message
+
+
+def test_a_turn_that_the_limit_cut_is_known_as_such_whatever_the_environment_says() -> None:
+    class Unaware(WordGame):
+        async def reply(self, task: Task, turns: Sequence[Turn]) -> Reply:
+            return Reply(stop="answer", reward=0.5)
+
+    site = Site(env=Unaware(), sampler=PathSampler(go_then_win), tokenizer=CharTokenizer(), seed=0)
+    task = Task(id="task", question="Q:", answers=("win",))
+    for limit, stop in ((2, "length"), (20, "answer")):
+        tree = run_rollouts(Chains(num_chains=1, max_turn_tokens=limit)(site, task, step=1))
+        assert (tree.leaves()[0].stop, tree.leaves()[0].reward) == (stop, 0.5)
+
+
+def test_a_tool_that_is_down_stops_the_run_and_one_that_fails_now_and_then_does_not() -> None:
+    def tree(failing: bool) -> Tree:
+        return grown(raising(ToolError("no route") if failing else None), retries=0)
+
+    FailurePolicy().check([tree(True) for _ in range(19)])  # too few to tell
+    FailurePolicy().check([tree(number % 2 == 0) for number in range(20)])
+    with pytest.raises(RunStopped, match=r"20 of 20 tool calls .*20 tool_error \(.*no route\)"):
+        FailurePolicy().check([tree(True) for _ in range(20)])

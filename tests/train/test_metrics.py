@@ -10,7 +10,6 @@ from spanwise.rollout import Chains, Site
 from spanwise.samplers.base import Request
 from spanwise.train.evaluate import Evaluation, measure
 from spanwise.train.metrics import tree_metrics
-from spanwise.train.sampling import draw_tasks
 from spanwise.tree import Expansion, Failure, Node, Tree
 from tests.toys import CharTokenizer, PathSampler, WordGame
 
@@ -81,13 +80,3 @@ def test_held_out_scores_count_failures_as_wrong_and_by_group() -> None:
     assert measured["exact_match"] == 3 / 6 and measured["greedy"] == 5 / 6
     assert measured["by_group"]["1"] == {"exact_match": 1.0, "greedy": 1.0, "n": 3}
     assert measured["by_group"]["0"]["greedy"] == pytest.approx(2 / 3)
-
-
-def test_every_task_comes_up_once_in_each_pass() -> None:
-    pool = [Task(id=str(i), question="?", answers=("!",)) for i in range(10)]
-    drawn = [t.id for step in range(1, 6) for t in draw_tasks(pool, 4, 0, step)]
-    assert sorted(drawn[:10]) == sorted(drawn[10:]) == [t.id for t in pool]
-    assert drawn[:10] != drawn[10:]
-    assert drawn != [t.id for step in range(1, 6) for t in draw_tasks(pool, 4, 1, step)]
-    whole = draw_tasks(pool, 25, 0, 1)  # more tasks than the pool has
-    assert len(whole) == 25 and {t.id for t in whole} == {t.id for t in pool}

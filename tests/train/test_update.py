@@ -60,6 +60,7 @@ OBJECTIVES = [
     Objective(ratio_span="token", average="token", clip_low=0.2, clip_high=0.28),
     Objective(ratio_span="whole", gradient="span", shared_turns="mean"),
     Objective(shared_turns="once", average="token"),
+    Objective(ratio_span="token", shared_turns="mean", average=64),
 ]
 
 
@@ -85,6 +86,16 @@ def test_micro_batches_change_memory_and_not_the_result(objective: Objective) ->
         torch.testing.assert_close(split, whole, rtol=0, atol=1e-9)
         assert other["loss"] == pytest.approx(figures["loss"], abs=1e-6)
         assert other["gradient_norm"] == pytest.approx(figures["gradient_norm"], rel=1e-5)
+
+
+def test_a_number_divides_the_sum_over_each_row() -> None:
+    batch = Batch.from_trees(TREES)
+    by_token, by_number = (
+        updated(TREES, replace(OBJECTIVES[1], average=average), SGD_LIKE)[1]["loss"]
+        for average in ("token", 7)
+    )
+    total = by_token * batch.num_model_tokens
+    assert by_number == pytest.approx(total / (7 * batch.num_rows), rel=1e-9)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES[:3], ids=lambda o: o.ratio_span)
