@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -77,7 +78,7 @@ class Model:
         """The tokenizer, checked for a chat template.
 
         Raises:
-          ModelError: if it cannot be found, or has no chat template.
+          ModelError: if it cannot be found, or has no chat template that can be used.
         """
         tokenizer = self._tokenizer()
         if not tokenizer.chat_template:
@@ -85,6 +86,14 @@ class Model:
                 f"the tokenizer of {self.path} has no chat template; choose an instruction-tuned "
                 "model, or add chat_template.jinja to its folder"
             )
+        try:
+            chat = [{"role": "user", "content": "question"}]
+            tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # a template may raise anything, jinja's own errors among them
+            raise ModelError(
+                f"the chat template of {self.path} cannot write a user's message: "
+                f"{_first_line(error)}"
+            ) from error
         return tokenizer
 
     def check_vocabulary(self, tokenizer: Any) -> None:
@@ -108,9 +117,12 @@ class Model:
     def _tokenizer(self) -> Any:
         source = self.resolve()
         try:
-            return AutoTokenizer.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError) as error:
             raise ModelError(f"no tokenizer at {self.path}: {_first_line(error)}") from error
+        if not tokenizer.encode("text", add_special_tokens=False):  # transformers made up one
+            raise ModelError(f"no tokenizer at {self.path}: tokenizer.json is missing or empty")
+        return tokenizer
 
     def config(self) -> Any:
         """The configuration of the model, checked to be of a causal language model.
@@ -140,27 +152,54 @@ class Model:
             model: Any = AutoModelForCausalLM.from_config(self.config())
         return sum(p.numel() for p in model.parameters())
 
-    def load(self) -> torch.nn.Module:
+    def load(self, *, head: bool = True) -> torch.nn.Module:
         """The model with its weights, in evaluation mode (no dropout), on its device.
 
+        Args:
+          head: Whether its output layer is needed. One that is not needed may be missing, as
+            in a reward model, and is then random.
+
         Raises:
-          ModelError: if the weights cannot be found or read, or an option cannot be had.
+          ModelError: if weights cannot be found or read, or an option cannot be had.
         """
-        base = self._base()
-        transformers_logging.disable_progress_bar()  # spanwise shows its own progress
-        config = self.config()
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                base, config=config, dtype=getattr(torch, self.dtype), use_safetensors=True
-            )
+            model = self._with_weights(head=head)
             self._adapt(model)
             model = model.to(self.resolved_device()).eval()
             if self.gradient_checkpointing:
                 checkpoint_gradients(model)
             if self.compile:
                 compile_layers(model)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(f"cannot load {self.path}: {_first_line(error)}") from error
+        return model
+
+    def _with_weights(self, *, head: bool) -> Any:
+        """The model itself; refused if transformers would fill in some of it at random."""
+        base, config = self._base(), self.config()
+        transformers_logging.disable_progress_bar()  # spanwise shows its own progress
+        verbosity = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()  # what it reports is looked at here
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                base,
+                config=config,
+                dtype=getattr(torch, self.dtype),
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+        model, report = loaded
+        for name, found, wanted in sorted(report["mismatched_keys"]):
+            raise ValueError(
+                f"{name} has the shape {list(found)} and its config.json asks for {list(wanted)}"
+            )
+        trunk = f"{model.base_model_prefix}."
+        if missing := sorted(k for k in report["missing_keys"] if head or k.startswith(trunk)):
+            more = f" and {len(missing) - 1} more" if missing[1:] else ""
+            raise ValueError(f"its weights lack {missing[0]}{more}")
         return model
 
     def _base(self) -> str:

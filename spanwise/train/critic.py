@@ -119,7 +119,7 @@ class ValueHead(Critic):
                 policy, self.trunk_gradient, reads_surprise=self.reads_surprise
             )
         else:
-            start = own.load() if self.path else policy
+            start = own.load(head=False) if self.path else policy
             critic = SeparateCritic(start, reads_surprise=self.reads_surprise)
             ranks.split(critic)
         optimizer = Float32AdamW(
