@@ -10,7 +10,7 @@ spanwise study correlation RUN [--option …]    which advantages agree with Mon
 spanwise build-base MODEL [--option value ...] fit a small model that ships with spanwise
 
 RECIPE is the name of a recipe or your own file's, FILE.py:FUNCTION. With --sampler NAME turns are
-drawn by another engine than the recipe's: transformers or vllm.
+drawn by another engine than the recipe's: transformers, vllm or servers.
 """
 
 from __future__ import annotations
@@ -384,8 +384,13 @@ def _engine(name: str, current: Engine) -> Engine:
     """The engine of that name: the recipe's own, or another with its usual settings."""
     from spanwise.samplers.transformers import TransformersEngine
     from spanwise.samplers.vllm import VLLMEngine
+    from spanwise.samplers.vllm_servers import VLLMServers
 
-    engines: dict[str, type[Engine]] = {"transformers": TransformersEngine, "vllm": VLLMEngine}
+    engines: dict[str, type[Engine]] = {
+        "transformers": TransformersEngine,
+        "vllm": VLLMEngine,
+        "servers": VLLMServers,
+    }
     if name not in engines:
         raise UsageError(f"no sampler {name!r}; there are {', '.join(engines)}")
     return current if isinstance(current, engines[name]) else engines[name]()

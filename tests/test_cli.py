@@ -66,7 +66,9 @@ def test_unknown_options_and_bad_values_are_refused_with_what_was_meant(
 
 
 def test_an_engine_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "transformers, vllm" in refused(capsys, "train", "at2po_search", "--sampler", "vlm")
+    assert "transformers, vllm, servers" in refused(
+        capsys, "train", "at2po_search", "--sampler", "vlm"
+    )
     assert "name of an engine" in refused(capsys, "train", "at2po_search", "--sampler")
     twice = ["--sampler", "vllm", "--steps", "3", "--sampler", "transformers"]
     assert "once" in refused(capsys, "train", "at2po_search", *twice)

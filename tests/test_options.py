@@ -52,6 +52,7 @@ CRITIC = {
 ENGINES = {
     "transformers": {"max_prefix_tokens", "max_rows", "max_slot_tokens"},
     "vllm": {"compiled", "gpu_memory", "max_rows", "num_gpus", "sleep"},
+    "servers": {"patience_s", "urls", "weights"},
 }
 
 
@@ -77,6 +78,5 @@ def test_every_recipe_builds_with_these_options_and_no_others(name: str) -> None
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_every_engine_has_these_options_and_no_others(name: str) -> None:
-    config = cli._configured("grpo_search", ["--sampler", name, "--sampler.max-rows", "3"])
-    assert options(config.sampler) == ENGINES[name]
-    assert vars(config.sampler)["max_rows"] == 3
+    config = cli._configured("grpo_search", ["--steps", "3", "--sampler", name])
+    assert options(config.sampler) == ENGINES[name] and config.steps == 3

@@ -1,0 +1,207 @@
+"""Several HTTP servers of one model behind one call: routing, failures, return."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+
+from spanwise.samplers.base import EngineError
+
+_MAX_TREES = 4096
+"""Of so many trees it is known which server holds them."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Server:
+    """One of the pool."""
+
+    url: str
+    up: bool = False
+    """Asked for turns: it answers, and has the weights of now."""
+
+    requests: set[asyncio.Task[Any]] = field(default_factory=set)
+    """Under way."""
+
+
+Refresh = Callable[[Server], Awaitable[None]]
+
+
+class ServerPool:
+    """Sends each request to the server with the fewest under way, a tree's to one server.
+
+    A server that does not answer, or says that it is unwell, is taken out; its requests go to
+    the others, and it is asked after again and again. Once it is well it gets the weights of
+    now, and comes back. All methods belong to one event loop.
+
+    Args:
+      urls: Of the servers, without a path.
+      patience_s: How long a request waits where no server is up.
+      probe_s: Seconds between two questions after the health of a server; half the time that
+        it has to answer one. While a server is out they come sooner at first.
+
+    Raises:
+      EngineError: by ``ask`` and ``update``.
+    """
+
+    def __init__(self, urls: Sequence[str], *, patience_s: float, probe_s: float = 10.0) -> None:
+        self._servers = [Server(url=url) for url in urls]
+        self._patience_s, self._probe_s = patience_s, probe_s
+        self._homes: OrderedDict[str, Server] = OrderedDict()
+        self._refresh: Refresh | None = None
+        self._changed = asyncio.Event()
+        # Servers are asked directly, whatever proxy the environment names for the web.
+        self._client = httpx2.AsyncClient(
+            timeout=httpx2.Timeout(None, connect=5.0),
+            # Shorter than servers keep idle connections: none is used as it is being closed.
+            limits=httpx2.Limits(keepalive_expiry=2.0),
+            trust_env=False,
+        )
+        self._watches = [asyncio.ensure_future(self._watch(s)) for s in self._servers]
+
+    async def ask(self, path: str, body: Any, tree: str = "") -> Any:
+        """The JSON answer of a server.
+
+        Args:
+          path: Of the request.
+          body: Sent as JSON.
+          tree: Requests of one tree go to one server; empty: to any.
+        """
+        while True:
+            server = await self._server(tree)
+            request = asyncio.ensure_future(self.post(server, path, body))
+            server.requests.add(request)
+            try:
+                await asyncio.wait({request})
+            finally:
+                request.cancel()
+                server.requests.discard(request)
+            if request.cancelled():
+                continue  # the server was taken out
+            error = request.exception()
+            if error is None:
+                return request.result()
+            if await self._is_well(server):
+                raise EngineError(_words(error)) from error
+            self._take_out(server, _words(error))
+
+    async def post(self, server: Server, path: str, body: Any) -> Any:
+        """The JSON answer of this server.
+
+        Raises:
+          EngineError: if it answers with an error.
+          httpx2.TransportError: if it does not answer.
+        """
+        answer = await self._client.post(server.url + path, json=body)
+        if answer.status_code != 200:
+            raise EngineError(
+                f"{server.url}{path} answers {answer.status_code}: "
+                f"{' '.join(answer.text.split())[:300]}"
+            )
+        try:
+            return answer.json() if answer.content else None
+        except ValueError as error:
+            raise EngineError(f"{server.url}{path} answers with what is not JSON") from error
+
+    async def update(self, refresh: Refresh) -> None:
+        """Bring all servers up to date with ``refresh``, and those that come back later.
+
+        Raises:
+          EngineError: if it failed on all of them.
+        """
+        self._refresh = refresh
+        faults = await asyncio.gather(*(self._bring_in(s) for s in self._servers))
+        if all(faults):
+            raise EngineError(f"no server took the weights: {faults[0]}")
+        for server, fault in zip(self._servers, faults, strict=True):
+            if fault:
+                _warn(f"vLLM server {server.url} is out: {fault}")
+
+    async def close(self) -> None:
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
+        await self._client.aclose()
+
+    async def _server(self, tree: str) -> Server:
+        """Where the request goes; waits while no server is up."""
+        until = time.monotonic() + self._patience_s
+        while not (up := [server for server in self._servers if server.up]):
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), until - time.monotonic())
+            except TimeoutError:
+                raise EngineError(
+                    f"none of {len(self._servers)} vLLM servers was up for {self._patience_s:g} s"
+                ) from None
+        if (home := self._homes.get(tree)) is None or not home.up:
+            home = min(up, key=lambda server: len(server.requests))
+        if tree:
+            self._homes[tree] = home
+            self._homes.move_to_end(tree)
+            if len(self._homes) > _MAX_TREES:
+                self._homes.popitem(last=False)
+        return home
+
+    async def _watch(self, server: Server) -> None:
+        """Ask after the server as long as the pool lives."""
+        first = pause = self._probe_s / 8
+        while True:
+            if was_up := server.up:
+                pause = first
+            await asyncio.sleep(self._probe_s if was_up else pause)
+            if server.up and not await self._is_well(server):
+                self._take_out(server, "it does not answer GET /health")
+            elif not server.up and await self._returned(server):
+                _warn(f"vLLM server {server.url} is back")
+            if not was_up:
+                pause = min(2 * pause, 3 * self._probe_s)
+
+    async def _returned(self, server: Server) -> bool:
+        if self._refresh is None or not await self._is_well(server):
+            return False
+        return not await self._bring_in(server)
+
+    async def _bring_in(self, server: Server) -> str:
+        """Give it the weights of now; what went wrong, or nothing."""
+        while (refresh := self._refresh) is not None:
+            try:
+                await refresh(server)
+            except (EngineError, httpx2.TransportError) as error:
+                if refresh is self._refresh:
+                    server.up = False
+                    return _words(error)
+            else:
+                if refresh is self._refresh:
+                    break
+        server.up = True
+        self._changed.set()
+        return ""
+
+    def _take_out(self, server: Server, reason: str) -> None:
+        if server.up:
+            server.up = False
+            _warn(f"vLLM server {server.url} is out: {reason}")
+        for request in server.requests:
+            request.cancel()
+
+    async def _is_well(self, server: Server) -> bool:
+        with contextlib.suppress(httpx2.TransportError):
+            answer = await self._client.get(server.url + "/health", timeout=2 * self._probe_s)
+            return answer.status_code == 200
+        return False
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)

@@ -1,0 +1,87 @@
+"""The sampler over small HTTP servers: what it asks, and what it refuses before a model is read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from spanwise.cli import main
+from spanwise.samplers.base import Request, Sampling
+from spanwise.samplers.vllm_servers import VLLMServers
+from tests.samplers.fake_server import FakeServer
+from tests.tiny import tiny_model
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    fake = FakeServer()
+    yield fake
+    fake.die()
+
+
+def refusal(engine: VLLMServers) -> str:
+    with pytest.raises(ValueError) as told:
+        engine.check()
+    assert "\n" not in str(told.value)
+    return str(told.value)
+
+
+def test_servers_that_cannot_be_used_are_refused_in_one_line(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    VLLMServers(urls=(server.url,)).check()
+    assert "--sampler.urls" in refusal(VLLMServers())
+    assert "no folder" in refusal(VLLMServers(urls=(server.url,), weights=tmp_path / "no"))
+    server.healthy = False
+    assert "answers 503" in refusal(VLLMServers(urls=(server.url + "/",)))
+    server.healthy, server.missing = True, ("/inference/v1/generate", "/collective_rpc")
+    told = refusal(VLLMServers(urls=(server.url,)))
+    assert "--enable-scale-out and VLLM_SERVER_DEV_MODE=1" in told
+    for urls in (("localhost:8000",), (server.url, server.url)):
+        with pytest.raises(ValueError, match="each once"):
+            VLLMServers(urls=urls)
+
+
+def test_a_run_with_a_server_that_is_down_ends_before_it_begins(
+    server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.die()
+    options = ["--sampler", "servers", "--sampler.urls", server.url, "--model.path", "./missing"]
+    assert main(["train", "at2po_search", *options, "--folder", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"vLLM server {server.url} does not answer" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_turns_and_weights_go_over(server: FakeServer, tokenizer: object, tmp_path: Path) -> None:
+    model = tiny_model(vocab=300)
+    model.config.eos_token_id = model.generation_config.eos_token_id = 0
+    sampler = VLLMServers(urls=(server.url,), weights=tmp_path).build(model, tokenizer)
+    try:
+        assert len(server.weights) == 1  # from the start
+        request = Request(prompt=(5, 6), seed=7, max_tokens=4, sampling=Sampling(top_k=2))
+        completion = asyncio.run(sampler.sample(request))
+        assert completion.tokens == (9, 0) and completion.finish == "eos"
+        assert completion.logprobs == (-0.5, -0.5)
+        assert completion.sampling_logprobs == pytest.approx((-0.474077, -0.474077), abs=1e-6)
+        asked = server.turns[0]
+        assert asked["token_ids"] == [5, 6] and asked["sampling_params"]["seed"] == 7
+
+        model.model.norm.weight.data.fill_(2.0)
+        read: list[float] = []
+        server.on_weights = lambda: (read.append(newest(tmp_path)), 200)[1]
+        sampler.update_weights(model)
+        assert read == [2.0]
+        assert len(list(tmp_path.glob("*/*"))) == 1  # the older weights are gone
+    finally:
+        sampler.close()
+    assert not list(tmp_path.iterdir())
+
+
+def newest(folder: Path) -> float:
+    written = max(folder.glob("*/*"), key=lambda path: int(path.name))
+    return load_file(written / "model.safetensors")["model.norm.weight"][0].item()
