@@ -63,8 +63,8 @@ class VLLMEngine(Engine):
             )
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError(
-                "vLLM in process cannot share GPUs with several training processes; "
-                "train with one process"
+                "vLLM in process cannot share GPUs with several training processes; use servers "
+                "(--sampler servers)"
             )
         if self.sleep and not torch.cuda.is_available():
             raise ValueError("sampler.sleep needs a CUDA GPU: vLLM cannot sleep on a CPU")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import torch.distributed as dist
 
 from spanwise.samplers.base import Completion, Engine, EngineError, Request, Sampler
 from spanwise.samplers.loop_thread import LoopThread
@@ -18,7 +17,6 @@ from spanwise.samplers.weight_folder import WeightFolder
 
 _GENERATE = "/inference/v1/generate"
 _RPC = "/collective_rpc"
-_RESET_TRIES = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +47,6 @@ class VLLMServers(Engine):
             raise ValueError("name the vLLM servers: --sampler.urls http://HOST:PORT …")
         if self.weights is not None and not self.weights.is_dir():
             raise ValueError(f"sampler.weights is no folder: {self.weights}")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ValueError("several training processes cannot share vLLM servers yet; use one")
         for url in self._roots():
             _check_server(url)
 
@@ -80,6 +76,7 @@ class VLLMServersSampler(Sampler):
     def __init__(self, engine: VLLMServers, model: Any, tokenizer: Any) -> None:
         self._turns = Turns(model, tokenizer)
         self._under_way = 0
+        self._newest = ""
         self._weights = WeightFolder(model, engine.weights)
         self._thread = LoopThread("vllm-servers")
         self._pool = self._thread.call(_opened(engine))
@@ -90,7 +87,11 @@ class VLLMServersSampler(Sampler):
             raise
 
     async def sample(self, request: Request) -> Completion:
-        body = {"token_ids": request.prompt, "sampling_params": self._turns.settings(request)}
+        body = {
+            "token_ids": request.prompt,
+            "sampling_params": self._turns.settings(request),
+            "cache_salt": self._newest,  # nothing that older weights have cached is used
+        }
         self._under_way += 1
         try:
             said = await self._thread.awaited(self._pool.ask(_GENERATE, body, request.tree))
@@ -101,7 +102,8 @@ class VLLMServersSampler(Sampler):
     def update_weights(self, model: Any) -> None:
         """Sample from ``model`` as it is now, an architecture like the one before.
 
-        A server that does not take the weights is out until it does.
+        A server that does not take the weights is out until it does. Of several training
+        processes the first writes the weights and hands them over; all call this together.
 
         Raises:
           RuntimeError: if requests are under way.
@@ -111,18 +113,24 @@ class VLLMServersSampler(Sampler):
             raise RuntimeError(
                 f"{self._under_way} requests are under way; update the weights once they are done"
             )
-        folder = str(self._weights.write(model))
+        leads, fault = _rank() == 0, ""
+        self._newest = _of_the_first(str(self._weights.write(model)) if leads else "")
+        message = {"method": "take_weights", "args": [self._newest]}
 
         async def take(server: Server) -> None:
-            await self._pool.post(server, _RPC, {"method": "take_weights", "args": [folder]})
-            for _ in range(_RESET_TRIES):
-                if (await self._pool.post(server, "/reset_prefix_cache", None))["success"]:
-                    return
-                await asyncio.sleep(0.1)
-            raise EngineError("its prefix cache could not be emptied")
+            await self._pool.post(server, _RPC, message)
 
-        self._thread.call(self._pool.update(take))
-        self._weights.discard_older()
+        if leads:
+            try:
+                self._thread.call(self._pool.update(take))
+            except EngineError as error:
+                fault = str(error)
+        if fault := _of_the_first(fault):
+            raise EngineError(fault)
+        if leads:
+            self._weights.discard_older()
+        else:
+            self._thread.call(self._pool.update(take))  # the servers know these weights already
 
     def close(self) -> None:
         self._thread.call(self._pool.close())
@@ -132,6 +140,19 @@ class VLLMServersSampler(Sampler):
 
 async def _opened(engine: VLLMServers) -> ServerPool:
     return ServerPool(engine._roots(), patience_s=engine.patience_s)
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _of_the_first(own: str) -> str:
+    """What the first of several training processes has."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return own
+    said = [own]
+    dist.broadcast_object_list(said, src=0)
+    return said[0]
 
 
 def _answer(said: Any) -> Answer:

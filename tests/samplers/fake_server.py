@@ -57,8 +57,6 @@ class FakeServer:
             return 404, {"detail": "Not Found"}
         if path == "/health":
             return (200 if self.healthy else 503), None
-        if path == "/reset_prefix_cache":
-            return 200, {"success": True}
         if path == "/collective_rpc":
             if "method" not in body:
                 return 400, {"detail": "Missing 'method' in request body"}

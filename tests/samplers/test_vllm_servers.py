@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from spanwise.cli import main
@@ -14,6 +16,7 @@ from spanwise.samplers.base import Request, Sampling
 from spanwise.samplers.vllm_servers import VLLMServers
 from tests.samplers.fake_server import FakeServer
 from tests.tiny import tiny_model
+from tests.toys import CharTokenizer
 
 
 @pytest.fixture
@@ -85,3 +88,29 @@ def test_turns_and_weights_go_over(server: FakeServer, tokenizer: object, tmp_pa
 def newest(folder: Path) -> float:
     written = max(folder.glob("*/*"), key=lambda path: int(path.name))
     return load_file(written / "model.safetensors")["model.norm.weight"][0].item()
+
+
+def test_several_processes_share_the_servers(server: FakeServer, tmp_path: Path) -> None:
+    """All draw by the weights that the first one wrote, whatever their own are called."""
+    held: list[bool] = []
+    server.on_weights = lambda: (held.append(len(list(tmp_path.glob("*/*"))) > 0), 200)[1]
+    torch.multiprocessing.spawn(_one_of_two, (server.url, str(tmp_path)), nprocs=2)
+    first, second = sorted(set(server.weights))
+    assert server.weights == [first, first, second, second] and all(held)
+    assert sorted(t["cache_salt"] for t in server.turns) == [first, first, second, second]
+    assert not list(tmp_path.glob("spanwise-*"))
+
+
+def _one_of_two(rank: int, url: str, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    model = tiny_model(vocab=300)
+    model.config.eos_token_id = 0
+    sampler = VLLMServers(urls=(url,), weights=Path(folder)).build(model, CharTokenizer())
+    request = Request(prompt=(5, 6), seed=7, max_tokens=4)
+    assert asyncio.run(sampler.sample(request)).tokens == (9, 0)
+    dist.barrier()
+    sampler.update_weights(model)
+    assert asyncio.run(sampler.sample(request)).tokens == (9, 0)
+    dist.barrier()
+    sampler.close()
+    dist.destroy_process_group()

@@ -20,7 +20,7 @@ import torch
 from spanwise.cli import main
 from spanwise.models.loading import SHIPPED
 from spanwise.runlog import RunLog
-from spanwise.samplers.base import Completion, Request, Sampler, Sampling
+from spanwise.samplers.base import Completion, EngineError, Request, Sampler, Sampling
 from spanwise.samplers.vllm_servers import VLLMServers
 from tests.vllm.test_vllm import forward_logprobs, requests
 
@@ -115,9 +115,9 @@ def test_a_request_that_the_server_refuses_is_an_engine_error(
     server: str, base: tuple[Any, Any]
 ) -> None:
     sampler = VLLMServers(urls=(server,)).build(*base)
-    bad = {"token_ids": [5], "sampling_params": {"max_tokens": 10**6}}
+    bad = {"token_ids": [5], "sampling_params": {"temperature": -1.0}}
     try:
-        with pytest.raises(Exception, match="answers 400"):
+        with pytest.raises(EngineError, match="answers 4"):
             asyncio.run(sampler._thread.awaited(sampler._pool.ask("/inference/v1/generate", bad)))
     finally:
         sampler.close()
