@@ -90,7 +90,8 @@ class VLLMServersSampler(Sampler):
         body = {
             "token_ids": request.prompt,
             "sampling_params": self._turns.settings(request),
-            "cache_salt": self._newest,  # nothing that older weights have cached is used
+            # Nothing that older weights have cached is used. vLLM takes no path here.
+            "cache_salt": "-".join(Path(self._newest).parts[-2:]),
         }
         self._under_way += 1
         try:

@@ -66,6 +66,8 @@ class FakeServer:
             return status, {"results": [None]}
         if "token_ids" not in body:
             return 400, {"detail": "Field required"}
+        if "/" in body.get("cache_salt", ""):
+            return 400, {"detail": "cache_salt must not contain '/'"}
         self.turns.append(body)
         self.gate.wait(10)
         if self.fault is not None:

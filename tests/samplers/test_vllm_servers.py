@@ -97,7 +97,8 @@ def test_several_processes_share_the_servers(server: FakeServer, tmp_path: Path)
     torch.multiprocessing.spawn(_one_of_two, (server.url, str(tmp_path)), nprocs=2)
     first, second = sorted(set(server.weights))
     assert server.weights == [first, first, second, second] and all(held)
-    assert sorted(t["cache_salt"] for t in server.turns) == [first, first, second, second]
+    salts = sorted(turn["cache_salt"] for turn in server.turns)
+    assert salts[0] == salts[1] < salts[2] == salts[3]
     assert not list(tmp_path.glob("spanwise-*"))
 
 
