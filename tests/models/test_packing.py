@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from functools import cache
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import (
 )
 
 from spanwise.models.critic import SeparateCritic, SharedCritic, ValueModel
-from spanwise.models.execution import checkpoint_gradients
+from spanwise.models.execution import checkpoint_gradients, compile_layers
 from spanwise.models.lora import LoRA, add_adapter
 from spanwise.models.packing import (
     TokenTree,
@@ -30,6 +31,7 @@ from spanwise.models.packing import (
 )
 from spanwise.models.scoring import token_scores
 from spanwise.models.tree_attention import _flex_attention, tree_attention
+from tests.models.test_loading import on_backend
 from tests.tiny import in_precision, tiny_model
 
 Rows = tuple[Tensor, Tensor, Tensor]
@@ -226,6 +228,14 @@ def test_packed_equals_rows(
     assert_same(found, expected, TOLERANCES[dtype])
 
 
+def gradients(model: Any, rows: Rows, tree: TokenTree | None) -> dict[str, Tensor]:
+    """Of the log-probs' squares, for each weight that is trained."""
+    loss = token_scores(model, *rows, tree).logprobs.square().sum()
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(loss, list(trained.values()))
+    return dict(zip(trained, found, strict=True))
+
+
 @pytest.mark.parametrize("how", ["checkpointed", "adapter"])
 def test_gradient_checkpointing_and_adapters_work_with_it(how: str) -> None:
     model = model_of(qwen3, torch.float64)
@@ -237,16 +247,29 @@ def test_gradient_checkpointing_and_adapters_work_with_it(how: str) -> None:
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)  # it starts at 0
     rows = random_rows(5, depth=4)
-    tree = token_tree(rows[0], rows[2])
-
-    def gradients(tree: TokenTree | None) -> dict[str, Tensor]:
-        loss = token_scores(model, *rows, tree).logprobs.square().sum()
-        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        found = torch.autograd.grad(loss, list(trained.values()))
-        return dict(zip(trained, found, strict=True))
-
+    packed = gradients(model, rows, token_tree(rows[0], rows[2]))
     relative = 1e-10 if how == "checkpointed" else 1e-5  # adapters compute in float32
-    assert_same(gradients(tree), gradients(None), relative)
+    assert_same(packed, gradients(model, rows, None), relative)
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.compiler)])
+def test_compiled_layers_are_compiled_once_for_all_trees(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And say what plain ones do; the attention of a tree is not compiled with them."""
+    if backend == "inductor" and shutil.which("g++") is None:
+        pytest.skip("torch.compile on a CPU needs g++")
+    on_backend(backend, monkeypatch)
+    plain, model = model_of(qwen3, torch.float32), model_of(qwen3, torch.float32)
+    compile_layers(model)
+    num_graphs: list[int] = []
+    for seed in range(4):
+        rows = random_rows(seed, depth=1 + seed)
+        tree = token_tree(rows[0], rows[2])
+        found, expected = (gradients(m, rows, tree) for m in (model, plain))
+        assert_same(found, expected, 1e-5)
+        num_graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert 0 < num_graphs[0] == num_graphs[-1]
 
 
 def test_block_sparse_attention_equals_attention_by_blocks() -> None:
