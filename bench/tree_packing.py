@@ -1,7 +1,10 @@
 """Time and memory of an update, shared tokens computed once against every row by itself.
 
 One optimizer step with its forward and backward passes, both ways by turns in one run, once
-the gradients were found to be the same; peak memory in a process of its own.
+the gradients were found to be the same; peak memory in a process of its own. Then random
+inputs of many shapes, on which the default, which packs where that is estimated to be
+faster, is held against rows: it should never be slower by more than 5%. About ten minutes
+on two cores; what is measured is saved as it comes.
 
     python -m bench.tree_packing --threads 2
 """
@@ -10,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +28,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from bench.packing_inputs import flat_groups, random_rows
 from bench.record import save
 from bench.timing import alternated_s
 from spanwise.batch import Batch
@@ -33,7 +39,6 @@ from spanwise.rollout.tree_search import TreeSearch
 from spanwise.train.objective import Objective
 from spanwise.train.sampling import draw_tasks, rollouts
 from spanwise.train.update import Update
-from spanwise.tree import Node, Tree
 
 OBJECTIVE = Objective(ratio_span="token", clip_low=0.2, clip_high=0.28)
 UPDATE = Update(learning_rate=0.0, prompts_per_minibatch=64)
@@ -52,33 +57,6 @@ def recorded_trees(num_trees: int) -> Batch:
     tasks = draw_tasks(config.env.tasks("train"), num_trees, 0, 1)
     trees = asyncio.run(rollouts(site, config, tasks, 1))
     sampler.close()
-    return Batch.from_trees(trees)
-
-
-def flat_groups(num_groups: int, *, prompt: int, answer: int) -> Batch:
-    """Eight random answers to each of some random prompts, in tokens."""
-    draw = torch.Generator().manual_seed(0)
-
-    def some(count: int) -> tuple[int, ...]:
-        return tuple(torch.randint(2, 300, (count,), generator=draw).tolist())
-
-    trees: list[Tree] = []
-    for group in range(num_groups):
-        nodes = [Node(path=(), observation=some(prompt), stop="prompt")]
-        for i in range(8):
-            tokens = some(int(torch.randint(answer // 2, answer + 1, (), generator=draw)))
-            logprobs = (-1.0,) * len(tokens)
-            nodes.append(
-                Node(
-                    path=(i,),
-                    tokens=tokens,
-                    logprobs=logprobs,
-                    sampling_logprobs=logprobs,
-                    stop="answer",
-                    reward=float(i % 2),
-                )
-            )
-        trees.append(Tree(task_id=str(group), nodes=tuple(nodes)))
     return Batch.from_trees(trees)
 
 
@@ -115,6 +93,15 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], Batch]]] = {
     "large model, 1 group, prompt of 12": (
         large, lambda: flat_groups(1, prompt=12, answer=80)),
 }  # fmt: skip
+
+
+RANDOM_INPUTS: dict[str, tuple[Callable[[], Any], int, int]] = {
+    "small model": (small, 70, 4000),
+    "large model": (large, 14, 700),
+}
+"""The model, how many inputs, and how many tokens one may have."""
+
+SLOWER = 1.05
 
 
 class Step:
@@ -193,10 +180,80 @@ def print_peak(case: str, packing: str, file: str) -> None:
     print(int(status.split("VmHWM:")[1].split()[0]) // 1024)
 
 
+def on_random_inputs(which: str, *, first: int, seconds: float) -> Iterator[dict[str, Any]]:
+    """The default against rows on each input: the median of the rounds' ratios of times.
+
+    An input on which the default seems slower than it may be is timed again, four times as
+    long, and that figure counts: both ways are often the same, and a busy moment is enough.
+    """
+    build, count, most_tokens = RANDOM_INPUTS[which]
+    model = build()
+    inputs = (
+        (seed, *random_rows(seed, most_tokens=most_tokens)) for seed in itertools.count(first)
+    )
+    fitting = (found for found in inputs if found[2].lengths.sum() <= most_tokens)
+    for seed, kind, rows in itertools.islice(fitting, count):
+        batch = UPDATE.scored(model, rows)
+        steps = {packing: Step(model, batch, packing) for packing in ("tree", "rows")}
+        figures = steps["tree"]()
+        ratios, rows_s = time_ratios(steps, seconds)
+        again = statistics.median(ratios) > SLOWER
+        if again:
+            ratios, rows_s = time_ratios(steps, 4 * seconds)
+        yield {
+            "case": f"{which}, random input {seed}: {kind}",
+            "rows": batch.num_rows,
+            "total_tokens": int(batch.lengths.sum()),
+            "total_to_computed": round(1 / figures["computed_to_total"], 3),
+            "packed": figures["packed"],
+            "rows_s": float(f"{rows_s:.4g}"),
+            "tree_to_rows_time": round(statistics.median(ratios), 3),
+            "rounds": len(ratios),
+            "timed_again": again,
+        }
+
+
+def time_ratios(steps: Mapping[str, Step], seconds: float) -> tuple[list[float], float]:
+    """Time of ``tree`` over that of ``rows`` in each round, and the median time of rows.
+
+    The two take turns in going first. At least five rounds, and as many as the time allows.
+    """
+    ratios: list[float] = []
+    of_rows: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(ratios) < 5 or time.perf_counter() < end:
+        names = ("tree", "rows") if len(ratios) % 2 else ("rows", "tree")
+        found = {name: timed_s(steps[name]) for name in names}
+        ratios.append(found["tree"] / found["rows"])
+        of_rows.append(found["rows"])
+    return ratios, statistics.median(of_rows)
+
+
+def timed_s(step: Step) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def verdict(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The default on all random inputs so far."""
+    ratios = [row["tree_to_rows_time"] for row in inputs]
+    return {
+        "inputs": len(ratios),
+        "packed": sum(row["packed"] > 0 for row in inputs),
+        "slower_by_more_than_5_percent": sum(ratio > SLOWER for ratio in ratios),
+        "largest_tree_to_rows_time": max(ratios),
+        "median_tree_to_rows_time": round(statistics.median(ratios), 3),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.5, help="for each random input")
+    parser.add_argument("--seed", type=int, default=0, help="of the first random input")
+    parser.add_argument("--inputs-only", choices=RANDOM_INPUTS, help="nothing is saved")
     parser.add_argument("--case", choices=CASES, help="one case alone; nothing is saved")
     parser.add_argument("--peak", choices=("tree", "rows", "none"), help="used by the script")
     parser.add_argument("--rows", help="used by the script")
@@ -205,10 +262,21 @@ def main() -> None:
     if options.peak:
         print_peak(options.case, options.peak, options.rows)
         return
-    cases = [options.case] if options.case else list(CASES)
-    rows = [compared(c, rounds=options.rounds, threads=options.threads) for c in cases]
-    if not options.case:
-        save("tree_packing", rows)
+    alone = options.case or options.inputs_only
+    rows: list[dict[str, Any]] = []
+    inputs: list[dict[str, Any]] = []
+    for case in [options.case] if options.case else [] if alone else CASES:
+        rows.append(compared(case, rounds=options.rounds, threads=options.threads))
+        if not alone:
+            save("tree_packing", rows)
+    for which in [options.inputs_only] if options.inputs_only else [] if alone else RANDOM_INPUTS:
+        for row in on_random_inputs(which, first=options.seed, seconds=options.seconds):
+            print(row, flush=True)
+            inputs.append(row)
+            if not alone:
+                save("tree_packing", rows, random_inputs=inputs, verdict=verdict(inputs))
+    if inputs:
+        print(verdict(inputs))
 
 
 if __name__ == "__main__":

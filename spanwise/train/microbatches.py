@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spanwise.models.packing import (
+    BLOCK_PAIRS,
     TokenTree,
     budget_cuts,
     shared_lengths,
@@ -59,10 +60,11 @@ def microbatches(
     shared = shared_lengths(on_cpu[order], long[order])
     cuts = budget_cuts(shared, long[order], budget=budget)
     packed_tokens = int((long[order] - shared).sum() + sum(shared[c.start] for c in cuts))
-    if packed_tokens > WORTHWHILE * sum(p.num_tokens for p in plain):
+    limit = WORTHWHILE * _total(plain, cost)
+    if cost(packed_tokens, BLOCK_PAIRS * len(cuts)) >= limit:  # what it costs at least
         return plain
     packed = [_packed(on_cpu, long, order[cut], tokens.device) for cut in cuts]
-    return packed if _total(packed, cost) < WORTHWHILE * _total(plain, cost) else plain
+    return packed if _total(packed, cost) < limit else plain
 
 
 def _row_parts(lengths: Tensor, budget: int) -> Iterator[Microbatch]:
