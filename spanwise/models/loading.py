@@ -162,8 +162,9 @@ class Model:
         Raises:
           ModelError: if weights cannot be found or read, or an option cannot be had.
         """
+        base, config = self._base(), self.config()
         try:
-            model = self._with_weights(head=head)
+            model = self._with_weights(base, config, head=head)
             self._adapt(model)
             model = model.to(self.resolved_device()).eval()
             if self.gradient_checkpointing:
@@ -174,9 +175,8 @@ class Model:
             raise ModelError(f"cannot load {self.path}: {_first_line(error)}") from error
         return model
 
-    def _with_weights(self, *, head: bool) -> Any:
+    def _with_weights(self, base: str, config: Any, *, head: bool) -> Any:
         """The model itself; refused if transformers would fill in some of it at random."""
-        base, config = self._base(), self.config()
         transformers_logging.disable_progress_bar()  # spanwise shows its own progress
         verbosity = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()  # what it reports is looked at here
