@@ -2,22 +2,32 @@
 
     python -m bench.kill_resume --kills 30
 
-Each trial starts a run as a process of its own, sends it SIGKILL after a random part of
-the time that a whole run takes, resumes it, and compares with a run that nobody killed.
+Each trial starts a run as a process of its own, sends it SIGKILL, resumes it, and compares
+with a run that nobody killed. A third of the kills come after a random part of the time that
+a whole run takes; a third in an update, after a random part of the time it takes; a third
+while a checkpoint is written. A run that ends before its kill is started again, with another
+moment.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from bench.record import save
+from spanwise.runlog import RunLog
 from tests.train.resumable import differing, left_behind
 
 SMALL = (
@@ -30,9 +40,28 @@ CASES: dict[str, tuple[str, ...]] = {
         *("at2po_search", *SMALL, "--steps", "6"),
         *("--kl.coefficient", "0.01", "--kl.target", "0.001"),
     ),
-    "sae_chain": ("sae_chain", *SMALL, "--steps", "4", "--critic.pretraining-steps", "4"),
+    "sae_chain, critic fitted first": (
+        *("sae_chain", *SMALL, "--steps", "4", "--critic.pretraining-steps", "4"),
+    ),
 }
-"""Of three trials, the first, second and third."""
+AIMS = ("any moment", "an update", "a checkpoint")
+WRITING_S = 0.08
+"""A checkpoint of these models takes about so long to write."""
+POLL_S = 0.002
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """A run that nobody killed."""
+
+    folder: Path
+    first_s: float
+    """From its start to its first turn."""
+
+    all_s: float
+
+    def lines(self) -> list[dict[str, Any]]:
+        return RunLog.open(self.folder).read_metrics()
 
 
 def main() -> None:
@@ -40,64 +69,139 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    draw = random.Random(options.seed)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as parent:
         wholes = {case: whole_run(Path(parent), case) for case in CASES}
         for number in range(options.kills):
-            case = list(CASES)[number % len(CASES)]
-            folder, started_s, whole_s = wholes[case]
-            after_s = draw.uniform(started_s, whole_s)
-            row = trial(Path(parent) / f"trial_{number}", case, folder, after_s)
-            rows.append(row)
-            print(" ".join(f"{name}={value}" for name, value in row.items()), flush=True)
+            case, aim = list(CASES)[number // len(AIMS) % len(CASES)], AIMS[number % len(AIMS)]
+            draw = random.Random(f"{options.seed} {number}")
+            row = trial(Path(parent) / f"trial_{number}", case, wholes[case], aim, draw)
+            rows.append({"kill": number + 1, **row})
+            print(" ".join(f"{name}={value}" for name, value in rows[-1].items()), flush=True)
+    Console().print(table(rows))
     alike = sum(row["equal"] for row in rows)
     print(f"{alike} of {len(rows)} byte-equal")
     save("kill_resume", rows, kills=len(rows), equal=alike)
 
 
-def whole_run(parent: Path, case: str) -> tuple[Path, float, float]:
-    """A run that nobody kills: its folder, and when its first line and its end came."""
+def whole_run(parent: Path, case: str) -> Whole:
+    """Run a case to its end."""
     folder = parent / case.replace(" ", "_").replace(",", "")
     begun = time.monotonic()
     process = started(*CASES[case], "--folder", str(folder))
     while process.poll() is None and not (folder / "journal").exists():
-        time.sleep(0.01)
+        time.sleep(POLL_S)
     first_s = time.monotonic() - begun
     if process.wait() != 0:
         raise SystemExit(f"the whole run of {case} failed")
-    return folder, first_s, time.monotonic() - begun
+    return Whole(folder=folder, first_s=first_s, all_s=time.monotonic() - begun)
 
 
-def trial(folder: Path, case: str, whole: Path, after_s: float) -> dict[str, Any]:
+def trial(folder: Path, case: str, whole: Whole, aim: str, draw: random.Random) -> dict[str, Any]:
     """Kill one run and resume it."""
-    process = started(*CASES[case], "--folder", str(folder))
-    try:
-        process.wait(timeout=after_s)
-        flight = "finished before the kill"
-    except subprocess.TimeoutExpired:
+    lines, redrawn = whole.lines(), 0
+    while True:
+        begun = time.monotonic()
+        process = started(*CASES[case], "--folder", str(folder))
+        await_moment(process, folder, whole, aim, draw)
         process.kill()
         process.wait()
-        flight = in_flight(folder)
-        if not (folder / "summary.json").exists() and (folder / "config.json").exists():
-            started("--resume", str(folder)).wait()
-    differ = differing(left_behind(whole), left_behind(folder))
-    row = {"case": case, "killed_after_s": round(after_s, 2), "in_flight": flight}
-    return {**row, "equal": not differ, "differing": differ}
+        killed_s = time.monotonic() - begun
+        if not (folder / "summary.json").exists():
+            break
+        shutil.rmtree(folder)
+        redrawn += 1
+    flight = in_flight(folder, lines)
+    if (folder / "config.json").exists():
+        status = started("--resume", str(folder)).wait()
+    else:
+        status = started(*CASES[case], "--folder", str(folder)).wait()
+    differ = differing(left_behind(whole.folder), left_behind(folder)) if status == 0 else ["end"]
+    shutil.rmtree(folder)
+    row = {"case": case, "aim": aim, "killed_after_s": round(killed_s, 2), "in_flight": flight}
+    return {**row, "redrawn": redrawn, "equal": not differ, "differing": differ}
 
 
-def in_flight(folder: Path) -> str:
+def await_moment(
+    process: subprocess.Popen[bytes], folder: Path, whole: Whole, aim: str, draw: random.Random
+) -> None:
+    """Return when the run is to be killed, or has ended."""
+    lines, begun = whole.lines(), time.monotonic()
+    number = draw.randrange(len(lines))
+    if aim == "any moment":
+        wait_s = draw.uniform(whole.first_s, whole.all_s)
+        wait_until(process, lambda: time.monotonic() - begun > wait_s)
+    elif aim == "an update":
+        wait_until(process, lambda: sampled(folder, lines) > number)
+        time.sleep(draw.uniform(0, lines[number].get("seconds/update", 0.0)))
+    else:
+        due = draw.randint(1, len(list(whole.folder.glob("checkpoints/step_*"))))
+        seen: set[str] = set()
+
+        def writing() -> bool:
+            partial = {p.name for p in folder.glob("checkpoints/*.partial")}
+            seen.update(partial)
+            return bool(partial) and len(seen) >= due
+
+        wait_until(process, writing)
+        time.sleep(draw.uniform(0, WRITING_S))
+
+
+def wait_until(process: subprocess.Popen[bytes], condition: Any) -> None:
+    while process.poll() is None and not condition():
+        time.sleep(POLL_S)
+
+
+def sampled(folder: Path, lines: list[dict[str, Any]]) -> int:
+    """How many batches of a run have been sampled to their end."""
+    written = written_lines(folder)
+    if written < len(lines) and turns(folder, lines[written])[1]:
+        return written + 1
+    return written
+
+
+def turns(folder: Path, line: dict[str, Any]) -> tuple[int, bool]:
+    """Finished turns of a batch, and whether they are all that its line of metrics counts."""
+    number = line.get("critic_batch")
+    name = f"{line['step']:05d}" if number is None else f"critic_{number:05d}"
+    path = folder / "journal" / f"{name}.jsonl"
+    try:
+        text = path.read_bytes().rpartition(b"\n")[0]
+    except FileNotFoundError:
+        return 0, False
+    nodes = [json.loads(entry)["node"] for entry in text.splitlines()]
+    return len(nodes), sum(len(node["tokens"]) for node in nodes) == line["sampled_tokens"]
+
+
+def in_flight(folder: Path, lines: list[dict[str, Any]]) -> str:
     """What a killed run was doing, from what it left."""
-    if (folder / "summary.json").exists():
-        return "the end"
     if list(folder.glob("checkpoints/*.partial")):
-        return "writing a checkpoint"
-    lines = metrics.read_text().count("\n") if (metrics := folder / "metrics.jsonl").exists() else 0
-    journal = sorted(folder.glob("journal/*"), key=lambda path: path.stat().st_mtime)
-    if not journal:
-        return f"between checkpoint and sampling, {lines} lines of metrics"
-    turns = journal[-1].read_bytes().count(b"\n")
-    return f"{lines} lines of metrics, {turns} turns in {journal[-1].stem}"
+        return "a checkpoint, half written"
+    written = written_lines(folder)
+    if written == len(lines):
+        return "the measurement at the end"
+    if written == 0 and not (folder / "journal").exists():
+        return "the start"
+    line = lines[written]
+    what = f"critic batch {n}" if (n := line.get("critic_batch")) else f"step {line['step']}"
+    count, all_of_them = turns(folder, line)
+    if all_of_them:
+        return f"update of {what}"
+    return f"sampling of {what}, {count} turns" if count else f"before {what}"
+
+
+def written_lines(folder: Path) -> int:
+    metrics = folder / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    shown = Table("kill", "case", "after, s", "in flight", "byte-equal")
+    for row in rows:
+        equal = "yes" if row["equal"] else ", ".join(row["differing"])
+        after = f"{row['killed_after_s']:.2f}"
+        shown.add_row(str(row["kill"]), row["case"], after, row["in_flight"], equal)
+    return shown
 
 
 def started(*words: str) -> subprocess.Popen[bytes]:
