@@ -13,10 +13,12 @@ A folder is written beside its place and renamed once all of it is on the disk.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -29,7 +31,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from spanwise.models.critic import CRITIC_FILE
-from spanwise.models.loading import ModelError
 from spanwise.models.lora import ADAPTER_CONFIG
 from spanwise.models.sharding import part_like, whole
 from spanwise.runlog import RunError
@@ -113,18 +114,18 @@ def read_checkpoint(folder: Path, learner: Learner, settings: Mapping[str, Any])
     """
     check_files(folder, settings)
     try:
-        record = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        coefficient, skips = record.pop("kl_coefficient"), record.pop("skips_in_a_row")
+        record = dict(json.loads((folder / STATE).read_text(encoding="utf-8")))
+        coefficient = float(record.pop("kl_coefficient"))
+        skips = int(record.pop("skips_in_a_row"))
         state = RunState(**record)
+        state.check()
         learner.load_policy(lambda policy: _load_policy(policy, folder))
         _load_optimizer(folder / OPTIMIZER, learner.model, learner.optimizer)
         if (critic := learner.critic) is not None:
             critic.model.restore(folder)
             _load_optimizer(folder / CRITIC_OPTIMIZER, critic.model, critic.optimizer)
-    except (OSError, SafetensorError, ModelError, ValueError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder} does not fit this run: {error}") from error
-    except RuntimeError as error:
-        raise CheckpointError(f"{folder} is of another model: {error}") from error
     learner.kl = dataclasses.replace(learner.kl, coefficient=coefficient)
     learner.skips.in_a_row = skips
     return state
@@ -138,10 +139,10 @@ def check_files(folder: Path, settings: Mapping[str, Any]) -> None:
     """
     path = folder / MANIFEST
     try:
-        manifest: Any = json.loads(path.read_text(encoding="utf-8"))
-        schema = manifest["schema"]
-        digest, files = manifest.get("settings"), dict(manifest.get("files", {}))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest: Any = dict(json.loads(path.read_text(encoding="utf-8")))
+        schema, digest = manifest["schema"], manifest.get("settings")
+        files: dict[str, Any] = dict(manifest.get("files", {}))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     if schema != SCHEMA:
         raise CheckpointError(
@@ -200,8 +201,11 @@ def checkpoint_folders(parent: Path) -> list[Path]:
 
     Those of fitting the critic alone, ``critic_N``, are older than all of ``step_N``.
     """
-    found = [p for p in parent.glob("*_*") if p.is_dir() and p.suffix != PARTIAL]
-    return sorted((p for p in found if p.name.startswith(("critic_", "step_"))), reverse=True)
+    found: list[tuple[str, int, Path]] = []
+    for path in parent.iterdir() if parent.is_dir() else ():
+        if match := re.fullmatch(r"(critic|step)_(\d+)", path.name):
+            found.append((match[1], int(match[2]), path))
+    return [path for _, _, path in sorted(found, reverse=True)]
 
 
 def remove_old(parent: Path, keep: int) -> None:
@@ -272,14 +276,25 @@ class _Weights:
 def _load_policy(model: Any, folder: Path) -> None:
     """Read the policy's weights into the model that is there, and keep its precision."""
     if (folder / ADAPTER_CONFIG).is_file():
-        from peft import set_peft_model_state_dict
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
         saved = load_file(folder / "adapter_model.safetensors")
-        plain = {name.removeprefix("base_model.model."): saved[name] for name in saved}
-        set_peft_model_state_dict(model, plain)
+        weights = {name.removeprefix("base_model.model."): saved[name] for name in saved}
+        own: dict[str, Tensor] = get_peft_model_state_dict(model)
+        if wrong := sorted(weights.keys() ^ own.keys()):
+            raise ValueError(f"its weights are others: {', '.join(wrong[:3])}")
+        set_peft_model_state_dict(model, weights)
         return
-    saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
-    model.load_state_dict(saved.state_dict())
+    read, found = type(model).from_pretrained(
+        folder,
+        config=copy.deepcopy(model.config),
+        dtype=model.dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    if wrong := sorted(str(name) for names in found.values() for name in names):
+        raise ValueError(f"its weights are others: {', '.join(wrong[:3])}")
+    model.load_state_dict(read.state_dict())
 
 
 def _optimizer_tensors(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -300,6 +315,8 @@ def _load_optimizer(file: Path, model: Any, optimizer: torch.optim.Optimizer) ->
     for label, tensor in load_file(file).items():
         name, _, key = label.rpartition("/")
         number = numbers[name]
+        if tensor.dim() and tensor.shape != parameters[number].shape:
+            raise ValueError(f"{label} has the shape {tuple(tensor.shape)}")
         part = part_like(tensor, parameters[number]) if tensor.dim() else tensor
         states.setdefault(number, {})[key] = part
     groups = optimizer.state_dict()["param_groups"]

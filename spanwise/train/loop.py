@@ -21,11 +21,12 @@ from spanwise.train.critic import still_rising
 from spanwise.train.evaluate import measure
 from spanwise.train.journal import StepJournal
 from spanwise.train.learner import Learner
+from spanwise.train.lock import locked
 from spanwise.train.memory import check_memory
 from spanwise.train.metrics import failure_summary, packing_summary, tree_metrics
 from spanwise.train.not_finite import NotFiniteError, save_for_study
 from spanwise.train.records import records, token_arrays
-from spanwise.train.resume import go_back, save_state, unfinished
+from spanwise.train.resume import go_back, is_saved, save_state, unfinished
 from spanwise.train.run import Clock, Run, RunState
 from spanwise.train.sampling import draw_tasks, rollouts, sample_step
 from spanwise.train.stopping import Stopped, StopSignals
@@ -77,7 +78,7 @@ def train(
                 signals.check()
                 raise
     except Stopped:
-        if run.state.settled and run.state.before is not None:
+        if run.state.settled and run.state.before is not None and not is_saved(run):
             save_state(run)
         raise
     except NotFiniteError as error:
@@ -102,13 +103,14 @@ def start(
     check_memory(config, ranks)
     advantage = config.advantage.prepared(tokenizer)
     settings = resolved(config)
-    log, trackers = RunLog(folder), []
+    log, trackers, lock = RunLog(folder), [], None
     if resume:
         log = unfinished(folder, settings)
     elif ranks.leads:
         record = {"recipe": recipe, "arguments": list(arguments), "config": settings}
         log = RunLog.create(folder, record)
     if ranks.leads:
+        lock = locked(log.config_path)
         trackers = open_trackers(config.trackers, folder, settings)
     learner = Learner(config, config.model.load(), advantage, ranks)
     sampler = config.sampler.build(learner.whole_policy(), tokenizer)
@@ -116,6 +118,7 @@ def start(
         recipe=recipe,
         config=config,
         log=log,
+        lock=lock,
         trackers=trackers,
         tokenizer=tokenizer,
         settings=settings,

@@ -25,13 +25,23 @@ def save_state(run: Run) -> None:
     Raises:
       CheckpointError: if it cannot be written.
     """
-    state, log = run.state, run.log
-    fitting = state.step == 0 and not state.critic_fitted
-    name = f"critic_{len(state.critic_history):05d}" if fitting else f"step_{state.step:05d}"
-    folder = log.checkpoint_path(name)
-    write_checkpoint(folder, run.learner, run.tokenizer, state, run.settings)
+    folder = state_path(run)
+    write_checkpoint(folder, run.learner, run.tokenizer, run.state, run.settings)
     if run.ranks.leads:
         remove_old(folder.parent, run.config.checkpoints.keep)
+
+
+def is_saved(run: Run) -> bool:
+    """Whether there is a checkpoint of where the run is."""
+    return state_path(run).exists()
+
+
+def state_path(run: Run) -> Path:
+    """Where a checkpoint of where the run is belongs."""
+    state = run.state
+    fitting = state.step == 0 and not state.critic_fitted
+    name = f"critic_{len(state.critic_history):05d}" if fitting else f"step_{state.step:05d}"
+    return run.log.checkpoint_path(name)
 
 
 def go_back(run: Run, display: Display) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import IO, Any
 
 from spanwise.envs.base import Task
 from spanwise.rollout.base import Site
@@ -51,6 +51,38 @@ class RunState:
     settled: bool = True
     """False while the weights are ahead of what is counted here."""
 
+    def check(self) -> None:
+        """See that a state that was read can be one.
+
+        Raises:
+          ValueError: naming a field that cannot.
+
+        Example:
+          >>> RunState(step=-1).check()
+          Traceback (most recent call last):
+          ValueError: the state's step cannot be -1
+        """
+        for name, kinds in _STATE_KINDS.items():
+            value = getattr(self, name)
+            if type(value) not in kinds or (type(value) in (int, float) and not value >= 0):
+                raise ValueError(f"the state's {name} cannot be {value!r}")
+        if not all(type(value) is float for value in self.critic_history):
+            raise ValueError(f"the state's critic_history cannot be {self.critic_history!r}")
+
+
+_STATE_KINDS = {
+    "step": (int,),
+    "before": (dict, type(None)),
+    "critic_history": (list,),
+    "critic_fitted": (bool,),
+    "sampled_tokens": (int,),
+    "trained_tokens": (int,),
+    "train_seconds": (int, float),
+    "held_out": (int, float, type(None)),
+    "metrics_bytes": (int,),
+    "settled": (bool,),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -59,6 +91,9 @@ class Run:
     recipe: str
     config: TrainConfig
     log: RunLog
+    lock: IO[str] | None
+    """Held while this process writes to the run folder; None where another rank does."""
+
     trackers: Sequence[Tracker]
     tokenizer: Any
     settings: Mapping[str, Any]
@@ -100,6 +135,8 @@ class Run:
     def close(self) -> None:
         """Stop the sampler and write out what the trackers hold back."""
         self.journal.close()
+        if self.lock is not None:
+            self.lock.close()
         self.site.sampler.close()
         for tracker in self.trackers:
             tracker.close()
