@@ -3,10 +3,9 @@
     python -m bench.kill_resume --kills 30
 
 Each trial starts a run as a process of its own, sends it SIGKILL, resumes it, and compares
-with a run that nobody killed. A third of the kills come after a random part of the time that
-a whole run takes; a third in an update, after a random part of the time it takes; a third
-while a checkpoint is written. A run that ends before its kill is started again, with another
-moment.
+with a run that nobody killed. A third of the kills come at any moment of a batch drawn at
+random, of the start or of the end; a third in an update; a third while a checkpoint is
+written. A run that ends before its kill is started again, with another moment.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -50,60 +49,48 @@ WRITING_S = 0.08
 POLL_S = 0.002
 
 
-@dataclass(frozen=True, kw_only=True)
-class Whole:
-    """A run that nobody killed."""
-
-    folder: Path
-    first_s: float
-    """From its start to its first turn."""
-
-    all_s: float
-
-    def lines(self) -> list[dict[str, Any]]:
-        return RunLog.open(self.folder).read_metrics()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--workers", type=int, default=1, help="kills under way at once")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as parent:
-        wholes = {case: whole_run(Path(parent), case) for case in CASES}
-        for number in range(options.kills):
+    with (
+        tempfile.TemporaryDirectory() as parent,
+        ThreadPoolExecutor(options.workers) as pool,
+    ):
+        folders = pool.map(lambda case: whole_run(Path(parent), case), CASES)
+        wholes = dict(zip(CASES, folders, strict=True))
+
+        def row(number: int) -> dict[str, Any]:
             case, aim = list(CASES)[number // len(AIMS) % len(CASES)], AIMS[number % len(AIMS)]
             draw = random.Random(f"{options.seed} {number}")
-            row = trial(Path(parent) / f"trial_{number}", case, wholes[case], aim, draw)
-            rows.append({"kill": number + 1, **row})
-            print(" ".join(f"{name}={value}" for name, value in rows[-1].items()), flush=True)
+            found = trial(Path(parent) / f"trial_{number}", case, wholes[case], aim, draw)
+            print(f"kill={number + 1}", *(f"{k}={v}" for k, v in found.items()), flush=True)
+            return {"kill": number + 1, **found}
+
+        rows = list(pool.map(row, range(options.kills)))
     Console().print(table(rows))
     alike = sum(row["equal"] for row in rows)
     print(f"{alike} of {len(rows)} byte-equal")
     save("kill_resume", rows, kills=len(rows), equal=alike)
 
 
-def whole_run(parent: Path, case: str) -> Whole:
-    """Run a case to its end."""
+def whole_run(parent: Path, case: str) -> Path:
+    """The folder of a run that nobody kills."""
     folder = parent / case.replace(" ", "_").replace(",", "")
-    begun = time.monotonic()
-    process = started(*CASES[case], "--folder", str(folder))
-    while process.poll() is None and not (folder / "journal").exists():
-        time.sleep(POLL_S)
-    first_s = time.monotonic() - begun
-    if process.wait() != 0:
+    if started(*CASES[case], "--folder", str(folder)).wait() != 0:
         raise SystemExit(f"the whole run of {case} failed")
-    return Whole(folder=folder, first_s=first_s, all_s=time.monotonic() - begun)
+    return folder
 
 
-def trial(folder: Path, case: str, whole: Whole, aim: str, draw: random.Random) -> dict[str, Any]:
+def trial(folder: Path, case: str, whole: Path, aim: str, draw: random.Random) -> dict[str, Any]:
     """Kill one run and resume it."""
-    lines, redrawn = whole.lines(), 0
+    lines, redrawn = RunLog.open(whole).read_metrics(), 0
     while True:
         begun = time.monotonic()
         process = started(*CASES[case], "--folder", str(folder))
-        await_moment(process, folder, whole, aim, draw)
+        await_moment(process, folder, lines, aim, draw)
         process.kill()
         process.wait()
         killed_s = time.monotonic() - begun
@@ -116,26 +103,31 @@ def trial(folder: Path, case: str, whole: Whole, aim: str, draw: random.Random) 
         status = started("--resume", str(folder)).wait()
     else:
         status = started(*CASES[case], "--folder", str(folder)).wait()
-    differ = differing(left_behind(whole.folder), left_behind(folder)) if status == 0 else ["end"]
+    differ = differing(left_behind(whole), left_behind(folder)) if status == 0 else ["end"]
     shutil.rmtree(folder)
     row = {"case": case, "aim": aim, "killed_after_s": round(killed_s, 2), "in_flight": flight}
     return {**row, "redrawn": redrawn, "equal": not differ, "differing": differ}
 
 
 def await_moment(
-    process: subprocess.Popen[bytes], folder: Path, whole: Whole, aim: str, draw: random.Random
+    process: subprocess.Popen[bytes],
+    folder: Path,
+    lines: list[dict[str, Any]],
+    aim: str,
+    draw: random.Random,
 ) -> None:
     """Return when the run is to be killed, or has ended."""
-    lines, begun = whole.lines(), time.monotonic()
-    number = draw.randrange(len(lines))
     if aim == "any moment":
-        wait_s = draw.uniform(whole.first_s, whole.all_s)
-        wait_until(process, lambda: time.monotonic() - begun > wait_s)
+        number = draw.randint(0, len(lines))  # the last: while the end is measured
+        line = lines[min(number, len(lines) - 1)]
+        wait_until(process, lambda: written_lines(folder) >= number)
+        time.sleep(draw.uniform(0, sum(v for k, v in line.items() if k.startswith("seconds/"))))
     elif aim == "an update":
+        number = draw.randrange(len(lines))
         wait_until(process, lambda: sampled(folder, lines) > number)
         time.sleep(draw.uniform(0, lines[number].get("seconds/update", 0.0)))
     else:
-        due = draw.randint(1, len(list(whole.folder.glob("checkpoints/step_*"))))
+        due = draw.randint(1, lines[-1]["step"] // 2)  # one is due every second step
         seen: set[str] = set()
 
         def writing() -> bool:
