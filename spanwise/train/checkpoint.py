@@ -95,7 +95,7 @@ def write_checkpoint(
             "skips_in_a_row": learner.skips.in_a_row,
         }
         _write(partial / STATE, record)
-        files = {path.name: _fingerprint(path) for path in sorted(partial.iterdir())}
+        files = {path.name: fingerprint(path) for path in sorted(partial.iterdir())}
         manifest = {"schema": SCHEMA, "settings": settings_digest(settings), "files": files}
         _write(partial / MANIFEST, manifest)
 
@@ -155,7 +155,7 @@ def check_files(folder: Path, settings: Mapping[str, Any]) -> None:
         file = folder / Path(name).name
         if not file.is_file():
             raise CheckpointError(f"{file} is missing")
-        if _fingerprint(file) != wanted:
+        if fingerprint(file) != wanted:
             raise CheckpointError(f"{file} is damaged: it is not what was written")
 
 
@@ -332,7 +332,8 @@ def _score(folder: Path) -> float:
     return -1.0 if score is None else float(score)
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
+def fingerprint(path: Path) -> dict[str, Any]:
+    """What the manifest says of a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}

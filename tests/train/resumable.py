@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from spanwise.envs.base import Reply, Task, Turn
 from spanwise.runlog import RunLog
 from spanwise.train.config import Checkpoints, TrainConfig
 from spanwise.train.critic import NoCritic, ValueHead
 from spanwise.train.shaping import KLPenalty
-from tests.train.letters import letters
+from tests.train.letters import Letters, letters
 
 ROOT = Path(__file__).parent.parent.parent
 TIMES = ("seconds/", "train_seconds", "peak_memory_mb", "left_behind")
@@ -33,6 +37,20 @@ def with_critic() -> TrainConfig:
 def long() -> TrainConfig:
     """Longer than any test waits."""
     return letters(critic=NoCritic(), steps=10_000, checkpoints=Checkpoints(every=0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocking(Letters):
+    """A reward that keeps the event loop from all else, for longer than any test waits."""
+
+    async def reply(self, task: Task, turns: Sequence[Turn]) -> Reply:
+        print("blocking", flush=True)
+        time.sleep(1000)
+        return await super().reply(task, turns)
+
+
+def blocked() -> TrainConfig:
+    return replace(plain(), env=Blocking())
 
 
 def child(*words: str) -> subprocess.Popen[str]:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import shutil
-import signal
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from spanwise.display import Display
 from spanwise.runlog import RunError, RunLog
-from spanwise.train import train
-from spanwise.train.checkpoint import CheckpointError, checkpoint_folders, remove_old
+from spanwise.train import loop, train
+from spanwise.train.checkpoint import (
+    CheckpointError,
+    checkpoint_folders,
+    fingerprint,
+    remove_old,
+)
 from spanwise.train.config import Checkpoints
-from tests.train.resumable import ROOT, child, differing, left_behind, plain
+from spanwise.train.run import Run
+from tests.train.resumable import differing, left_behind, plain
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +61,28 @@ def edit(name: str, value: object) -> Callable[[Path], None]:
     return change
 
 
+def refit(name: str, change: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Change a file and write its new fingerprint into the manifest."""
+
+    def changed(folder: Path) -> None:
+        change(folder / name)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["files"][name] = fingerprint(folder / name)
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    return changed
+
+
+def without_a_tensor(file: Path) -> None:
+    tensors = load_file(file)
+    del tensors[max(tensors)]
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def negative_step(file: Path) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"step": -1}))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -65,6 +94,10 @@ def edit(name: str, value: object) -> Callable[[Path], None]:
         (lambda f: (f / "manifest.json").unlink(), "manifest.json is damaged"),
         (edit("schema", 99), "schema 99, this version reads 1"),
         (edit("settings", "0"), "belongs to a run of other settings"),
+        (refit("model.safetensors", without_a_tensor), "weights are others: model.norm.weight"),
+        (refit("optimizer.safetensors", without_a_tensor), "does not fit this run"),
+        (refit("state.json", lambda f: f.write_text('{"step": 6}')), "does not fit this run"),
+        (refit("state.json", negative_step), "the state's step cannot be -1"),
     ],
 )
 def test_a_bad_checkpoint_is_named_and_the_one_before_is_used(
@@ -126,13 +159,45 @@ def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
         train(config, recipe="r", folder=tmp_path / "run", display=Display(), resume=True)
 
 
-def test_ctrl_c_ends_the_command_with_130_and_the_command_that_resumes(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    process = child(f"{ROOT}/tests/train/resumable.py:long", "--folder", str(folder))
-    while process.poll() is None and not (folder / "metrics.jsonl").exists():
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert f"spanwise train --resume {folder}" in said
-    assert len(checkpoint_folders(folder / "checkpoints")) == 1
+def test_a_file_that_the_disk_cuts_short_leaves_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files may not grow beyond 4 kB while the second checkpoint is written."""
+    real, limit = loop.save_state, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def cut_short(run: Run) -> None:
+        if run.state.step == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+        try:
+            real(run)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_state", cut_short)
+        with pytest.raises(CheckpointError, match=r"cannot write .*step_00004"):
+            train(plain(), recipe="r", folder=tmp_path, display=Display())
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00002"]
+    assert resumed(tmp_path).read_metrics()[-1]["step"] == 6
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_under_the_metrics_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(RunError, match=r"cannot write .*metrics\.jsonl: No space left"):
+        train(plain(), recipe="r", folder=tmp_path, display=Display())
+
+
+def test_a_folder_of_checkpoints_that_cannot_be_written_is_named(stopped: Path) -> None:
+    shutil.rmtree(stopped / "checkpoints")
+    (stopped / "checkpoints").write_text("a file in its place")
+    (stopped / "metrics.jsonl").write_text("")
+    with pytest.raises(CheckpointError, match=r"cannot write .*checkpoints/step_00002"):
+        resumed(stopped)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_run_folder_that_may_not_be_written_is_named(stopped: Path) -> None:
+    (stopped / "config.json").chmod(0o444)
+    with pytest.raises(RunError, match=r"cannot write .*config\.json: Permission denied"):
+        resumed(stopped)

@@ -7,8 +7,8 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,20 @@ import torch
 
 from spanwise.cli import main
 from spanwise.display import Display
+from spanwise.envs.base import Reply, Task, Turn
+from spanwise.models.execution import checkpoint_gradients
+from spanwise.models.lora import LoRA, add_adapter
 from spanwise.runlog import RunError, RunLog
+from spanwise.tools.base import Room, run_with_deadline
 from spanwise.train import Stopped, TrainConfig, train
 from spanwise.train import loop as loop_module
 from spanwise.train.checkpoint import CheckpointError, checkpoint_folders
 from spanwise.train.config import Checkpoints
+from spanwise.train.critic import ValueHead
 from spanwise.train.learner import Learner
 from spanwise.train.not_finite import NotFiniteError
+from tests.tiny import tiny_model
+from tests.train.letters import SYMBOLS, LetterModel, Letters
 from tests.train.resumable import ROOT, child, differing, left_behind, plain, with_critic
 
 RECIPES = {"plain": plain, "with_critic": with_critic}
@@ -42,6 +49,29 @@ def whole(
     folder = tmp_path_factory.mktemp("whole") / request.param
     run(make(), folder)
     return make, folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolLetters(Letters):
+    """Scores in a thread as tools do, each call after a moment that no seed knows."""
+
+    async def reply(self, task: Task, turns: Sequence[Turn]) -> Reply:
+        wait_s = int.from_bytes(os.urandom(1)) / 50_000
+        await run_with_deadline(lambda: time.sleep(wait_s), 10.0)
+        return await super().reply(task, turns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreciseModel(LetterModel):
+    """The small model in the precision, and with the adapter, that are asked for."""
+
+    def load(self) -> Any:
+        model = tiny_model(len(SYMBOLS), dtype=getattr(torch, self.dtype))
+        if self.lora.rank:
+            add_adapter(model, self.lora)
+        if self.gradient_checkpointing:
+            checkpoint_gradients(model)
+        return model
 
 
 class Killed(SystemExit):
@@ -181,6 +211,42 @@ def test_the_same_run_however_many_requests_are_in_flight(
     logs = [run(config, tmp_path / name) for config, name in ((many, "many"), (few, "few"))]
     first, second = (left_behind(log.folder) for log in logs)
     assert differing(first, second) == []
+
+
+@pytest.mark.parametrize("num_threads", [1, 16])
+def test_the_same_run_however_many_tools_run_at_once_and_whichever_ends_first(
+    num_threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(plain(), steps=3)
+    run(config, tmp_path / "plain")
+    monkeypatch.setattr("spanwise.tools.base._room", Room(num_threads))
+    run(replace(config, env=ToolLetters()), tmp_path / "tools")
+    assert differing(left_behind(tmp_path / "plain"), left_behind(tmp_path / "tools")) == []
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        PreciseModel(dtype="bfloat16", gradient_checkpointing=True),
+        PreciseModel(lora=LoRA(rank=2)),
+        PreciseModel(dtype="bfloat16", lora=LoRA(rank=2)),
+    ],
+    ids=["bfloat16, gradient checkpointing", "adapter", "adapter on bfloat16"],
+)
+def test_models_of_other_precision_and_with_adapters_go_on_too(
+    model: PreciseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(
+        with_critic(), model=model, critic=ValueHead(learning_rate=1e-2, pretraining_steps=0)
+    )
+    config = replace(config, steps=3, checkpoints=Checkpoints(every=1))
+    run(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        _end_in("update", patch)  # of the second step
+        with pytest.raises(Killed):
+            run(config, tmp_path / "run")
+    run(config, tmp_path / "run", resume=True)
+    assert differing(left_behind(tmp_path / "whole"), left_behind(tmp_path / "run")) == []
 
 
 def test_what_cannot_be_resumed_is_refused(
