@@ -31,7 +31,7 @@ EVERYWHERE = {
     "rollout.max_response_tokens", "rollout.max_turn_tokens", "rollout.num_chains",
     "rollout.sampling.temperature", "rollout.sampling.top_k", "rollout.sampling.top_p",
     "sampler.max_prefix_tokens", "sampler.max_rows", "sampler.max_slot_tokens",
-    "seed", "steps", "trackers",
+    "seed", "steps", "steps_off", "trackers",
     "update.epochs", "update.learning_rate", "update.max_gradient_norm",
     "update.packing", "update.prompts_per_minibatch", "update.tokens_per_microbatch",
     "update.weight_decay",

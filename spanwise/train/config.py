@@ -6,7 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from spanwise.credit import Advantage
 from spanwise.envs.base import Environment
@@ -97,6 +97,10 @@ class TrainConfig:
     """Leave out prompts whose branches all score alike and sample others in their place,
     up to so many times a step; 0 trains on all that was sampled."""
 
+    steps_off: Literal[0, 1] = 0
+    """1: sample the next step while this one is trained on, from the weights before its
+    update. Needs a correction of the mismatch."""
+
     seed: int = 0
     """Every draw of the run follows from it."""
 
@@ -124,6 +128,11 @@ class TrainConfig:
             )
         if self.keep_trees_every < 0:
             raise ValueError(f"keep_trees_every must be at least 0, got {self.keep_trees_every}")
+        if self.steps_off and not self.mismatch.corrects:
+            raise ValueError(
+                "steps_off=1 trains on what older weights sampled; have that corrected with "
+                "mismatch.truncate, such as 2, or mismatch.mask"
+            )
         if self.refill_rounds < 0:
             raise ValueError(f"refill_rounds must be at least 0, got {self.refill_rounds}")
         has_critic, credit = not isinstance(self.critic, NoCritic), type(self.advantage).__name__

@@ -46,11 +46,16 @@ class StepJournal(Journal):
             self._file.flush()
         return node_of(json.loads(line)["node"])  # what a resumed run will see
 
-    def clear(self) -> None:
-        """Forget all turns: a checkpoint holds what they led to."""
+    def clear(self, *, but: int | None = None) -> None:
+        """Forget all turns: a checkpoint holds what they led to.
+
+        Args:
+          but: A step whose turns are kept, for they have led to nothing yet.
+        """
         self.close()
         for file in self.folder.glob("*.jsonl"):
-            file.unlink(missing_ok=True)
+            if but is None or file != self._path(but):
+                file.unlink(missing_ok=True)
 
     def close(self) -> None:
         if self._file is not None:

@@ -47,15 +47,15 @@ class Learner:
         self.reference = own_copy(model).requires_grad_(False) if held else None
         if self.reference is not None:
             ranks.split(self.reference)
-        self._whole = ranks.copy_to_sample_from(model)
+        self._whole = ranks.copy_to_sample_from(model, apart=config.steps_off > 0)
         ranks.split(model)
         self.optimizer = config.update.optimizer(model)
 
     def whole_policy(self) -> Any:
         """The policy as it is now with all of its weights, to sample from and to save.
 
-        Every rank has to ask. Where the policy is split this is a copy, at rest until the
-        next call.
+        Every rank has to ask. Where the policy is split or the next step is sampled while it
+        is trained, this is a copy, at rest until the next call.
         """
         self.ranks.refresh(self._whole, self.model)
         return self._whole

@@ -28,7 +28,7 @@ from spanwise.train.not_finite import NotFiniteError, save_for_study
 from spanwise.train.records import records, token_arrays
 from spanwise.train.resume import go_back, is_saved, save_state, unfinished
 from spanwise.train.run import Clock, Run, RunState
-from spanwise.train.sampling import draw_tasks, rollouts, sample_step
+from spanwise.train.sampling import Sampled, draw_tasks, rollouts, sample_step
 from spanwise.train.stopping import Stopped, StopSignals
 
 LAST_STEPS = 5
@@ -94,6 +94,8 @@ def start(
     """A run with all its parts; what can be refused is refused before the model is read."""
     config.sampler.check()
     ranks = config.processes.join(config.model.device)
+    if config.steps_off and ranks.size > 1:
+        raise ValueError(f"steps_off=1 is for one process, and there are {ranks.size}")
     tokenizer = config.model.load_tokenizer()
     config.env.check(tokenizer)
     config.critic.check(config.model, tokenizer)
@@ -154,7 +156,7 @@ def trained_to_the_end(run: Run, display: Display, signals: StopSignals) -> None
             state.settled = True
             if is_due(step, config.checkpoints.every, config.steps):
                 save_state(run)
-                run.journal.clear()
+                run.journal.clear(but=step + config.steps_off)
             progress.step(metrics)
     signals.check()
     with display.waiting("measuring the model after training"):
@@ -180,13 +182,18 @@ def train_step(run: Run, step: int, signals: StopSignals) -> dict[str, Any]:
     A batch without a reward trains nothing, and ``no_signal`` counts it.
     """
     config, learner, clock = run.config, run.learner, Clock()
-    sampled = run_rollouts(sample_step(run.training_site(), config, run.pool, step, run.ranks))
+    sampled = run.ahead.take() or sampled_trees(run, step)
     signals.check()  # before anything that a stop cut short is trained on
-    run.site.sampler.rest()
+    if config.steps_off and step < config.steps:
+        run.ahead.begin(lambda: sampled_trees(run, step + 1))
+    else:
+        run.site.sampler.rest()
     clock.lap("rollout")
 
     batch = learner.batch(sampled.trees)
     metrics = {"step": step, **tree_metrics(sampled.all_trees, batch)}
+    if config.steps_off:
+        metrics["staleness"] = min(step - 1, config.steps_off)
     if config.refill_rounds:
         metrics["dropped_prompts"] = len(sampled.all_trees) - len(sampled.trees)
     clock.lap("scoring")
@@ -197,6 +204,7 @@ def train_step(run: Run, step: int, signals: StopSignals) -> dict[str, Any]:
         clock.lap("credit")
         run.state.settled = False
         metrics |= learner.update(batch, advantages, seed=seed_of(config.seed, step, "update"))
+        run.ahead.settle()
         run.site.sampler.update_weights(learner.whole_policy())
         clock.lap("update")
         if is_due(step, config.keep_trees_every, config.steps):
@@ -206,6 +214,7 @@ def train_step(run: Run, step: int, signals: StopSignals) -> dict[str, Any]:
                 kept = records(sampled.trees, sampled.tasks, batch, arrays, values)
                 run.log.write_trees(step, kept)
             clock.lap("record")
+    run.ahead.settle()
 
     if is_due(step, config.evaluation.every, config.steps + 1):
         held_out = measure(run.site, config.rollout, config.evaluation, run.ranks).summary()
@@ -214,6 +223,11 @@ def train_step(run: Run, step: int, signals: StopSignals) -> dict[str, Any]:
         clock.lap("evaluation")
     run.count(metrics, clock.total(), epochs=config.update.epochs)
     return {**metrics, "total_sampled_tokens": run.state.sampled_tokens, **clock.seconds()}
+
+
+def sampled_trees(run: Run, step: int) -> Sampled:
+    """The trees of a step from the weights that the sampler has now."""
+    return run_rollouts(sample_step(run.training_site(), run.config, run.pool, step, run.ranks))
 
 
 def pretrain_critic(run: Run, display: Display, signals: StopSignals) -> None:

@@ -52,7 +52,8 @@ def check_memory(config: TrainConfig, ranks: Ranks = ALONE) -> None:
 def run_bytes(config: TrainConfig, size: int, ranks: Ranks = ALONE, *, other_size: int = 0) -> int:
     """What the weights of a run take in one process with all that trains them, in bytes.
 
-    Counted are the policy, a critic's own trunk and the reference of a KL penalty. With an
+    Counted are the policy, a critic's own trunk, the reference of a KL penalty and, with
+    ``steps_off``, the copy of the policy that is sampled from meanwhile. With an
     adapter, copies share one set of frozen weights, and the adapters are too small to count.
     Models that are split over processes take their share of that, and one whole copy of the
     policy, to sample from; and before they are split, two whole ones.
@@ -71,7 +72,7 @@ def run_bytes(config: TrainConfig, size: int, ranks: Ranks = ALONE, *, other_siz
         # split models do not share frozen weights, each has its part of its own
         total = held * (size + (trunk + reference if split else other_size))
     else:
-        total = trained * (size + trunk) + held * reference
+        total = trained * (size + trunk) + held * (reference + size * config.steps_off)
     if not split:
         return total
     return max(held * size + math.ceil(total / ranks.size), held * (size + max(size, trunk)))

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from spanwise.models.lora import own_copy
 from spanwise.models.sharding import copy_whole, shard
 
 S = TypeVar("S")
@@ -167,10 +168,15 @@ class Ranks:
         if self.mesh is not None:
             shard(model, self.mesh)
 
-    def copy_to_sample_from(self, model: Any) -> Any:
-        """A model that stays whole when ``model`` is split: itself if it is not going to be."""
+    def copy_to_sample_from(self, model: Any, *, apart: bool = False) -> Any:
+        """A model that stays whole when ``model`` is split: itself if it is not going to be.
+
+        Args:
+          model: Not split yet.
+          apart: Have a copy in any case; frozen weights are shared if nothing is split.
+        """
         if self.mesh is None:
-            return model
+            return own_copy(model).requires_grad_(False) if apart else model
         return copy.deepcopy(model).requires_grad_(False)
 
     def refresh(self, whole_model: Any, model: Any) -> None:

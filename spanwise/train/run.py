@@ -11,6 +11,7 @@ from spanwise.envs.base import Task
 from spanwise.rollout.base import Site
 from spanwise.runlog import RunLog
 from spanwise.trackers import Tracker
+from spanwise.train.ahead import Ahead
 from spanwise.train.config import TrainConfig
 from spanwise.train.journal import StepJournal
 from spanwise.train.learner import Learner
@@ -107,6 +108,8 @@ class Run:
 
     state: RunState
     ranks: Ranks
+    ahead: Ahead = field(default_factory=Ahead)
+    """The sampling of the next step, with ``steps_off``."""
 
     def count(self, metrics: Mapping[str, Any], seconds: float, *, epochs: int) -> None:
         """Add what a batch took to the state, ``epochs`` passes over its trained tokens."""
@@ -134,6 +137,7 @@ class Run:
 
     def close(self) -> None:
         """Stop the sampler and write out what the trackers hold back."""
+        self.ahead.close()
         self.journal.close()
         if self.lock is not None:
             self.lock.close()

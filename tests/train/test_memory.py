@@ -17,6 +17,7 @@ from spanwise.recipes.chain import sae_chain
 from spanwise.recipes.search import at2po_search
 from spanwise.train import memory
 from spanwise.train.critic import ValueHead
+from spanwise.train.mismatch import Mismatch
 from spanwise.train.ranks import Ranks
 from spanwise.train.shaping import KLPenalty
 
@@ -35,6 +36,8 @@ def test_every_copy_of_the_model_is_counted() -> None:
     assert memory.run_bytes(sae, 10) == 320
     assert memory.run_bytes(replace(sae, critic=ValueHead(trunk="policy")), 10) == 160
     assert memory.run_bytes(replace(at2po, kl=KLPenalty(coefficient=0.1)), 10) == 200
+    ahead = replace(at2po, steps_off=1, mismatch=Mismatch(truncate=2.0))
+    assert memory.run_bytes(ahead, 10) == 200
     short = replace(at2po, model=Model(dtype="bfloat16"), kl=KLPenalty(coefficient=0.1))
     assert memory.run_bytes(short, 10) == 180
     adapter = Model(dtype="bfloat16", lora=LoRA(rank=8))
