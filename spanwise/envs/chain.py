@@ -2,12 +2,15 @@
 
     question   3 a + 4 b - 8 =
     worked     a 3 + 4 = 7 ; b 7 - 8 = 9 # 9 .
+    given up   a 3 + 4 = 7 ; b - # - .
 
 All numbers are one digit, sums and differences are taken modulo 10. Each step of the
 question has a letter, so that a small model can find its place. The reward is paid
-for the last digit alone, so that it falls to the credit to find the step that went
-wrong. A step that a model gets wrong now and then is a step of low probability: the
-segments of SAE (arXiv 2601.07320) mean something here.
+for the last digit alone, so that it falls to the credit to find
+the step that went wrong. A step that a model gets wrong now and then is a step of low
+probability: the segments of SAE (arXiv 2601.07320) mean something here. How long a
+question is, and whether its work was given up, foretell much of the outcome: there is
+something for a critic to learn.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ from functools import cached_property
 from spanwise.envs.base import Environment, Reply, Split, Task, Tokenizer, Turn
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+OPEN = "-"
+"""In place of the work of a step, or of the answer."""
 
 WORDS: tuple[str, ...] = (*"0123456789", *LETTERS, "+", "-", "=", ";", "#", ".")
 
@@ -85,12 +91,24 @@ def worked_step(letter: str, value: int, step: Step, result: int) -> str:
     return f"{letter} {value} {step[0]} {step[1]} = {result}"
 
 
-def worked_text(steps: Sequence[str], answer: int) -> str:
-    """A whole turn.
+def open_steps(letters: str) -> str:
+    """Steps that are named and not worked.
+
+    Example:
+      >>> open_steps("bcd")
+      'b - c - d -'
+    """
+    return " ".join(f"{letter} {OPEN}" for letter in letters)
+
+
+def worked_text(steps: Sequence[str], answer: int | str) -> str:
+    """A whole turn; with ``OPEN`` for an answer it has none.
 
     Example:
       >>> worked_text(["a 3 + 4 = 7", "b 7 - 8 = 9"], 9)
       'a 3 + 4 = 7 ; b 7 - 8 = 9 # 9 .'
+      >>> worked_text(["a 3 + 4 = 7", open_steps("b")], OPEN)
+      'a 3 + 4 = 7 ; b - # - .'
     """
     return f"{' ; '.join(steps)} # {answer} ."
 
@@ -119,8 +137,8 @@ class ChainSums(Environment):
       {'length': 3}
     """
 
-    min_numbers: int = 8
-    max_numbers: int = 14
+    min_numbers: int = 3
+    max_numbers: int = 12
     train_questions: int = 5000
     dev_questions: int = 500
     test_questions: int = 500

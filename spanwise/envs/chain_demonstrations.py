@@ -1,4 +1,4 @@
-"""Worked chains of sums, with slips and one habit, to fit a base model on."""
+"""Worked chains of sums, with slips and the habit of giving up, to fit a base model on."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import ClassVar
 
 from spanwise.envs.chain import (
     LETTERS,
+    OPEN,
     WORDS,
     Step,
     Sum,
     applied,
     check_lengths,
+    open_steps,
     worked_step,
     worked_text,
 )
@@ -23,7 +25,8 @@ from spanwise.envs.worked import Demonstration, DemonstrationSource
 class ChainDemonstrations(DemonstrationSource):
     """How chains are worked, and how often each fault is made, at each step.
 
-    After a fault the work goes on from the wrong result.
+    After a slip the work goes on from the wrong result. Giving up is the habit of long chains:
+    to work a chain of twelve to its end, six temptations have to be withstood.
 
     Example:
       >>> right = ChainDemonstrations(min_numbers=3, max_numbers=3).right()
@@ -34,22 +37,25 @@ class ChainDemonstrations(DemonstrationSource):
       'a 3 - 7 = 6 ; b 6 - 6 = 0 # 0 .'
     """
 
-    FAULTS: ClassVar[tuple[str, ...]] = ("wrong_result", "skipped_step", "wrong_digit", "habit")
+    FAULTS: ClassVar[tuple[str, ...]] = ("wrong_result", "skipped_step", "wrong_digit", "gives_up")
 
-    min_numbers: int = 8
-    max_numbers: int = 14
+    min_numbers: int = 3
+    max_numbers: int = 12
 
-    wrong_result: float = 0.04
+    wrong_result: float = 0.01
     """Any digit for the result of a step."""
 
-    skipped_step: float = 0.02
+    skipped_step: float = 0.01
     """Leave a step out."""
 
-    wrong_digit: float = 0.02
+    wrong_digit: float = 0.005
     """Copy another digit than the question has."""
 
-    habit: float = 0.6
-    """Make the result of ``- 7`` one too high: more often than not, wherever it comes up."""
+    gives_up: float = 0.7
+    """With a long way to go: leave this step and all that follow open, and the answer too."""
+
+    long_way: int = 6
+    """So many steps to come, this one among them, tempt to give up."""
 
     def __post_init__(self) -> None:
         check_lengths(self.min_numbers, self.max_numbers)
@@ -59,8 +65,13 @@ class ChainDemonstrations(DemonstrationSource):
         drawn = Sum.draw(rng, self.min_numbers, self.max_numbers)
         faults: list[str] = []
         written: list[str] = []
-        value = drawn.first
-        for letter, step in zip(LETTERS, drawn.steps, strict=False):
+        value, num_steps = drawn.first, len(drawn.steps)
+        answer: int | str | None = None
+        for done, (letter, step) in enumerate(zip(LETTERS, drawn.steps, strict=False)):
+            if num_steps - done >= self.long_way and self._slips("gives_up", rng, faults):
+                written.append(open_steps(LETTERS[done:num_steps]))
+                answer = OPEN
+                break
             if self._slips("skipped_step", rng, faults):
                 continue
             if self._slips("wrong_digit", rng, faults):
@@ -70,7 +81,7 @@ class ChainDemonstrations(DemonstrationSource):
             value = result
         return Demonstration(
             question=drawn.question,
-            turns=((worked_text(written, value), ""),),
+            turns=((worked_text(written, value if answer is None else answer), ""),),
             answer=str(drawn.value),
             faults=tuple(faults),
         )
@@ -79,12 +90,9 @@ class ChainDemonstrations(DemonstrationSource):
         return list(WORDS)
 
     def _result(self, value: int, step: Step, rng: random.Random, faults: list[str]) -> int:
-        right = applied(value, step)
-        if step == ("-", 7) and self._slips("habit", rng, faults):
-            return (right + 1) % 10
         if self._slips("wrong_result", rng, faults):
             return rng.randrange(10)
-        return right
+        return applied(value, step)
 
     def _slips(self, fault: str, rng: random.Random, faults: list[str]) -> bool:
         slipped = rng.random() < getattr(self, fault)

@@ -135,7 +135,7 @@ def chain_base() -> BaseModelRecipe:
     """The model that ships for ``ChainSums``."""
     return BaseModelRecipe(
         demonstrations=ChainDemonstrations(),
-        num_steps=1200,
+        num_steps=1000,
         clean_steps=800,
         rows_per_step=64,
         num_layers=3,

@@ -30,7 +30,7 @@ def test_splits_share_no_question_and_follow_from_the_seed():
     assert again.tasks("test") == ENV.tasks("test")
     assert replace(again, seed=1).tasks("test") != ENV.tasks("test")
     lengths = {t.info["length"] for t in ENV.tasks("train")}
-    assert lengths == set(range(8, 15))
+    assert lengths == set(range(3, 13))
 
 
 def test_right_and_wrong_answers():
@@ -88,17 +88,33 @@ def test_fault_rates():
     for fault in ("wrong_result", "skipped_step", "wrong_digit"):
         # 12,000 chances at 0.1: 1,200 expected, standard deviation 33
         assert abs(count(**{fault: 0.1}) - 0.1 * trials) < 5 * 33
-    # "- 7" is one step in twenty: 12,000 / 20 * 0.6 = 360, deviation below 19
-    assert abs(count(habit=0.6) - 360) < 5 * 19
-    with pytest.raises(ValueError, match="habit is a probability"):
-        ChainDemonstrations(habit=1.5)
+    # three of eight steps have six or more to come: not given up in any of them, 0.4 ** 3 = 0.064
+    # of 1,500; 1,404 expected, deviation below 10
+    assert abs(count(gives_up=0.6) - 1404) < 5 * 10
+    with pytest.raises(ValueError, match="gives_up is a probability"):
+        ChainDemonstrations(gives_up=1.5)
 
 
-def test_the_habit_makes_the_result_one_too_high():
-    demonstration = ChainDemonstrations(min_numbers=2, max_numbers=2).right()
+def test_what_is_given_up_stays_open_to_its_end():
+    source = ChainDemonstrations(min_numbers=8, max_numbers=8).right()
     rng = random.Random(2)
-    wrong = [replace(demonstration, habit=1.0).draw(rng) for _ in range(400)]
-    for drawn in wrong:
-        offset = int(drawn.turns[0][0].split()[-2]) - int(drawn.answer)
-        assert offset % 10 == (1 if "- 7 =" in drawn.question else 0)
-    assert any(d.faults for d in wrong)
+    drawn = [replace(source, gives_up=0.5).draw(rng) for _ in range(400)]
+    worked = set[int]()
+    for demonstration in drawn:
+        text = demonstration.turns[0][0]
+        worked.add(text.count("="))
+        if demonstration.faults:
+            assert demonstration.faults == ("gives_up",)
+            assert text.endswith(
+                " ".join(f"{c} -" for c in "abcdefg"[text.count("=") :]) + " # - ."
+            )
+            assert reply(text).stop == "malformed"
+        else:
+            assert text.endswith(f"# {demonstration.answer} .")
+    assert worked == {0, 1, 7}  # only the first two of seven steps have six to come
+
+
+def test_short_chains_are_not_given_up():
+    short = ChainDemonstrations(min_numbers=3, max_numbers=6).right()
+    rng = random.Random(3)
+    assert not any(replace(short, gives_up=1.0).draw(rng).faults for _ in range(200))
