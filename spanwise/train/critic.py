@@ -160,7 +160,7 @@ class FittedCritic:
         return losses.mean_by_token(per_token, mask, num_tokens=num_tokens)
 
 
-def still_rising(history: Sequence[float], *, window: int = 4, least: float = 0.01) -> bool:
+def still_rising(history: Sequence[float], *, window: int = 6, least: float = 0.01) -> bool:
     """Whether the newest figures are, on average, above those before them.
 
     Figures near 0 have not begun to rise, and count as rising.
@@ -171,7 +171,7 @@ def still_rising(history: Sequence[float], *, window: int = 4, least: float = 0.
       least: A rise of no more than this is none.
 
     Example:
-      >>> still_rising([0.0, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4]), still_rising([0.4] * 8)
+      >>> still_rising([0.0, 0.1, 0.2, 0.3] + [0.4] * 8), still_rising([0.4] * 12)
       (True, False)
     """
     if len(history) < 2 * window:

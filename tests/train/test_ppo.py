@@ -357,10 +357,11 @@ def test_pretraining_fits_the_critic_and_leaves_the_policy() -> None:
 def test_pretraining_stops_when_the_explained_variance_no_longer_rises() -> None:
     rising = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
     assert all(still_rising(rising[:n]) for n in range(7))
-    assert still_rising([*rising, 0.5, 0.5])  # the newest four are above the four before
-    assert not still_rising([*rising, 0.5, 0.5, 0.52, 0.48, 0.49, 0.5, 0.51])
+    plateau = [0.5, 0.52, 0.48, 0.49, 0.5, 0.51]
+    assert still_rising([*rising, *plateau])  # the newest six are above the six before
+    assert not still_rising([*rising, *plateau, *plateau])
     assert still_rising([0.0] * 12)  # it has not begun
-    assert not still_rising([0.5] * 4 + [0.4] * 4)
+    assert not still_rising([0.5] * 6 + [0.4] * 6)
 
 
 def test_a_critic_and_a_credit_that_do_not_fit_are_refused() -> None:
