@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from bench.record import save
 from spanwise.envs.base import Turn
@@ -32,7 +33,18 @@ from spanwise.envs.grammar import TAGS
 from spanwise.envs.search import MultiHopSearch
 from spanwise.envs.world import SearchWorld
 from spanwise.runlog import RunError, RunLog, tree_of, tree_record
+from spanwise.train.checkpoint import (
+    MANIFEST,
+    fingerprint,
+    read_checkpoint,
+    write_checkpoint,
+)
+from spanwise.train.config import resolved
+from spanwise.train.learner import Learner
+from spanwise.train.resume import unfinished
+from spanwise.train.run import RunState
 from spanwise.tree import Expansion, Failure, Node, Tree
+from tests.train.resumable import with_critic
 
 LIMIT_S = 1.0
 BATCH = 500
@@ -173,6 +185,64 @@ def run_folder(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(folder.rglob("*.json*"))}
 
 
+def checkpoints_found(numbers: Sequence[int]) -> Found:
+    """Each number damages a file that a run is resumed from; half of them get a manifest
+    that says the file is as it should be.
+    """
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    found, config = Found(), with_critic()
+    learner = Learner(config, config.model.load(), config.advantage)
+    assert learner.critic is not None
+    for part in (learner, learner.critic):
+        for parameter in part.model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        part.optimizer.step()
+    settings = resolved(config)
+    with tempfile.TemporaryDirectory() as name:
+        log = RunLog.create(Path(name), {"recipe": "r", "arguments": [], "config": settings})
+        folder = log.checkpoint_path("step_00002")
+        state = RunState(step=2, before={"exact_match": 0.5}, critic_history=[0.25])
+        write_checkpoint(folder, learner, config.model.load_tokenizer(), state, settings)
+        files = (log.config_path, *sorted(folder.iterdir()))
+        sound = {path: path.read_bytes() for path in files}
+        manifest = folder / MANIFEST
+        for number in numbers:
+            draw = random.Random(number)
+            path = draw.choice(files)
+            damage = damaged_tensors if path.suffix == ".safetensors" else damaged
+            path.write_bytes(damage(sound[path], draw))
+            if path not in (log.config_path, manifest) and draw.random() < 0.5:
+                record = json.loads(sound[manifest])
+                record["files"][path.name] = fingerprint(path)
+                manifest.write_text(json.dumps(record))
+            start = time.perf_counter()
+            try:
+                unfinished(log.folder, settings)
+                read_checkpoint(folder, learner, settings)
+                found.outcomes["read"] += 1
+            except RunError:
+                found.outcomes["refused"] += 1
+            except Exception as error:
+                found.crashes[number] = f"{path.name}: {type(error).__name__}: {error}"[:300]
+            _note_time(found, number, time.perf_counter() - start)
+            path.write_bytes(sound[path])
+            manifest.write_bytes(sound[manifest])
+    return found
+
+
+def damaged_tensors(content: bytes, draw: random.Random) -> bytes:
+    """A file of tensors with damage; half of the time the header is still JSON."""
+    length = int.from_bytes(content[:8], "little")
+    header, data = content[8 : 8 + length], content[8 + length :]
+    if draw.random() < 0.5:
+        return damaged(content, draw, kinds=4)
+    value = json.loads(header)
+    _exchange(value, draw)
+    changed = json.dumps(value).replace('"!"', draw.choice(NUMBERS)).encode()
+    return len(changed).to_bytes(8, "little") + changed + data
+
+
 def read_all(folder: Path) -> None:
     log = RunLog.open(folder)
     log.read_config()
@@ -183,9 +253,11 @@ def read_all(folder: Path) -> None:
             tree_of(record)
 
 
-def damaged(content: bytes, draw: random.Random) -> bytes:
-    """The file cut short, with bytes changed, with values or keys exchanged, or something else."""
-    kind = draw.randrange(6)
+def damaged(content: bytes, draw: random.Random, *, kinds: int = 6) -> bytes:
+    """The file cut short, with bytes changed, with something else in its place or twice in it;
+    of the 6 kinds, the last two exchange values or keys of its JSON.
+    """
+    kind = draw.randrange(kinds)
     if kind == 0:
         return content[: draw.randrange(len(content))]
     if kind == 1:
@@ -230,6 +302,7 @@ def _note_time(found: Found, number: int, seconds: float) -> None:
 CASES: dict[str, Callable[[Sequence[int]], Found]] = {
     "turns of a search agent": turns_found,
     "files of a run folder": files_found,
+    "files that a run is resumed from": checkpoints_found,
 }
 
 
@@ -268,7 +341,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = [
         fuzzed(case, count, options.workers)
-        for case, count in zip(CASES, (options.turns, options.files), strict=True)
+        for case, count in zip(CASES, (options.turns, options.files, options.files), strict=True)
     ]
     save("fuzz", rows)
     if any(row["crashes"] or row["slowest_s"] > LIMIT_S for row in rows):

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from spanwise.envs.base import Split
 
@@ -114,10 +114,11 @@ def _to_resume(arguments: list[str]) -> tuple[Path, str, list[str], TrainConfig]
     from spanwise.runlog import RunLog
 
     record = RunLog.open(Path(target)).read_config()
-    if not {"recipe", "arguments"} <= record.keys():
+    recipe, words = record.get("recipe"), record.get("arguments")
+    if not isinstance(recipe, str) or not isinstance(words, list):
         raise UsageError(f"{target}/config.json does not say which recipe it came from")
-    config = _configured(record["recipe"], record["arguments"])
-    return Path(target), record["recipe"], record["arguments"], config
+    words = [str(word) for word in cast("list[Any]", words)]
+    return Path(target), recipe, words, _configured(recipe, words)
 
 
 def _resume_command(folder: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from spanwise.display import Display
 from spanwise.runlog import RunError, RunLog
@@ -81,7 +81,11 @@ def unfinished(folder: Path, settings: dict[str, Any]) -> RunLog:
     log = RunLog.open(folder)
     if log.summary_path.exists():
         raise RunError(f"{folder} is finished; there is nothing to resume")
-    before = {name: v for name, v in log.read_config()["config"].items() if name != "folder"}
+    recorded = log.read_config().get("config")
+    if not isinstance(recorded, dict):
+        raise RunError(f"{log.config_path} does not say how the run was configured")
+    recorded = cast("dict[str, Any]", recorded)
+    before = {name: value for name, value in recorded.items() if name != "folder"}
     now = {name: value for name, value in settings.items() if name != "folder"}
     if changed := list(differences(before, now)):
         raise RunError(
