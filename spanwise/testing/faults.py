@@ -168,10 +168,6 @@ class FaultyReward(Environment):
         """Of the environment inside."""
         return self.env.messages(task)
 
-    def failure_text(self, failure: Failure) -> str:
-        """Of the environment inside."""
-        return self.env.failure_text(failure)
-
     def prompt(self, task: Task, tokenizer: Any) -> str:
         """Of the environment inside."""
         return self.env.prompt(task, tokenizer)
@@ -179,6 +175,10 @@ class FaultyReward(Environment):
     def rendered(self, observation: str, tokenizer: Any) -> str:
         """Of the environment inside."""
         return self.env.rendered(observation, tokenizer)
+
+    def failure_text(self, failure: Failure) -> str:
+        """Of the environment inside."""
+        return self.env.failure_text(failure)
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse what the environment inside refuses."""

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from spanwise.envs.base import Reply, Task, Turn
+from spanwise.envs.base import Environment, Reply, Task, Turn
 from spanwise.rollout import Chains, FailurePolicy, Site, run_rollouts
 from spanwise.rollout.failures import failures_in
-from spanwise.samplers.base import Request
+from spanwise.samplers.base import Request, Sampler
 from spanwise.testing import (
     FaultPlan,
     FaultyReward,
@@ -203,6 +203,14 @@ def test_without_faults_all_is_as_it_is_inside() -> None:
     assert FaultyReward(env=env, plan=NONE).stop_strings == (";",)
     assert asyncio.run(FaultyTool(tool=Echo(), plan=NONE)("q")) == "[q]"
     assert FaultyTool(tool=Echo(), plan=NONE).deadline_s == 5.0
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "inside"), [(FaultyReward, Environment), (FaultySampler, Sampler)]
+)
+def test_all_that_can_be_asked_is_asked_of_what_is_inside(wrapper: type, inside: type) -> None:
+    public = {name for name in vars(inside) if not name.startswith("_")}
+    assert public and public <= vars(wrapper).keys()
 
 
 @pytest.mark.parametrize(
