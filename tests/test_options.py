@@ -35,6 +35,7 @@ EVERYWHERE = {
     "update.epochs", "update.learning_rate", "update.max_gradient_norm",
     "update.packing", "update.prompts_per_minibatch", "update.tokens_per_microbatch",
     "update.weight_decay",
+    "watchdog.report_after_s", "watchdog.stop_after_s",
 }  # fmt: skip
 TREE = {
     "advantage.advantage", "advantage.value",

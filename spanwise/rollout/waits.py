@@ -1,4 +1,4 @@
-"""Which calls a run is waiting for, each with the node that needs it."""
+"""What a run is waiting for: calls, each with the node that needs it, and work of its own."""
 
 from __future__ import annotations
 
@@ -34,19 +34,34 @@ class Call:
         return f"the {self.kind}, step {self.step}, task {self.task_id}, node {node}{again}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A part of a step in which the run computes or writes."""
+
+    name: str
+    """Such as ``update``."""
+
+    step: int
+    since: float = field(default_factory=time.monotonic, compare=False)
+    """When it began, on ``time.monotonic``'s clock."""
+
+    def __str__(self) -> str:
+        return f"the {self.name}, step {self.step}"
+
+
 _current: ContextVar[Call | None] = ContextVar("current call", default=None)
-_open: dict[int, Call] = {}
+_open: dict[int, Call | Work] = {}
 
 
 @contextlib.contextmanager
-def waiting(call: Call) -> Iterator[None]:
-    """While the context is open, the call is among ``open_calls``."""
-    token = _current.set(call)
-    _open[id(call)] = call
+def waiting(wait: Call | Work) -> Iterator[None]:
+    """While the context is open, the call or work is among ``open_waits``."""
+    token = _current.set(wait if isinstance(wait, Call) else None)
+    _open[id(wait)] = wait
     try:
         yield
     finally:
-        del _open[id(call)]
+        del _open[id(wait)]
         _current.reset(token)
 
 
@@ -55,6 +70,6 @@ def current_call() -> Call | None:
     return _current.get()
 
 
-def open_calls() -> list[Call]:
-    """All calls under way, the oldest first. Any thread may ask."""
-    return sorted(list(_open.values()), key=lambda call: call.since)
+def open_waits() -> list[Call | Work]:
+    """All calls and work under way, the oldest first. Any thread may ask."""
+    return sorted(list(_open.values()), key=lambda wait: wait.since)

@@ -13,6 +13,7 @@ from spanwise.envs.base import Environment
 from spanwise.models.loading import Model
 from spanwise.rollout.base import Rollout
 from spanwise.rollout.failures import FailurePolicy
+from spanwise.rollout.watchdog import Watchdog
 from spanwise.samplers.base import Engine
 from spanwise.trackers import TrackerName
 from spanwise.train.critic import Critic, NoCritic
@@ -83,6 +84,9 @@ class TrainConfig:
 
     processes: Processes = Processes()
     """How the processes of ``torchrun`` share the run."""
+
+    watchdog: Watchdog = Watchdog()
+    """What is said and done about waits without end."""
 
     evaluation: Evaluation = field(default_factory=Evaluation)
     """How the model is measured before and after."""

@@ -13,6 +13,7 @@ from spanwise.display import Display
 from spanwise.rollout.base import Site
 from spanwise.rollout.running import run_rollouts
 from spanwise.rollout.seeds import seed_of
+from spanwise.rollout.waits import Work, waiting
 from spanwise.runlog import RunError, RunLog
 from spanwise.trackers import open_trackers
 from spanwise.train.checkpoint import save_weights
@@ -69,7 +70,7 @@ def train(
     """
     run = start(config, recipe=recipe, folder=folder, arguments=arguments, resume=resume)
     try:
-        with StopSignals(run.ranks) as signals:
+        with StopSignals(run.ranks) as signals, config.watchdog.watching(run.tell):
             try:
                 if resume:
                     go_back(run, display)
@@ -190,7 +191,8 @@ def train_step(run: Run, step: int, signals: StopSignals) -> dict[str, Any]:
         run.site.sampler.rest()
     clock.lap("rollout")
 
-    batch = learner.batch(sampled.trees)
+    with waiting(Work(name="scoring", step=step)):
+        batch = learner.batch(sampled.trees)
     metrics = {"step": step, **tree_metrics(sampled.all_trees, batch)}
     if config.steps_off:
         metrics["staleness"] = min(step - 1, config.steps_off)
@@ -203,9 +205,10 @@ def train_step(run: Run, step: int, signals: StopSignals) -> dict[str, Any]:
         advantages = learner.advantage(batch)
         clock.lap("credit")
         run.state.settled = False
-        metrics |= learner.update(batch, advantages, seed=seed_of(config.seed, step, "update"))
-        run.ahead.settle()
-        run.site.sampler.update_weights(learner.whole_policy())
+        with waiting(Work(name="update", step=step)):
+            metrics |= learner.update(batch, advantages, seed=seed_of(config.seed, step, "update"))
+            run.ahead.settle()
+            run.site.sampler.update_weights(learner.whole_policy())
         clock.lap("update")
         if is_due(step, config.keep_trees_every, config.steps):
             values = learner.advantage.node_values(batch)
@@ -270,7 +273,8 @@ def critic_step(run: Run, number: int, signals: StopSignals) -> dict[str, Any]:
     metrics = {"step": 0, "critic_batch": number, **tree_metrics(trees, batch)}
     if batch is not None:
         run.state.settled = False
-        metrics |= learner.fit_critic(batch, seed=seed_of(config.seed, step, "critic"))
+        with waiting(Work(name="fit of the critic", step=step)):
+            metrics |= learner.fit_critic(batch, seed=seed_of(config.seed, step, "critic"))
     clock.lap("update")
     run.count(metrics, clock.total(), epochs=0)
     metrics.setdefault("explained_variance", 0.0)

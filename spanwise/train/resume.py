@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from spanwise.display import Display
+from spanwise.rollout.waits import Work, waiting
 from spanwise.runlog import RunError, RunLog
 from spanwise.train.checkpoint import (
     newest_usable,
@@ -26,7 +27,8 @@ def save_state(run: Run) -> None:
       CheckpointError: if it cannot be written.
     """
     folder = state_path(run)
-    write_checkpoint(folder, run.learner, run.tokenizer, run.state, run.settings)
+    with waiting(Work(name="checkpoint", step=run.state.step)):
+        write_checkpoint(folder, run.learner, run.tokenizer, run.state, run.settings)
     if run.ranks.leads:
         remove_old(folder.parent, run.config.checkpoints.keep)
 

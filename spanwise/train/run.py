@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -127,6 +128,11 @@ class Run:
         self.state.metrics_bytes = self.log.write_metrics(metrics)
         for tracker in self.trackers:
             tracker.write(metrics)
+
+    def tell(self, text: str) -> None:
+        """Show a person one line, whichever process this is."""
+        process = f", process {self.ranks.rank}" if self.ranks.size > 1 else ""
+        print(f"spanwise{process}: {text}", file=sys.stderr, flush=True)
 
     def training_site(self) -> Site:
         """Where the trees to train on are grown: finished turns go into the journal.

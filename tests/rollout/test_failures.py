@@ -12,7 +12,7 @@ import pytest
 from spanwise.envs.base import Reply, Task, Turn
 from spanwise.rollout import Chains, FailurePolicy, RunStopped, Site, run_rollouts
 from spanwise.rollout.calls import LateError, within
-from spanwise.rollout.waits import current_call, open_calls
+from spanwise.rollout.waits import current_call, open_waits
 from spanwise.samplers.base import Completion, EngineError, Request
 from spanwise.tools.base import ToolCrash, ToolError, ToolTimeout
 from spanwise.tools.output import MAX_CHARACTERS
@@ -272,14 +272,14 @@ def test_a_call_knows_for_whom_it_is_made_and_stands_among_the_open_ones() -> No
     seen: list[tuple[str, bool]] = []
 
     async def act(number: int) -> None:
-        seen.append((str(current_call()), current_call() in open_calls()))
+        seen.append((str(current_call()), current_call() in open_waits()))
         if number == 0:
             raise ToolError("again")
 
     grown(act)
     name = "the environment, step 1, task task, node 0"
     assert seen == [(name, True), (f"{name}, attempt 2", True)]
-    assert current_call() is None and open_calls() == []
+    assert current_call() is None and open_waits() == []
 
 
 @pytest.mark.parametrize(
