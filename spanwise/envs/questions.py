@@ -24,7 +24,6 @@ from spanwise.envs.math_scoring import (
 )
 from spanwise.envs.question_files import Columns, Row, dataset_rows, file_rows
 from spanwise.envs.scoring_process import ScoringError, scored
-from spanwise.tree import Failure
 
 INSTRUCTIONS = r"Reason step by step, and put the final answer in \boxed{}."
 
@@ -160,8 +159,7 @@ class Questions(Environment):
                 deadline_s=self.deadline_s,
             )
         except ScoringError as error:
-            failure = Failure(kind="reward_error", message=str(error))
-            return Reply(stop="failure", failure=failure, outcome={"answer": answer})
+            return Reply(stop="failure", failure=error.failure(), outcome={"answer": answer})
         outcome = {"answer": answer, "exact_match": float(verdict or False)}
         stop = "malformed" if verdict is None else "answer"
         return Reply(stop=stop, reward=float(verdict or False), outcome=outcome)

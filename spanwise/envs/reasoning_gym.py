@@ -20,7 +20,6 @@ from typing import Any, cast
 from spanwise.envs.base import Environment, Reply, Split, Task, Tokenizer, Turn
 from spanwise.envs.math_scoring import INSTALL_HINT, last_boxed_answer, tagged_answer
 from spanwise.envs.scoring_process import ScoringError, generated, scored
-from spanwise.tree import Failure
 
 INSTRUCTIONS = (
     "Think it through, then give the final answer, and nothing but the answer, between "
@@ -157,8 +156,7 @@ class ReasoningGym(Environment):
             if not 0.0 <= reward <= 1.0:
                 raise ScoringError(f"the score is {reward}, not between 0 and 1")
         except ScoringError as error:
-            failure = Failure(kind="reward_error", message=str(error))
-            return Reply(stop="failure", failure=failure, outcome={"answer": answer})
+            return Reply(stop="failure", failure=error.failure(), outcome={"answer": answer})
         outcome = {"answer": answer, "exact_match": float(reward == 1.0)}
         return Reply(stop="answer", reward=reward, outcome=outcome)
 

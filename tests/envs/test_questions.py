@@ -260,7 +260,7 @@ def test_a_comparison_without_end_is_a_failure_and_the_next_one_works(tmp_path: 
     env = with_answer(tmp_path, "34", deadline_s=1.0)
     reply = replied(env, r"\boxed{9^{9^{9}}}")
     assert reply.stop == "failure" and reply.reward is None and reply.failure is not None
-    assert (reply.failure.kind, reply.failure.message) == ("reward_error", "no score in 1 s")
+    assert (reply.failure.kind, reply.failure.message) == ("reward_timeout", "no answer in 1 s")
     patient = with_answer(tmp_path, "34", deadline_s=30.0)
     assert replied(patient, r"\boxed{34}").reward == 1.0
 

@@ -93,7 +93,7 @@ def test_a_scorer_that_never_ends_or_raises_is_a_failure_and_not_a_reward():
     task = env.tasks("train")[0]
     hung = replied(env, task, "<answer>9**9**9**9</answer>")
     assert hung.stop == "failure" and hung.failure is not None
-    assert (hung.failure.kind, hung.failure.message) == ("reward_error", "no score in 1 s")
+    assert (hung.failure.kind, hung.failure.message) == ("reward_timeout", "no answer in 1 s")
     assert replied(env, task, f"<answer>{task.answers[0]}</answer>").reward == 1.0
 
 
