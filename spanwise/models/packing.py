@@ -11,6 +11,8 @@ Legend: N rows, T their width, P packed tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,6 +80,21 @@ class TokenTree:
         return sum(
             _block_pairs(len(b.queries), b.queries.shape[1], b.keys.shape[1]) for b in self.blocks
         )
+
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        """Whether one token attends to another, by their numbers, broadcast."""
+        return (key <= query) & (query < self.ends[key])
+
+    @cached_property
+    def block_mask(self) -> Any:
+        """The same as FlexAttention is to have it; made once, for all layers and models."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return self.sees(query, key)
+
+        size = len(self.tokens)
+        return create_block_mask(sees, None, None, size, size, device=self.ends.device)
 
 
 def token_tree(tokens: Tensor, lengths: Tensor) -> TokenTree:

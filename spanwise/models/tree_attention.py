@@ -146,9 +146,8 @@ def _flex_attention(
 ) -> Tensor:
     """The same by PyTorch's block-sparse kernel."""
     grouped = query.shape[1] != key.shape[1]
-    mask = _block_mask(tree)
     kernel = _compiled_flex_attention() if query.is_cuda else _flex_attention_function()
-    out = kernel(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped)
+    out = kernel(query, key, value, block_mask=tree.block_mask, scale=scale, enable_gqa=grouped)
     return out.transpose(1, 2)
 
 
@@ -162,17 +161,6 @@ def _flex_attention_function() -> Callable[..., Tensor]:
 @cache
 def _compiled_flex_attention() -> Callable[..., Tensor]:
     return torch.compile(_flex_attention_function(), dynamic=True)
-
-
-def _block_mask(tree: TokenTree) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    ends, size = tree.ends, len(tree.ends)
-
-    def sees(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (k <= q) & (q < ends[k])
-
-    return create_block_mask(sees, None, None, size, size, device=ends.device)
 
 
 def _attend_along_trees(trunk: Any) -> None:

@@ -272,10 +272,36 @@ def test_compiled_layers_are_compiled_once_for_all_trees(
     assert 0 < num_graphs[0] == num_graphs[-1]
 
 
+def test_the_mask_for_gpus_is_that_of_ancestors() -> None:
+    """Token by token, against the parents; and no block of 128 that is seen is left out."""
+    tree = long_tree()
+    size = len(tree.tokens)
+    assert size > 3 * 128
+    expected = torch.zeros(size, size, dtype=torch.bool)
+    for q in range(size):
+        k = q
+        while k >= 0:
+            expected[q, k] = True
+            k = int(tree.parents[k])
+    numbers = torch.arange(size)
+    assert torch.equal(tree.sees(numbers[:, None], numbers), expected)
+    blocks = torch.nn.functional.pad(expected, (0, -size % 128, 0, -size % 128))
+    blocks = blocks.unflatten(0, (-1, 128)).unflatten(2, (-1, 128)).any(3).any(1)
+    assert not bool(blocks.tril().all())  # some are left out
+    assert torch.equal(tree.block_mask.to_dense()[0, 0].bool(), blocks)
+
+
+def long_tree() -> TokenTree:
+    """Eight rows of 100 to 170 tokens that share 60, and two of another prompt."""
+    draw = torch.Generator().manual_seed(0)
+    tokens = torch.randint(1, 64, (10, 170), generator=draw)
+    tokens[:8, :60] = tokens[0, :60]
+    return token_tree(tokens, torch.randint(100, 171, (10,), generator=draw))
+
+
 def test_block_sparse_attention_equals_attention_by_blocks() -> None:
     """The form for GPUs, its forward pass, on a CPU."""
-    tokens, _, lengths = random_rows(3, depth=4)
-    tree = token_tree(tokens, lengths)
+    tree = long_tree()
     draw = torch.Generator().manual_seed(0)
     query = torch.randn(1, 4, len(tree.tokens), 16, generator=draw)
     key, value = torch.randn(2, 1, 2, len(tree.tokens), 16, generator=draw)
