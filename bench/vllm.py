@@ -152,7 +152,6 @@ def run(name: str, seed: int, runs: Path) -> dict[str, Any]:
         "steps": len(metrics),
         "before": summary["before"],
         "after": summary["after"],
-        "train_seconds": summary["train_seconds"],
         "largest_engine_mismatch": max(m["engine_mismatch_max"] for m in metrics),
     }
 
