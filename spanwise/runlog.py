@@ -38,7 +38,7 @@ class RunLog:
       >>> import tempfile
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     log = RunLog.create(Path(folder) / "run", {"recipe": "demo"})
-      ...     log.write_metrics({"step": 1, "reward": 0.5})
+      ...     _ = log.write_metrics({"step": 1, "reward": 0.5})
       ...     log.read_metrics()
       [{'step': 1, 'reward': 0.5}]
     """

@@ -157,7 +157,7 @@ def trained_to_the_end(run: Run, display: Display, signals: StopSignals) -> None
             state.settled = True
             if is_due(step, config.checkpoints.every, config.steps):
                 save_state(run)
-                run.journal.clear(but=step + config.steps_off)
+                run.journal.clear(but=step + 1 if config.steps_off else None)
             progress.step(metrics)
     signals.check()
     with display.waiting("measuring the model after training"):

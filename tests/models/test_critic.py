@@ -163,4 +163,9 @@ def test_explained_variance_by_hand() -> None:
     wrong = torch.tensor([[0.0, 0.0, 1.0, 9.0]])
     assert explained_variance(wrong, targets, mask) == pytest.approx(-2)
     assert explained_variance(wrong, torch.ones(1, 4), mask) == 0.0
+    for dtype in (torch.float32, torch.float64):  # alike but for the last digit
+        near = torch.ones(1, 4, dtype=dtype)
+        near[0, 1] += torch.finfo(dtype).eps
+        assert explained_variance(wrong.to(dtype), near, mask) == 0.0
+        assert explained_variance(wrong.to(dtype), near - 1, mask) == 0.0
     assert explained_variance(wrong, targets, torch.zeros_like(mask)) == 0.0

@@ -9,6 +9,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
+class _Quiet(ThreadingHTTPServer):
+    """Says nothing of clients that went away."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None: ...
+
+
 class FakeServer:
     """Says that token 9 and then the end token were drawn.
 
@@ -37,7 +43,7 @@ class FakeServer:
 
     def start(self) -> None:
         """At the port it had before, if there was one."""
-        self._http = ThreadingHTTPServer(("127.0.0.1", self.port), _handler(self))
+        self._http = _Quiet(("127.0.0.1", self.port), _handler(self))
         self.port = self._http.server_address[1]
         threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
 
