@@ -41,6 +41,8 @@ SCHEMA = 1
 MANIFEST, STATE = "manifest.json", "state.json"
 OPTIMIZER, CRITIC_OPTIMIZER = "optimizer.safetensors", "critic_optimizer.safetensors"
 PARTIAL = ".partial"
+UNFIT = (OSError, SafetensorError, LookupError, TypeError, ValueError, OverflowError, RuntimeError)
+"""What a file with the right hash and the wrong content may raise."""
 
 
 class CheckpointError(RunError):
@@ -116,6 +118,7 @@ def read_checkpoint(folder: Path, learner: Learner, settings: Mapping[str, Any])
     try:
         record = dict(json.loads((folder / STATE).read_text(encoding="utf-8")))
         coefficient = float(record.pop("kl_coefficient"))
+        kl = dataclasses.replace(learner.kl, coefficient=coefficient)
         skips = int(record.pop("skips_in_a_row"))
         state = RunState(**record)
         state.check()
@@ -124,9 +127,9 @@ def read_checkpoint(folder: Path, learner: Learner, settings: Mapping[str, Any])
         if (critic := learner.critic) is not None:
             critic.model.restore(folder)
             _load_optimizer(folder / CRITIC_OPTIMIZER, critic.model, critic.optimizer)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except UNFIT as error:
         raise CheckpointError(f"{folder} does not fit this run: {error}") from error
-    learner.kl = dataclasses.replace(learner.kl, coefficient=coefficient)
+    learner.kl = kl
     learner.skips.in_a_row = skips
     return state
 
