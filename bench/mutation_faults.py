@@ -416,7 +416,7 @@ FAULTS = (
         TREE,
         "std = (squares / counts).sqrt()[group]",
         "std = (squares / (counts - 1).clamp(min=1)).sqrt()[group]",
-        TREE_TESTS,
+        GROUP_TESTS,
     ),
     Fault(
         "children without a scored leaf count in the mean",

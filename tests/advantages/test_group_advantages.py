@@ -141,3 +141,9 @@ def test_whiten_of_what_is_all_alike_is_exactly_zero():
     mask = torch.tensor([[True] * 7, [False] * 7])
     assert whiten(torch.full((2, 7), 0.1), mask).tolist() == [[0.0] * 7] * 2
     assert whiten(torch.full((2, 7), 0.1), mask & False).tolist() == [[0.0] * 7] * 2
+
+
+def test_masked_tokens_get_nothing_of_their_row():
+    mask = torch.tensor([[True, False, True], [False, False, True]])
+    tokens = to_tokens(torch.tensor([0.5, -2.0]), mask)
+    assert tokens.tolist() == [[0.5, 0.0, 0.5], [0.0, 0.0, -2.0]]
