@@ -44,7 +44,9 @@ def test_export_writes_the_file_and_ends(
 def test_it_serves_until_it_is_interrupted_and_loads_no_torch(tmp_path: Path) -> None:
     make_run(tmp_path / "run", steps=3)
     script = (
-        "import sys; from spanwise.cli import main; code = main(sys.argv[1:]);"
+        # Who starts the tests in the background may have Ctrl-C ignored in all that they start.
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from spanwise.cli import main; code = main(sys.argv[1:]);"
         "print('torch' in sys.modules); sys.exit(code)"
     )
     arguments = ["view", str(tmp_path / "run"), "--port", "0", "--no-browser"]
