@@ -138,15 +138,7 @@ def files_found(numbers: Sequence[int]) -> Found:
             draw = random.Random(number)
             path = draw.choice(tuple(sound))
             path.write_bytes(damaged(sound[path], draw))
-            start = time.process_time()
-            try:
-                read_all(folder)
-                found.outcomes["read"] += 1
-            except RunError:
-                found.outcomes["refused"] += 1
-            except Exception as error:
-                found.crashes[number] = f"{path.name}: {type(error).__name__}: {error}"[:300]
-            _note_time(found, number, time.process_time() - start)
+            _note_reading(found, number, path, lambda: read_all(folder))
             path.write_bytes(sound[path])
     return found
 
@@ -207,6 +199,11 @@ def checkpoints_found(numbers: Sequence[int]) -> Found:
         files = (log.config_path, *sorted(folder.iterdir()))
         sound = {path: path.read_bytes() for path in files}
         manifest = folder / MANIFEST
+
+        def resumed() -> None:
+            unfinished(log.folder, settings)
+            read_checkpoint(folder, learner, settings)
+
         for number in numbers:
             draw = random.Random(number)
             path = draw.choice(files)
@@ -216,16 +213,7 @@ def checkpoints_found(numbers: Sequence[int]) -> Found:
                 record = json.loads(sound[manifest])
                 record["files"][path.name] = fingerprint(path)
                 manifest.write_text(json.dumps(record))
-            start = time.process_time()
-            try:
-                unfinished(log.folder, settings)
-                read_checkpoint(folder, learner, settings)
-                found.outcomes["read"] += 1
-            except RunError:
-                found.outcomes["refused"] += 1
-            except Exception as error:
-                found.crashes[number] = f"{path.name}: {type(error).__name__}: {error}"[:300]
-            _note_time(found, number, time.process_time() - start)
+            _note_reading(found, number, path, resumed)
             path.write_bytes(sound[path])
             manifest.write_bytes(sound[manifest])
     return found
@@ -292,6 +280,19 @@ def _exchange(value: Any, draw: random.Random) -> None:
         else:
             value[key] = draw.choice(("!", "!", "text", [inside], {"a": inside}))
             return
+
+
+def _note_reading(found: Found, number: int, path: Path, read: Callable[[], None]) -> None:
+    """What became of reading files of which the one at ``path`` is damaged."""
+    start = time.process_time()
+    try:
+        read()
+        found.outcomes["read"] += 1
+    except RunError:
+        found.outcomes["refused"] += 1
+    except Exception as error:
+        found.crashes[number] = f"{path.name}: {type(error).__name__}: {error}"[:300]
+    _note_time(found, number, time.process_time() - start)
 
 
 def _note_time(found: Found, number: int, seconds: float) -> None:

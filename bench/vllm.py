@@ -11,7 +11,6 @@ folders stay under ``--runs``, and finished ones are read instead of run again. 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import importlib.metadata
 import statistics
 import subprocess
@@ -23,13 +22,12 @@ from typing import Any
 import torch
 
 from bench.record import save
-from spanwise.envs.search import MultiHopSearch
 from spanwise.models.loading import Model
-from spanwise.rollout.base import prompt_tokens
 from spanwise.runlog import RunLog
-from spanwise.samplers.base import Completion, Request, Sampler, Sampling
+from spanwise.samplers.base import Completion, Sampling
 from spanwise.samplers.transformers import TransformersEngine
 from spanwise.samplers.vllm import VLLMEngine
+from tests.drawing import drawn_together, first_turns, forward_logprobs
 
 NUM_PROMPTS = 200
 SAMPLERS = {"transformers": [], "vllm": ["--sampler.no-compiled"]}
@@ -57,16 +55,16 @@ def agreement() -> Iterator[dict[str, Any]]:
     transformers = TransformersEngine().build(model, tokenizer)
     vllm = VLLMEngine(compiled=False).build(model, tokenizer)
     try:
-        greedy = requests(tokenizer, Sampling(temperature=0.0))
-        ours, theirs = drawn(transformers, greedy), drawn(vllm, greedy)
+        greedy = first_turns(tokenizer, NUM_PROMPTS, Sampling(temperature=0.0))
+        ours, theirs = drawn_together(transformers, greedy), drawn_together(vllm, greedy)
         yield {
             "case": "greedy, transformers beside vLLM",
             "prompts": len(greedy),
             "identical_turns": identical(ours, theirs),
             "tokens": sum(len(c.tokens) for c in theirs),
         }
-        sampled = requests(tokenizer, Sampling())
-        together = drawn(vllm, sampled)
+        sampled = first_turns(tokenizer, NUM_PROMPTS, Sampling())
+        together = drawn_together(vllm, sampled)
         gaps = [
             abs(a - b)
             for request, completion in zip(sampled, together, strict=True)
@@ -81,8 +79,8 @@ def agreement() -> Iterator[dict[str, Any]]:
             "largest_difference": max(gaps),
             "mean_difference": statistics.mean(gaps),
         }
-        alone = [drawn(vllm, [request])[0] for request in sampled]
-        reverse = drawn(vllm, sampled[::-1])[::-1]
+        alone = [drawn_together(vllm, [request])[0] for request in sampled]
+        reverse = drawn_together(vllm, sampled[::-1])[::-1]
         for case, others in (("one by one", alone), ("in reverse", reverse)):
             both = zip(together, others, strict=True)
             pairs = [
@@ -98,43 +96,10 @@ def agreement() -> Iterator[dict[str, Any]]:
         vllm.close()
 
 
-def requests(tokenizer: Any, sampling: Sampling) -> list[Request]:
-    """The first turn of held-out questions, each with a seed of its own."""
-    env = MultiHopSearch()
-    return [
-        Request(
-            prompt=prompt_tokens(tokenizer, env, task),
-            seed=seed,
-            max_tokens=48,
-            stop=env.stop_strings,
-            sampling=sampling,
-        )
-        for seed, task in enumerate(env.tasks("test")[:NUM_PROMPTS])
-    ]
-
-
-def drawn(sampler: Sampler, asked: Sequence[Request]) -> list[Completion]:
-    """All at once."""
-
-    async def together() -> list[Completion]:
-        return await asyncio.gather(*(sampler.sample(request) for request in asked))
-
-    return asyncio.run(together())
-
-
 def identical(ones: Sequence[Completion], others: Sequence[Completion]) -> int:
     """How many turns have the same tokens and the same end."""
     pairs = zip(ones, others, strict=True)
     return sum(a.tokens == b.tokens and a.finish == b.finish for a, b in pairs)
-
-
-def forward_logprobs(model: Any, request: Request, completion: Completion) -> list[float]:
-    """Of the turn's tokens."""
-    tokens = torch.tensor([[*request.prompt, *completion.tokens]])
-    with torch.inference_mode():
-        logprobs = model(input_ids=tokens).logits[0].log_softmax(-1)
-    first = len(request.prompt) - 1
-    return [logprobs[first + i, t].item() for i, t in enumerate(completion.tokens)]
 
 
 def run(name: str, seed: int, runs: Path) -> dict[str, Any]:

@@ -52,9 +52,3 @@ def test_an_input_is_made_from_its_number_alone(case):
     for number in reversed(range(40)):
         apart.add(fuzz.CASES[case]([number]))
     assert together.outcomes == apart.outcomes
-
-
-def test_what_the_long_form_found_stays_mended():
-    """An infinite KL coefficient and infinite counts, under a manifest that vouches for them."""
-    found = fuzz.checkpoints_found([11195, 15298, 16798])
-    assert not found.crashes and found.outcomes["refused"] == 3

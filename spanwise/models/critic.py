@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from spanwise.models.execution import run_alike
@@ -108,10 +108,6 @@ class ValueModel(torch.nn.Module, ABC):
     def trunk_frozen(self) -> Iterator[None]:
         """While this lasts, a trunk that is not the critic's own has no gradient."""
         yield
-
-    def save(self, folder: Path) -> None:
-        """Write the weights that are the critic's own into a checkpoint folder."""
-        save_file(self.weights(), folder / CRITIC_FILE)
 
     def weights(self) -> dict[str, Tensor]:
         """The weights that are the critic's own; of a split one, every rank has to ask."""

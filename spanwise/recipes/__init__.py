@@ -25,6 +25,7 @@ _MODULES = {
     "grpo_chain": "chain",
     "grpo_search": "search",
     "sae_chain": "chain",
+    "sae_gym": "math",
     "sae_math": "math",
     "vapo_chain": "chain",
 }

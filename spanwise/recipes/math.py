@@ -1,9 +1,12 @@
-"""Competition mathematics with SAE, as published."""
+"""SAE on competition mathematics, as published, and on generated tasks of reasoning-gym."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from spanwise.credit import Segments, SpanAdvantage
 from spanwise.envs.questions import Questions
+from spanwise.envs.reasoning_gym import ReasoningGym
 from spanwise.models.loading import Model
 from spanwise.rollout.chains import Chains
 from spanwise.samplers.base import Sampling
@@ -46,4 +49,20 @@ def sae_math() -> TrainConfig:
         steps=600,
         prompts_per_step=512,
         keep_trees_every=50,
+    )
+
+
+def sae_gym() -> TrainConfig:
+    """SAE on any task of reasoning-gym by name: ``--env.task countdown``. For a GPU.
+
+    The settings of ``sae_math``, but for a smaller model and batch and shorter answers; nothing
+    is published for these tasks.
+    """
+    return replace(
+        sae_math(),
+        env=ReasoningGym(),
+        model=Model(path="Qwen/Qwen3-0.6B", dtype="bfloat16"),
+        rollout=Chains(num_chains=8, max_turn_tokens=1024, max_response_tokens=1024),
+        steps=200,
+        prompts_per_step=64,
     )

@@ -101,8 +101,8 @@ def start(
     config.env.check(tokenizer)
     config.critic.check(config.model, tokenizer)
     pool = config.env.tasks("train")
-    draw_tasks(pool, config.prompts_per_step, config.seed, 1)
-    config.evaluation.tasks(config.env)
+    draw_tasks(pool, config.prompts_per_step, config.seed, 1)  # refuses too small a pool
+    config.evaluation.tasks(config.env)  # refuses a split without questions
     check_memory(config, ranks)
     advantage = config.advantage.prepared(tokenizer)
     settings = resolved(config)

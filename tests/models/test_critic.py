@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from spanwise.models.critic import (
     CRITIC_FILE,
@@ -132,7 +132,7 @@ def test_a_critic_of_its_own_leaves_the_policy_alone() -> None:
 def test_a_shared_trunk_is_saved_with_the_policy_alone(tmp_path: Path) -> None:
     policy = tiny_model()
     for critic in map(with_random_head, both(policy)):
-        critic.save(tmp_path)
+        save_file(critic.weights(), tmp_path / CRITIC_FILE)
         names = set(load_file(tmp_path / CRITIC_FILE))
         shared = isinstance(critic, SharedCritic)
         assert (names == {"head.weight", "head.bias"}) == shared
@@ -149,7 +149,7 @@ def test_a_shared_trunk_is_saved_with_the_policy_alone(tmp_path: Path) -> None:
 def test_a_checkpoint_without_a_critic_or_with_another_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="has no critic"):
         SeparateCritic(tiny_model()).restore(tmp_path)
-    SharedCritic(tiny_model(), 1.0).save(tmp_path)
+    save_file(SharedCritic(tiny_model(), 1.0).weights(), tmp_path / CRITIC_FILE)
     with pytest.raises(ModelError, match="another"):
         SeparateCritic(tiny_model()).restore(tmp_path)
 

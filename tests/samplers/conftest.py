@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from spanwise.samplers.base import Completion, Request, Sampler
+from tests.drawing import drawn_together
 
 EOS = 0
 
@@ -67,12 +67,4 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def together() -> Callable[[Sampler, list[Request]], list[Completion]]:
-    """Runs the requests at once, in an event loop of its own."""
-
-    def run(sampler: Sampler, requests: list[Request]) -> list[Completion]:
-        async def all_of_them() -> list[Completion]:
-            return await asyncio.gather(*(sampler.sample(r) for r in requests))
-
-        return asyncio.run(all_of_them())
-
-    return run
+    return drawn_together

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from spanwise.envs.base import Reply, Task, Turn
 from spanwise.runlog import RunLog
@@ -56,9 +59,10 @@ def blocked() -> TrainConfig:
 def child(*words: str) -> subprocess.Popen[str]:
     """``python -m spanwise train`` with these words."""
     command = [sys.executable, "-m", "spanwise", "train", *words]
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    # As many threads as the tests have: another number rounds sums in another order.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    out, err = subprocess.PIPE, subprocess.STDOUT
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=err, text=True)
 
 
 def untimed(record: dict[str, Any]) -> dict[str, Any]:

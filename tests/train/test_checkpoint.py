@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -79,8 +80,8 @@ def without_a_tensor(file: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def negative_step(file: Path) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"step": -1}))
+def with_state(name: str, value: float) -> Callable[[Path], object]:
+    return lambda file: file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,9 @@ def negative_step(file: Path) -> None:
         (refit("model.safetensors", without_a_tensor), "weights are others: model.norm.weight"),
         (refit("optimizer.safetensors", without_a_tensor), "does not fit this run"),
         (refit("state.json", lambda f: f.write_text('{"step": 6}')), "does not fit this run"),
-        (refit("state.json", negative_step), "the state's step cannot be -1"),
+        (refit("state.json", with_state("step", -1)), "the state's step cannot be -1"),
+        (refit("state.json", with_state("skips_in_a_row", math.inf)), "does not fit this run"),
+        (refit("state.json", with_state("kl_coefficient", -math.inf)), "does not fit this run"),
     ],
 )
 def test_a_bad_checkpoint_is_named_and_the_one_before_is_used(

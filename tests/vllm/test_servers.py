@@ -22,7 +22,7 @@ from spanwise.models.loading import SHIPPED
 from spanwise.runlog import RunLog
 from spanwise.samplers.base import Completion, EngineError, Request, Sampler, Sampling
 from spanwise.samplers.vllm_servers import VLLMServers
-from tests.vllm.test_vllm import forward_logprobs, requests
+from tests.drawing import first_turns, forward_logprobs
 
 pytestmark = pytest.mark.vllm
 
@@ -76,7 +76,7 @@ def test_turns_and_new_weights_are_those_of_the_model(
     model, tokenizer = base
     sampler = VLLMServers(urls=(server,)).build(model, tokenizer)
     try:
-        greedy = requests(tokenizer, 40, Sampling(temperature=0.0))
+        greedy = first_turns(tokenizer, 40, Sampling(temperature=0.0))
         expected = together(transformers, greedy)
         assert [c.tokens for c in together(sampler, greedy)] == [c.tokens for c in expected]
 
@@ -85,7 +85,10 @@ def test_turns_and_new_weights_are_those_of_the_model(
             for parameter in changed.parameters():
                 parameter.mul_(1.0 + 0.1 * torch.randn(parameter.shape[-1:]))
         sampler.update_weights(changed)
-        asked = [*requests(tokenizer, 6, Sampling()), *requests(tokenizer, 6, Sampling(top_k=4))]
+        asked = [
+            *first_turns(tokenizer, 6, Sampling()),
+            *first_turns(tokenizer, 6, Sampling(top_k=4)),
+        ]
         for request, completion in zip(asked, together(sampler, asked), strict=True):
             forward = forward_logprobs(changed, request, completion)
             assert completion.logprobs == pytest.approx(forward, abs=1e-3)

@@ -9,43 +9,20 @@ import pytest
 import torch
 
 from spanwise.envs.search import MultiHopSearch
-from spanwise.rollout.base import prompt_tokens
 from spanwise.samplers.base import Completion, EngineError, Request, Sampler, Sampling
 from spanwise.samplers.stops import decoded
 from spanwise.testing import check_sampler
+from tests.drawing import first_turns, forward_logprobs
 
 pytestmark = pytest.mark.vllm
 
 Together = Callable[[Sampler, list[Request]], list[Completion]]
 
 
-def requests(tokenizer: Any, count: int, sampling: Sampling, max_tokens: int = 48) -> list[Request]:
-    env = MultiHopSearch()
-    return [
-        Request(
-            prompt=prompt_tokens(tokenizer, env, task),
-            seed=seed,
-            max_tokens=max_tokens,
-            stop=env.stop_strings,
-            sampling=sampling,
-        )
-        for seed, task in enumerate(env.tasks("test")[:count])
-    ]
-
-
-def forward_logprobs(model: Any, request: Request, completion: Completion) -> list[float]:
-    """Of the turn's tokens, by one plain forward pass."""
-    tokens = torch.tensor([[*request.prompt, *completion.tokens]])
-    with torch.inference_mode():
-        logprobs = model(input_ids=tokens).logits[0].log_softmax(-1)
-    first = len(request.prompt) - 1
-    return [logprobs[first + i, t].item() for i, t in enumerate(completion.tokens)]
-
-
 def test_greedy_turns_are_those_of_transformers(
     vllm: Sampler, transformers: Sampler, base: tuple[Any, Any], together: Together
 ) -> None:
-    asked = requests(base[1], 200, Sampling(temperature=0.0))
+    asked = first_turns(base[1], 200, Sampling(temperature=0.0))
     assert len({r.prompt for r in asked}) == 200
     ours, theirs = together(transformers, asked), together(vllm, asked)
     assert [c.tokens for c in theirs] == [c.tokens for c in ours]
@@ -57,7 +34,7 @@ def test_logprobs_are_those_of_the_model(
     vllm: Sampler, base: tuple[Any, Any], together: Together
 ) -> None:
     model, tokenizer = base
-    asked = requests(tokenizer, 40, Sampling())
+    asked = first_turns(tokenizer, 40, Sampling())
     for request, completion in zip(asked, together(vllm, asked), strict=True):
         expected = forward_logprobs(model, request, completion)
         assert completion.logprobs == pytest.approx(expected, abs=1e-3)
@@ -71,7 +48,7 @@ def test_tempered_draws_report_both_logprobs(
     vllm: Sampler, base: tuple[Any, Any], together: Together, sampling: Sampling
 ) -> None:
     model, tokenizer = base
-    asked = requests(tokenizer, 8, sampling, max_tokens=8)
+    asked = first_turns(tokenizer, 8, sampling, max_tokens=8)
     for request, completion in zip(asked, together(vllm, asked), strict=True):
         assert completion.logprobs == pytest.approx(
             forward_logprobs(model, request, completion), abs=1e-3
@@ -92,7 +69,7 @@ def test_tempered_draws_report_both_logprobs(
 def test_it_is_a_sampler(vllm: Sampler, base: tuple[Any, Any]) -> None:
     """The seeds rule with it: alone, in company and in reverse, a request gives one turn."""
     tokenizer = base[1]
-    prompts = [r.prompt for r in requests(tokenizer, 3, Sampling())]
+    prompts = [r.prompt for r in first_turns(tokenizer, 3, Sampling())]
     stop = MultiHopSearch().stop_strings
     check_sampler(
         vllm,
@@ -107,7 +84,7 @@ def test_new_weights_are_sampled_from_and_nothing_cached_is_used(
     vllm: Sampler, base: tuple[Any, Any], together: Together
 ) -> None:
     model, tokenizer = base
-    asked = requests(tokenizer, 6, Sampling())
+    asked = first_turns(tokenizer, 6, Sampling())
     before = together(vllm, asked)
     changed = copy.deepcopy(model)
     with torch.no_grad():
