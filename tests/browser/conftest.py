@@ -63,7 +63,9 @@ class Page:
         self.ready()
 
     def ready(self) -> None:
-        self.until("document.getElementById('main').dataset.ready !== undefined")
+        """Wait until what is drawn is what the address asks for."""
+        main = "document.getElementById('main').dataset"
+        self.until(f"{main}.ready !== undefined && {main}.address === location.hash")
 
     def js(self, script: str, *arguments: Any) -> Any:
         return self.driver.execute_script(script, *arguments)

@@ -200,6 +200,23 @@ def test_steps_and_trees_are_changed_with_the_keys(served: Any) -> None:
     served.ready()
 
 
+def test_a_page_that_comes_late_does_not_call_its_reader_back(served: Any) -> None:
+    served.open("#/tree/0/1")
+    served.js(
+        "const tree = Data.tree;"
+        "const late = new Promise((resolve) => (window.arrive = resolve));"
+        "Data.tree = async (...which) => { await late; return tree(...which); };"
+    )
+    served.press("3")
+    served.until("document.getElementById('main').dataset.ready === undefined")
+    served.press("1")
+    served.until("location.hash.startsWith('#/runs')")
+    served.js("window.arrive()")
+    served.ready()
+    assert served.value("location.hash").startswith("#/runs")
+    assert served.value("document.getElementById('main').dataset.ready") == "runs"
+
+
 def test_a_branch_is_read_with_its_segments(served: Any) -> None:
     served.open("#/tokens/0/2/0/0.0?p=0.2")
     # Tokens at p = .1 .9 .1 | .1 .9 .1: the first opens, then every one below 0.2.

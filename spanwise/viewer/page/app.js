@@ -38,6 +38,7 @@ const App = (() => {
   async function drawPage() {
     const { name, rest, query } = parse();
     page = null;
+    main.dataset.address = location.hash;
     delete main.dataset.ready;
     for (const tab of Object.keys(PAGES)) {
       const link = document.getElementById(`to-${tab}`);
@@ -61,12 +62,15 @@ const App = (() => {
     else location.hash = hash;
   }
 
-  // Writes the choices of a page into the address, without a step in the history.
+  // Writes the choices of a page into the address, without a step in the history. A page that is
+  // still being drawn when its reader has gone on to another leaves the address alone.
   function remember(path, query) {
+    if (location.hash !== main.dataset.address) return;
     const text = query.toString();
     const hash = text ? `${path}?${text}` : path;
     const { name } = parse();
     if (location.hash !== hash) history.replaceState(null, "", hash);
+    main.dataset.address = location.hash;
 
     const tab = document.getElementById(`to-${name}`);
     tab.setAttribute("href", hash);
