@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import math
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 from spanwise.envs.base import Environment, Reply, Split, Task, Turn
 from spanwise.testing.assertions import require
+from spanwise.tree import Stop
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 TEXTS = ("", " ", "yes", "<answer> 42 </answer>", "\x1b[31m\x00\u202e", "</", "{}[]" * 2000)
 """Turns that a model may well write."""
 
 MAX_TURNS = 50
+STOPS = tuple(stop for stop in get_args(Stop) if stop != "prompt")
+"""What a reply may say; the root of a tree is no reply."""
 
 
 def check_environment(
@@ -29,12 +34,15 @@ def check_environment(
 
     - a split has tasks, always the same in the same order; no id stands twice, in one split
       or in two;
-    - a task opens with a chat of ``{"role": ..., "content": ...}``, always the same;
+    - a task opens with a chat of ``{"role": ..., "content": ...}``, always the same, also
+      once turns have been answered;
     - every text, and every text cut by the token limit, gets a ``Reply``: no exception, a
-      finite reward if it ends, an outcome that can be written as JSON;
+      known ``stop``, an observation that is text, a finite reward if it ends, an outcome that
+      can be written as JSON;
     - a reply is a function of its arguments: the same again, whatever was answered in
       between and whatever is answered at the same time, so that a search may fork anywhere;
-      the turns it is given stay as they are;
+      the task and the turns it is given stay as they are, outcomes too: history is not
+      rewritten;
     - with ``solve``: a player who knows the answers ends every task within 50 turns, with a
       better reward than any single text of ``texts`` had for that task.
 
@@ -50,7 +58,7 @@ def check_environment(
     """
     tried = (*texts, *environment.stop_strings)
     for task in _checked_tasks(environment, splits, num_tasks):
-        _check_messages(environment, task)
+        opening = _checked_messages(environment, task)
         rewards = asyncio.run(_check_replies(environment, task, tried))
         if solve is not None:
             reward = asyncio.run(_solved(environment, task, solve))
@@ -58,6 +66,10 @@ def check_environment(
                 reward > max(rewards, default=-math.inf),
                 f"task {task.id}: solve earns {reward:g}, no more than a text that knows nothing",
             )
+        require(
+            environment.messages(task) == opening,
+            f"task {task.id}: messages() must give the same chat after reply() as before",
+        )
 
 
 def _checked_tasks(environment: Environment, splits: Sequence[Split], num_tasks: int) -> list[Task]:
@@ -77,8 +89,9 @@ def _checked_tasks(environment: Environment, splits: Sequence[Split], num_tasks:
     return played
 
 
-def _check_messages(environment: Environment, task: Task) -> None:
-    messages = environment.messages(task)
+def _checked_messages(environment: Environment, task: Task) -> list[dict[str, str]]:
+    """A copy of the chat that opens a task, once its form is known to be right."""
+    messages = copy.deepcopy(environment.messages(task))
     require(bool(messages), f"task {task.id}: messages() is empty")
     for message in messages:
         fine = set(message) >= {"role", "content"} and all(
@@ -89,6 +102,7 @@ def _check_messages(environment: Environment, task: Task) -> None:
         messages == environment.messages(task),
         f"task {task.id}: messages() must give the same chat every time",
     )
+    return messages
 
 
 async def _check_replies(environment: Environment, task: Task, texts: Sequence[str]) -> list[float]:
@@ -117,17 +131,26 @@ async def _check_replies(environment: Environment, task: Task, texts: Sequence[s
 async def _reply(environment: Environment, task: Task, turns: Sequence[Turn]) -> Reply:
     """The reply to some turns, once its form is known to be right."""
     name = f"task {task.id}, turn {turns[-1].text[:40]!r}"
-    given = list(turns)
+    given, before = list(turns), copy.deepcopy((task, list(turns)))
     try:
         reply = await environment.reply(task, given)
     except Exception as error:
         raise AssertionError(f"{name}: reply() raised {error!r}") from error
-    require(given == list(turns), f"{name}: reply() must leave the turns as they are")
+    require(given == before[1], f"{name}: reply() must leave the turns as they are")
+    require(task == before[0], f"{name}: reply() must leave the task as it is")
     require(isinstance(reply, Reply), f"{name}: reply() gives a Reply, got {type(reply).__name__}")
+    require(reply.stop in STOPS, f"{name}: stop is one of {', '.join(STOPS)}, got {reply.stop!r}")
+    require(
+        isinstance(reply.observation, str),
+        f"{name}: the observation is text, got {type(reply.observation).__name__}",
+    )
     if reply.reward is not None:
-        require(math.isfinite(reply.reward), f"{name}: the reward is {reply.reward}")
+        require(
+            isinstance(reply.reward, int | float) and math.isfinite(reply.reward),
+            f"{name}: the reward is a finite number, got {reply.reward!r}",
+        )
     try:
-        json.dumps(dict(reply.outcome))
+        json.dumps(dict(reply.outcome), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise AssertionError(f"{name}: the outcome cannot be written as JSON: {error}") from error
     return reply

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from spanwise.samplers.base import Completion, Request, Sampler, Sampling
 from spanwise.testing.assertions import require
@@ -13,6 +13,12 @@ from spanwise.testing.assertions import require
 PROMPTS = ((1, 2, 3), (3, 1), (2, 2, 1, 3, 1, 2))
 ROUNDING = 1e-4
 """Of a log-prob: engines in float32 may differ by this between batches."""
+
+AT_1 = Sampling()
+COLDER = Sampling(temperature=0.7, top_p=0.9)
+
+Drawn = tuple[int, float]
+"""A token and the log of the probability that it is said to have been drawn with."""
 
 
 def check_sampler(
@@ -31,15 +37,18 @@ def check_sampler(
       never ``stop``;
     - the seed alone decides: a request gives the same turn alone, beside others, in another
       order and once more; at temperature 0 the seed decides nothing;
-    - at temperature 1, where nothing is cut off, both log-probs of a token are the same;
-    - over ``num_draws`` seeds first tokens are drawn as often as their log-probs say (by a
-      chi-square test that fails a right one once in 30,000 times), and a token has the same
-      log-prob whichever seed drew it;
+    - ``logprobs`` are those of temperature 1 however a token was drawn; there, where nothing
+      is cut off, ``sampling_logprobs`` are the same;
+    - over ``num_draws`` seeds tokens are drawn as often as their ``sampling_logprobs`` say (by
+      chi-square tests, each of which fails a right one once in 30,000 times), and a token has
+      the same log-prob whichever seed drew it: first tokens, colder ones too, and those after
+      a token that was drawn, which are those of a prompt that ends with that token;
     - with ``stop`` and ``decode``: the last token, and none before it, completes a stop
       string if and only if the finish is ``stop``.
 
     Args:
-      sampler: Asked for ``num_draws`` turns of one token and about 60 longer ones.
+      sampler: Asked for three times ``num_draws`` turns of one or two tokens and about 60
+        longer ones.
       prompts: Token ids that are in its vocabulary; more than one prompt.
       max_tokens: Of a turn.
       stop: Strings at which turns are to end.
@@ -67,7 +76,7 @@ async def _check(
         Request(prompt=tuple(prompt), seed=seed, max_tokens=max_tokens, stop=stop, sampling=how)
         for prompt in prompts
         for seed in (0, 1)
-        for how in (Sampling(), Sampling(temperature=0.0), Sampling(temperature=0.7, top_p=0.9))
+        for how in (AT_1, Sampling(temperature=0.0), COLDER)
     ]
     completions = [await sampler.sample(request) for request in requests]
     for request, completion in zip(requests, completions, strict=True):
@@ -78,11 +87,17 @@ async def _check(
         require(
             first.tokens == second.tokens, "at temperature 0 a turn must not depend on its seed"
         )
-    await _check_frequencies(sampler, prompts[0], num_draws)
+    await _check_distribution(sampler, tuple(prompts[0]), num_draws)
 
 
 def _check_form(request: Request, completion: Completion) -> None:
+    require(
+        isinstance(completion, Completion),
+        f"sample() gives a Completion, got {type(completion).__name__}",
+    )
     tokens, limit = completion.tokens, request.max_tokens
+    plain = isinstance(tokens, tuple) and all(isinstance(token, int) for token in tokens)
+    require(plain, f"the tokens of a turn are a tuple of int, got {tokens!r:.60}")
     require(
         1 <= len(tokens) <= limit,
         f"a turn has 1 to max_tokens = {limit} tokens, got {len(tokens)}",
@@ -107,7 +122,7 @@ def _check_form(request: Request, completion: Completion) -> None:
         bool(request.stop) or completion.finish != "stop",
         "without stop strings no turn can finish with stop",
     )
-    if request.sampling == Sampling():
+    if request.sampling == AT_1:
         pairs = zip(completion.logprobs, completion.sampling_logprobs, strict=True)
         require(
             all(abs(a - b) <= ROUNDING for a, b in pairs),
@@ -151,26 +166,82 @@ async def _check_company(
             )
 
 
-async def _check_frequencies(sampler: Sampler, prompt: Sequence[int], num_draws: int) -> None:
-    """First tokens over many seeds, against the log-probs they came with."""
-    drawn = await asyncio.gather(
-        *(
-            sampler.sample(Request(prompt=tuple(prompt), seed=seed, max_tokens=1))
+async def _check_distribution(sampler: Sampler, prompt: tuple[int, ...], num_draws: int) -> None:
+    """First and second tokens over many seeds, against the log-probs they came with."""
+
+    async def turns(after: tuple[int, ...], length: int, how: Sampling) -> list[Completion]:
+        asked = [
+            Request(prompt=after, seed=seed, max_tokens=length, sampling=how)
             for seed in range(num_draws)
-        )
+        ]
+        done = await asyncio.gather(*(sampler.sample(request) for request in asked))
+        for request, completion in zip(asked, done, strict=True):
+            _check_form(request, completion)
+        return done
+
+    pairs = await turns(prompt, 2, AT_1)
+    of_first = _checked_frequencies("token", ((c.tokens[0], c.sampling_logprobs[0]) for c in pairs))
+    _check_colder(await turns(prompt, 1, COLDER), of_first)
+    newest = Counter(c.tokens[0] for c in pairs if len(c.tokens) == 2)
+    if not newest:
+        return
+    first = max(newest, key=newest.__getitem__)
+    seconds = [c for c in pairs if len(c.tokens) == 2 and c.tokens[0] == first]
+    of_second = _checked_frequencies(
+        f"after token {first} token", ((c.tokens[1], c.sampling_logprobs[1]) for c in seconds)
     )
-    counts = Counter(completion.tokens[0] for completion in drawn)
+    for completion in await turns((*prompt, first), 1, AT_1):
+        token, logprob = completion.tokens[0], completion.logprobs[0]
+        known = of_second.get(token, logprob)
+        require(
+            abs(known - logprob) <= 10 * ROUNDING,  # other kernels: a cache against a prompt
+            f"token {token} has log-prob {known:.6g} after token {first} was drawn, and "
+            f"{logprob:.6g} where the prompt ends with token {first}",
+        )
+
+
+def _check_colder(turns: Sequence[Completion], at_1: Mapping[int, float]) -> None:
+    """Turns of one token, against the log-probs at temperature 1 of those tokens."""
+    draws = [(c.tokens[0], c.logprobs[0], c.sampling_logprobs[0]) for c in turns]
+    _checked_frequencies(
+        "at temperature 0.7 and top_p 0.9 token", ((token, drawn) for token, _, drawn in draws)
+    )
+    _, reference, reference_drawn = draws[0]
+    for token, logprob, drawn in draws:
+        known = at_1.get(token, logprob)
+        require(
+            abs(known - logprob) <= ROUNDING,
+            "logprobs must be those of temperature 1 whatever a token was drawn at: token "
+            f"{token} has {known:.6g} there and {logprob:.6g} at temperature 0.7",
+        )
+        # What top_p cuts off changes the sum alone, which is the same for both tokens.
+        expected = reference_drawn + (logprob - reference) / COLDER.temperature
+        require(
+            abs(drawn - expected) <= 10 * ROUNDING,
+            "sampling_logprobs must be those of the temperature drawn at: at 0.7 token "
+            f"{token} has {drawn:.6g}, and by its log-prob and another token's {expected:.6g}",
+        )
+
+
+def _checked_frequencies(name: str, draws: Iterable[Drawn]) -> dict[int, float]:
+    """The log-prob of each token drawn, once they are known to be drawn as often as it says."""
+    counts: Counter[int] = Counter()
     logprobs: dict[int, float] = {}
-    for completion in drawn:
-        token, logprob = completion.tokens[0], completion.sampling_logprobs[0]
+    for token, logprob in draws:
+        counts[token] += 1
         known = logprobs.setdefault(token, logprob)
         require(
             abs(known - logprob) <= ROUNDING,
-            f"token {token} has log-prob {known:.6g} for one seed and {logprob:.6g} for another",
+            f"{name} {token} has log-prob {known:.6g} for one seed and {logprob:.6g} for another",
         )
+    num_draws = counts.total()
     probabilities = {token: math.exp(logprob) for token, logprob in logprobs.items()}
     total = sum(probabilities.values())
-    require(total < 1 + 1e-3, f"the probabilities of the tokens that were drawn sum to {total:.4g}")
+    require(
+        total < 1 + 1e-3,
+        f"the probabilities of what was drawn sum to {total:.4g}, not to 1 at most ({name}s "
+        f"{sorted(probabilities)[:8]})",
+    )
     # Pearson's test: tokens expected fewer than 5 times are one class with those never seen.
     common = {token: num_draws * p for token, p in probabilities.items() if num_draws * p >= 5}
     classes = [(counts[token], expected, str(token)) for token, expected in common.items()]
@@ -179,14 +250,15 @@ async def _check_frequencies(sampler: Sampler, prompt: Sequence[int], num_draws:
         rare = num_draws - sum(counts[token] for token in common)
         classes.append((rare, rest, "(any rare one)"))
     if len(classes) < 2:
-        return
+        return logprobs
     misses = [(count - expected) ** 2 / expected for count, expected, _ in classes]
-    count, expected, name = classes[misses.index(max(misses))]
+    count, expected, token = classes[misses.index(max(misses))]
     require(
         sum(misses) <= _chi_square_limit(len(classes) - 1),
-        f"over {num_draws} seeds token {name} was drawn {count} times, and its log-prob says "
+        f"over {num_draws} draws {name} {token} was drawn {count} times, and its log-prob says "
         f"{expected:.1f}",
     )
+    return logprobs
 
 
 def _chi_square_limit(freedom: int) -> float:

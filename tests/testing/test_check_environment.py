@@ -99,10 +99,64 @@ class WritesTurns(Guess):
         return reply
 
 
-class RewardOfNaN(Guess):
+class RewritesOutcomes(Guess):
+    """Changes what was said of an earlier turn."""
+
+    async def reply(self, task, turns):
+        for turn in turns[:-1]:
+            turn.outcome["calls"] = 0
+        return await super().reply(task, turns)
+
+
+class WritesTask(Guess):
+    async def reply(self, task, turns):
+        task.info["tries"] = task.info.get("tries", 0) + 1
+        return await super().reply(task, turns)
+
+
+class TellsInTheChat(Guess):
+    """Keeps one chat for each task, and writes every turn into it."""
+
+    chats: ClassVar[dict] = {}
+
+    def messages(self, task):
+        return self.chats.setdefault(task.id, super().messages(task))
+
+    async def reply(self, task, turns):
+        self.messages(task).append({"role": "assistant", "content": turns[-1].text})
+        return await super().reply(task, turns)
+
+
+class Ends(Guess):
+    """Says something of its own wherever a trajectory ends."""
+
+    said: ClassVar[dict] = {}
+
     async def reply(self, task, turns):
         reply = await super().reply(task, turns)
-        return reply if reply.stop == "call" else replace(reply, reward=math.nan)
+        return reply if reply.stop == "call" else replace(reply, **self.said)
+
+
+class UnknownStop(Ends):
+    said: ClassVar[dict] = {"stop": "done"}
+
+
+class RewardOfText(Ends):
+    said: ClassVar[dict] = {"reward": "1"}
+
+
+class OutcomeOfNaN(Ends):
+    said: ClassVar[dict] = {"outcome": {"score": math.nan}}
+
+
+class RewardOfNaN(Ends):
+    said: ClassVar[dict] = {"reward": math.nan}
+
+
+class ObservationOfBytes(Guess):
+    async def reply(self, task, turns):
+        reply = await super().reply(task, turns)
+        return replace(reply, observation=reply.observation.encode())
 
 
 class OutcomeOfObjects(Guess):
@@ -140,7 +194,14 @@ class NeverEnds(Guess):
         (Raises, r"reply\(\) raised ValueError"),
         (Remembers, "function of its arguments alone"),
         (WritesTurns, "leave the turns as they are"),
-        (RewardOfNaN, "the reward is nan"),
+        (RewritesOutcomes, "leave the turns as they are"),
+        (WritesTask, "leave the task as it is"),
+        (TellsInTheChat, "same chat after reply"),
+        (UnknownStop, "stop is one of call, answer, .*, got 'done'"),
+        (ObservationOfBytes, "the observation is text, got bytes"),
+        (RewardOfNaN, "finite number, got nan"),
+        (RewardOfText, "finite number, got '1'"),
+        (OutcomeOfNaN, "cannot be written as JSON"),
         (OutcomeOfObjects, "cannot be written as JSON"),
         (NotAReply, "gives a Reply, got tuple"),
         (NeverRight, "no more than a text that knows nothing"),

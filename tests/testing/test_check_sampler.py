@@ -118,6 +118,54 @@ class OneToken(Letters):
         return super().step(request, sequence, random.Random(0))
 
 
+class ForgetsThePrompt(Letters):
+    """Sees nothing but what it drew itself."""
+
+    def step(self, request, sequence, draw):
+        return super().step(request, sequence[len(request.prompt) :] or (1,), draw)
+
+
+class StaleCache(Letters):
+    """From the second token on it has not yet seen the newest one."""
+
+    def step(self, request, sequence, draw):
+        seen = sequence[:-1] if len(sequence) > len(request.prompt) else sequence
+        return super().step(request, seen, draw)
+
+
+class UniformLater(Letters):
+    """From the second token on it draws all alike, and reports the log-probs of the model."""
+
+    def step(self, request, sequence, draw):
+        token, logprob, drawn = super().step(request, sequence, draw)
+        if len(sequence) == len(request.prompt) or request.sampling != Sampling():
+            return token, logprob, drawn
+        token = draw.randrange(6)
+        weights = self.weights(sequence)
+        logprob = math.log(weights[token] / sum(weights))
+        return token, logprob, logprob
+
+
+class OneLogprob(Letters):
+    """Reports one log-prob twice: ``kept`` says which of the two."""
+
+    def __init__(self, kept):
+        self.kept = kept
+
+    def step(self, request, sequence, draw):
+        found = super().step(request, sequence, draw)
+        return found[0], found[self.kept], found[self.kept]
+
+
+def shifted(request, completion):
+    """Every token has the log-prob of the one after it."""
+    moved = {
+        name: (*getattr(completion, name)[1:], getattr(completion, name)[0])
+        for name in ("logprobs", "sampling_logprobs")
+    }
+    return replace(completion, **moved)
+
+
 class Overshoots(Letters):
     """Goes on for a token after the stop string."""
 
@@ -150,6 +198,14 @@ def test_the_embedded_engine_passes():
         (SeededGreedy(), "at temperature 0"),
         (OtherTemperature(), "was drawn"),
         (OneToken(), "was drawn"),
+        (ForgetsThePrompt(), "where the prompt ends with"),
+        (StaleCache(), "where the prompt ends with"),
+        (UniformLater(), r"after token \d token .* was drawn"),
+        (OneLogprob(2), "logprobs must be those of temperature 1"),
+        (OneLogprob(1), "sampling_logprobs must be those of the temperature drawn at"),
+        (Changed(shifted), "for one seed and"),
+        (Changed(lambda r, c: None), "gives a Completion, got NoneType"),
+        (Changed(lambda r, c: replace(c, tokens=torch.tensor(c.tokens))), "a tuple of int"),
         (Changed(lambda r, c: replace(c, logprobs=c.logprobs[:-1])), "not as many"),
         (Changed(lambda r, c: replace(c, logprobs=(math.nan,) * len(c.tokens))), "finite"),
         (Changed(lambda r, c: replace(c, logprobs=tuple(-x for x in c.logprobs))), "not above 0"),
@@ -165,7 +221,7 @@ def test_the_embedded_engine_passes():
 )
 def test_broken_engines_fail(broken, message):
     with pytest.raises(AssertionError, match=message):
-        check_sampler(broken)
+        check_sampler(broken, num_draws=600)
 
 
 @pytest.mark.parametrize(
