@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from spanwise.envs.base import Split
+from spanwise.samplers.base import EngineError
 
 if TYPE_CHECKING:
     from spanwise.display import Display
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[0] not in commands:
             raise UsageError(f"no command {arguments[0]!r}; there are {', '.join(commands)}")
         commands[arguments[0]](arguments[1:])
-    except ValueError as error:  # UsageError, ModelError, RunError and refused settings
+    except (ValueError, EngineError) as error:  # also ModelError, RunError and refused settings
         print(f"{_speaker()}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -11,6 +11,8 @@ import pytest
 
 from spanwise.cli import main
 from spanwise.models.loading import SHIPPED
+from spanwise.samplers.base import EngineError
+from spanwise.samplers.transformers import TransformersEngine
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -81,6 +83,16 @@ def test_without_vllm_a_run_is_refused_before_there_is_a_folder(
     options = ["--sampler", "vllm", "--folder", str(tmp_path / "run")]
     assert "spanwise[vllm]" in refused(capsys, "train", "at2po_search", *options)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_engine_that_does_not_start_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: TransformersEngine, model: object, tokenizer: object) -> None:
+        raise EngineError("the engine did not start: no memory")
+
+    monkeypatch.setattr(TransformersEngine, "build", broken)
+    assert "no memory" in refused(capsys, "eval", "search_base", "--num-tasks", "2")
 
 
 def test_models_that_cannot_be_used_are_refused(

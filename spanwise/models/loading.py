@@ -5,6 +5,8 @@ What can be refused without the weights is refused before they are read.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -164,8 +166,9 @@ class Model:
         """
         base, config = self._base(), self.config()
         try:
-            model = self._with_weights(base, config, head=head)
-            self._adapt(model)
+            with _silent_transformers():
+                model = self._with_weights(base, config, head=head)
+                self._adapt(model)
             model = model.to(self.resolved_device()).eval()
             if self.gradient_checkpointing:
                 checkpoint_gradients(model)
@@ -177,20 +180,14 @@ class Model:
 
     def _with_weights(self, base: str, config: Any, *, head: bool) -> Any:
         """The model itself; refused if transformers would fill in some of it at random."""
-        transformers_logging.disable_progress_bar()  # spanwise shows its own progress
-        verbosity = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity_error()  # what it reports is looked at here
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                base,
-                config=config,
-                dtype=getattr(torch, self.dtype),
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-        finally:
-            transformers_logging.set_verbosity(verbosity)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            base,
+            config=config,
+            dtype=getattr(torch, self.dtype),
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
         model, report = loaded
         for name, found, wanted in sorted(report["mismatched_keys"]):
             raise ValueError(
@@ -232,6 +229,18 @@ class Model:
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ModelError(f"device {self.device} is asked for and this torch finds no GPU")
         return device
+
+
+@contextmanager
+def _silent_transformers() -> Iterator[None]:
+    """What transformers would report of weights is looked at here, and told in one line."""
+    transformers_logging.disable_progress_bar()  # spanwise shows its own progress
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _first_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -90,20 +90,41 @@ def load_adapter(model: Any, folder: Path) -> None:
       ValueError: if peft is missing, or the adapter is of another kind or model.
     """
     _require_peft()
-    kind = adapter_settings(folder).get("peft_type")
+    settings = adapter_settings(folder)
+    kind = "DoRA" if settings.get("use_dora") else settings.get("peft_type")
     if kind != "LORA":
         raise ValueError(f"{folder} holds an adapter of the kind {kind}; LoRA is supported")
     try:
-        model.load_adapter(str(folder), is_trainable=True)
-    except RuntimeError as error:
-        raise ValueError(f"the adapter in {folder} does not fit the model: {error}") from error
+        report = model.load_adapter(str(folder), is_trainable=True)
+    except RuntimeError as error:  # it speaks of a report that it has logged
+        raise ValueError(f"the adapter in {folder} has weights of other shapes") from error
+    if lacking := sorted(report.missing_keys):  # transformers would leave them as drawn
+        raise ValueError(f"the adapter in {folder} lacks {lacking[0]}")
+    if left_over := sorted(report.unexpected_keys):
+        raise ValueError(f"the model has no place for {left_over[0]} of the adapter in {folder}")
+    if more := _beyond_lora(model):
+        raise ValueError(
+            f"the adapter in {folder} is more than LoRA on linear layers: it also has {more}"
+        )
     _in_float32(model)
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:
-    """What the folder's ``adapter_config.json`` says; nothing if it has none."""
+    """What the folder's ``adapter_config.json`` says; nothing if it has none.
+
+    Raises:
+      ValueError: if it is no JSON object.
+    """
     file = folder / ADAPTER_CONFIG
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    try:
+        settings: Any = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file} is no JSON object")
+    return cast("dict[str, Any]", settings)
 
 
 def linear_layers(model: Any) -> list[str]:
@@ -155,6 +176,23 @@ def merged_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
                 delta = layers[owner].get_delta_weight(adapter).detach()
                 weight = (weight.to(delta.dtype) + delta).to(weight.dtype)
         yield f"{owner}.{leaf}", weight
+
+
+def _beyond_lora(model: Any) -> str:
+    """A weight that ``merged_weights`` could not add in, such as DoRA's; empty if none.
+
+    An output layer tied to the embedding has no weight of its own to add to.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = getattr(head, "weight", None) is getattr(embedding, "weight", None)
+    for name, parameter in model.named_parameters():
+        layer, _, matrix = name.partition(".lora_")
+        linear = matrix.startswith(("A.", "B.")) and not (
+            tied and model.get_submodule(layer) is head
+        )
+        if parameter.requires_grad and not linear:
+            return name
+    return ""
 
 
 def _in_float32(model: torch.nn.Module) -> None:

@@ -18,6 +18,8 @@ from spanwise.samplers.base import EngineError
 _MAX_TREES = 4096
 """Of so many trees it is known which server holds them."""
 
+_SILENT = "does not answer GET /health"
+
 
 @dataclass(kw_only=True, eq=False)
 class Server:
@@ -158,7 +160,7 @@ class ServerPool:
                 pause = first
             await asyncio.sleep(self._probe_s if was_up else pause)
             if server.up and not await self._is_well(server):
-                self._take_out(server, "it does not answer GET /health")
+                self._take_out(server, _SILENT)
             elif not server.up and await self._returned(server):
                 _warn(f"vLLM server {server.url} is back")
             if not was_up:
@@ -173,7 +175,7 @@ class ServerPool:
         """Give it the weights of now; what went wrong, or nothing."""
         while (refresh := self._refresh) is not None:
             try:
-                await refresh(server)
+                await self._refreshed(server, refresh)
             except (EngineError, httpx2.TransportError) as error:
                 if refresh is self._refresh:
                     server.up = False
@@ -184,6 +186,17 @@ class ServerPool:
         server.up = True
         self._changed.set()
         return ""
+
+    async def _refreshed(self, server: Server, refresh: Refresh) -> None:
+        """``refresh`` it; however long that takes, a server that falls silent has failed."""
+        refreshing = asyncio.ensure_future(refresh(server))
+        try:
+            while not (await asyncio.wait({refreshing}, timeout=self._probe_s))[0]:
+                if not await self._is_well(server):
+                    raise EngineError(f"{server.url} {_SILENT}")
+            refreshing.result()
+        finally:
+            refreshing.cancel()
 
     def _take_out(self, server: Server, reason: str) -> None:
         if server.up:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from spanwise.models.lora import merged_weights
+from spanwise.samplers.base import EngineError
 
 _MEMORY = Path("/dev/shm")
 
@@ -25,13 +27,18 @@ class WeightFolder:
       model: A causal language model of transformers; its architecture stays.
       parent: A folder that the engines can read; by default one in memory where there is
         room for two copies, else one for temporary files.
+
+    Raises:
+      EngineError: by ``write`` too, if the folder cannot be written.
     """
 
     def __init__(self, model: Any, parent: Path | None) -> None:
         self._plain = _without_weights(model)
-        self._folder = Path(
-            tempfile.mkdtemp(prefix="spanwise-weights-", dir=parent or _fast(model))
-        )
+        parent = parent or _fast(model)
+        try:
+            self._folder = Path(tempfile.mkdtemp(prefix="spanwise-weights-", dir=parent))
+        except OSError as error:
+            raise EngineError(f"no weights for the engine can be written: {error}") from error
         self._remove = weakref.finalize(self, shutil.rmtree, self._folder, True)
         self._number = 0
         self.newest = self._folder / "0"
@@ -41,9 +48,14 @@ class WeightFolder:
         """The folder with the model as it is now; ``discard_older`` once it has been read."""
         self._number += 1
         self.newest = self._folder / str(self._number)
-        self._plain.save_pretrained(self.newest, state_dict=dict(merged_weights(model)))
-        if tokenizer is not None:
-            tokenizer.save_pretrained(self.newest)
+        try:
+            self._plain.save_pretrained(self.newest, state_dict=dict(merged_weights(model)))
+            if tokenizer is not None:
+                tokenizer.save_pretrained(self.newest)
+        except (OSError, SafetensorError) as error:
+            raise EngineError(
+                f"the weights for the engine cannot be written to {self.newest}: {error}"
+            ) from error
         return self.newest
 
     def discard_older(self) -> None:

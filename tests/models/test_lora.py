@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -138,6 +138,58 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "two" / "adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(ModelError, match="of the kind IA3"):
         Model(path=str(tmp_path / "two")).load()
+
+
+def by_plain_peft(folder: Path, **settings: Any) -> Path:
+    """An adapter of the search base model as peft saves it, without the layers it is put on."""
+    base = AutoModelForCausalLM.from_pretrained(SHIPPED / "search_base", dtype=torch.float32)
+    settings = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", **settings}
+    get_peft_model(base, LoraConfig(**settings)).save_pretrained(
+        str(folder), save_embedding_layers=False
+    )
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"use_dora": True}, "of the kind DoRA"),
+        ({"modules_to_save": ["norm"]}, "also has .*norm.modules_to_save"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "also has lm_head.lora_A"),
+        ({"target_modules": ["embed_tokens"]}, "also has model.embed_tokens.lora_embedding_A"),
+    ],
+)
+def test_what_cannot_be_merged_for_an_engine_is_refused(
+    settings: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=told):
+        Model(path=str(by_plain_peft(tmp_path, **settings))).load()
+
+
+def test_an_adapter_of_peft_is_loaded_and_one_that_does_not_fit_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = by_plain_peft(tmp_path, use_rslora=True) / "adapter_model.safetensors"
+    assert len(trained_parameters(Model(path=str(tmp_path)).load())) == 8
+    weights = load_file(file)
+    name = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
+    for changed, told in (
+        ({n: w for n, w in weights.items() if n != name}, "lacks model.layers.1.self_attn"),
+        (
+            weights | {name.replace(".1.", ".99."): torch.zeros(1, 2)},
+            "no place for model.layers.99",
+        ),
+        (weights | {name: torch.zeros(3, 2)}, "has weights of other shapes"),
+    ):
+        save_file(changed, file)
+        with pytest.raises(ModelError, match=told):
+            Model(path=str(tmp_path)).load()
+    for text, told in (("{", "is not JSON"), ("[]", "is no JSON object")):
+        (tmp_path / "adapter_config.json").write_text(text)
+        with pytest.raises(ValueError, match=told):
+            Model(path=str(tmp_path)).load()
+    assert "REPORT" not in "".join(capfd.readouterr())  # the error is the one line
 
 
 @pytest.fixture(scope="module")

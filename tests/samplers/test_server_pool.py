@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
@@ -176,6 +177,23 @@ def test_a_server_that_does_not_take_the_weights_is_out_until_it_does(
             await pool.update(weights(pool, "third"))
 
     pooled(servers, body)
+
+
+def test_a_server_that_falls_silent_over_new_weights_is_out(servers: list[FakeServer]) -> None:
+    async def body(pool: ServerPool) -> None:
+        silent, slow = servers[0], servers[1]
+        loading = threading.Event()
+        slow.on_weights = silent.on_weights = lambda: 200 if loading.wait(10) else 500
+        silent.healthy = False
+        updating = asyncio.ensure_future(pool.update(weights(pool, "second")))
+        await until(lambda: not pool._servers[0].up)
+        assert not updating.done()  # the slow one is well, and waited for
+        slow.on_weights = lambda: 200
+        loading.set()
+        await updating
+        assert pool._servers[1].up and slow.weights == ["first", "second"]
+
+    pooled(servers, body, probe_s=0.2)
 
 
 def test_a_caller_that_gives_up_leaves_nothing_behind(servers: list[FakeServer]) -> None:

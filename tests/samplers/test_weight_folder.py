@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from spanwise.models.lora import LoRA, add_adapter
+from spanwise.samplers.base import EngineError
 from spanwise.samplers.weight_folder import WeightFolder
 from tests.tiny import tiny_model
 
@@ -48,3 +49,19 @@ def test_an_adapter_is_added_into_the_weights(tmp_path: Path) -> None:
         with torch.inference_mode():
             expected, got = model(input_ids=tokens).logits, read(input_ids=tokens).logits
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_folder_that_cannot_be_written_is_an_engine_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+    with pytest.raises(EngineError, match=r"No such file .*gone"):
+        WeightFolder(model, tmp_path / "gone")
+    weights = WeightFolder(model, tmp_path)
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(model), "save_pretrained", full)
+    with pytest.raises(EngineError, match=r"cannot be written to .*: .*No space left"):
+        weights.write(model)
