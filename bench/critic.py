@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -37,11 +37,8 @@ from spanwise.train.critic import ValueHead
 WINDOW = 4
 """Steps that are taken together for the oracle."""
 
-CRITICS: dict[str, dict[str, Any]] = {
-    "own": {},
-    "policy": {"trunk": "policy", "learning_rate": 1e-2, "pretraining_steps": 24},
-}
-"""What each differs in from the recipe's. A head alone, on a frozen trunk, needs larger steps."""
+TRUNKS: tuple[Literal["own", "policy"], ...] = ("own", "policy")
+"""All else is as in the recipe."""
 
 
 class State(NamedTuple):
@@ -121,12 +118,12 @@ def explained(found: Sequence[Token]) -> dict[str, float]:
     }
 
 
-def one_run(trunk: str, seed: int, folder: Path) -> dict[str, Any]:
+def one_run(trunk: Literal["own", "policy"], seed: int, folder: Path) -> dict[str, Any]:
     """Train, or read the run if it is there, and give the curves of its critic."""
     if not (folder / "summary.json").exists():
         config = sae_chain()
         assert isinstance(config.critic, ValueHead)
-        critic = dataclasses.replace(config.critic, **CRITICS[trunk])
+        critic = dataclasses.replace(config.critic, trunk=trunk)
         config = dataclasses.replace(config, seed=seed, critic=critic)
         train(config, recipe="sae_chain", folder=folder, display=Display())
     log = RunLog.open(folder)
@@ -137,7 +134,6 @@ def one_run(trunk: str, seed: int, folder: Path) -> dict[str, Any]:
     return {
         "trunk": trunk,
         "seed": seed,
-        "critic": CRITICS[trunk],
         "before": summary["before"],
         "after": summary["after"],
         "pretraining": [round(x, 3) for x in summary["pretraining_explained_variance"]],
@@ -163,7 +159,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="runs at a time, a process each")
     arguments = parser.parse_args()
     threads = max(1, torch.get_num_threads() // arguments.workers)
-    runs = [(trunk, seed) for seed in arguments.seeds for trunk in CRITICS]
+    runs = [(trunk, seed) for seed in arguments.seeds for trunk in TRUNKS]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.workers, context, torch.set_num_threads, (threads,)) as pool:
         folders = [Path("runs/critic") / f"{trunk}-{seed}-{commit()}" for trunk, seed in runs]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,6 +29,9 @@ CRITIC_FILE = "critic.safetensors"
 
 NUM_SURPRISE_FEATURES = 3
 
+INNER_TO_HIDDEN = 4
+"""Width of the inner layer of a head on the policy's trunk, for each of the trunk's."""
+
 
 class Values(NamedTuple):
     """What the critic says of a batch; float32, or float64 from such a model."""
@@ -40,21 +44,30 @@ class Values(NamedTuple):
 
 
 class ValueModel(torch.nn.Module, ABC):
-    """A linear value head over the last hidden state of some trunk.
+    """A value head over the last hidden state of some trunk.
 
-    The head starts at 0: every value is 0 before the first update.
+    The head ends in weights of 0: every value is 0 before the first update.
 
     Args:
       hidden_size: Of the trunk's hidden state.
       like: A weight of the trunk, for its device and precision.
       reads_surprise: Whether the head also reads ``surprise_features``.
+      inner_size: Width of a layer before the last; 0: the head is linear.
     """
 
-    def __init__(self, hidden_size: int, like: Tensor, *, reads_surprise: bool) -> None:
+    def __init__(
+        self, hidden_size: int, like: Tensor, *, reads_surprise: bool, inner_size: int = 0
+    ) -> None:
         super().__init__()
         self.reads_surprise = reads_surprise
         dtype = torch.promote_types(like.dtype, torch.float32)
         width = hidden_size + reads_surprise * NUM_SURPRISE_FEATURES
+        self.inner = None
+        if inner_size:
+            with torch.random.fork_rng(devices=[]):  # drawn alike in every process and every run
+                torch.manual_seed(0)
+                inner = torch.nn.Linear(width, inner_size, dtype=dtype)
+            self.inner, width = inner.to(like.device), inner_size
         self.head = torch.nn.Linear(width, 1, dtype=dtype, device=like.device)
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
@@ -91,15 +104,18 @@ class ValueModel(torch.nn.Module, ABC):
         if bool(mask[:, 0].any()):
             raise ValueError("the first token of a row has nothing before it to be valued from")
         hidden = self.hidden(tokens, lengths, tree).to(self.head.weight.dtype)
-        of_hidden, of_surprise = self.head.weight.split(
-            [hidden.shape[1], self.head.in_features - hidden.shape[1]], 1
+        first = self.head if self.inner is None else self.inner
+        of_hidden, of_surprise = first.weight.split(
+            [hidden.shape[1], first.in_features - hidden.shape[1]], 1
         )
-        after = torch.nn.functional.linear(hidden, of_hidden, self.head.bias).squeeze(1)
-        after = after.view(tokens.shape) if tree is None else after[tree.index]  # saw token t
+        read = F.linear(hidden, of_hidden, first.bias)
         if self.reads_surprise:
-            surprise = surprise_features(logprobs, mask).to(after.dtype)
-            after = after + torch.nn.functional.linear(surprise, of_surprise).squeeze(-1)
-        before = torch.nn.functional.pad(after[:, :-1], (1, 0))
+            surprise = surprise_features(logprobs, mask).to(read.dtype)
+            read = _in_rows(read, tokens, tree) + F.linear(surprise, of_surprise)
+        found = read if self.inner is None else self.head(F.silu(read))
+        after = found if self.reads_surprise else _in_rows(found, tokens, tree)
+        after = after.squeeze(-1)  # saw token t
+        before = F.pad(after[:, :-1], (1, 0))
         position = torch.arange(tokens.shape[1], device=tokens.device)
         last = torch.where(mask, position, 0).amax(1, keepdim=True)
         return Values(torch.where(mask, before, 0), after.gather(1, last).squeeze(1))
@@ -164,7 +180,11 @@ class SeparateCritic(ValueModel):
 class SharedCritic(ValueModel):
     """A head on the policy's trunk.
 
-    The head itself has the whole gradient of the value loss, the trunk a share of it:
+    The trunk is not there for the critic, and stands still while the head is fitted alone. So
+    the head has a layer of its own, as wide as those of a transformer: a linear one on the
+    same hidden state explains less and follows a policy that moves too slowly.
+
+    The head has the whole gradient of the value loss, the trunk a share of it:
 
         h' = share * h + (1 - share) * stopgrad(h)
 
@@ -178,8 +198,10 @@ class SharedCritic(ValueModel):
     """
 
     def __init__(self, policy: Any, trunk_gradient: float, *, reads_surprise: bool = False) -> None:
-        like = next(policy.parameters())
-        super().__init__(_hidden_size(policy), like, reads_surprise=reads_surprise)
+        like, size = next(policy.parameters()), _hidden_size(policy)
+        super().__init__(
+            size, like, reads_surprise=reads_surprise, inner_size=INNER_TO_HIDDEN * size
+        )
         self._policy = (policy,)  # a tuple hides it: its weights are saved with the policy
         self.trunk_gradient = trunk_gradient
 
@@ -259,6 +281,11 @@ def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> float:
     if float(wanted.max() - wanted.min()) <= 8 * torch.finfo(targets.dtype).eps * scale:
         return 0.0
     return float(1 - missed.var(correction=0) / wanted.var(correction=0))
+
+
+def _in_rows(x: Tensor, tokens: Tensor, tree: TokenTree | None) -> Tensor:
+    """``[N, T, D]`` of what stands flat, rows or packed."""
+    return x.view(*tokens.shape, -1) if tree is None else x[tree.index]
 
 
 def _hidden_size(policy: Any) -> int:

@@ -135,7 +135,8 @@ def test_a_shared_trunk_is_saved_with_the_policy_alone(tmp_path: Path) -> None:
         save_file(critic.weights(), tmp_path / CRITIC_FILE)
         names = set(load_file(tmp_path / CRITIC_FILE))
         shared = isinstance(critic, SharedCritic)
-        assert (names == {"head.weight", "head.bias"}) == shared
+        of_head = {f"{layer}.{w}" for layer in ("inner", "head") for w in ("weight", "bias")}
+        assert (names == of_head) == shared
         surprised = critic.reads_surprise
         if shared:
             again = SharedCritic(policy, 1.0, reads_surprise=surprised)

@@ -1,0 +1,62 @@
+"""Critics on the chain task itself, fitted to worked chains rather than to sampled ones."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+
+from spanwise.batch import Batch
+from spanwise.credit import SpanAdvantage
+from spanwise.envs.chain_demonstrations import ChainDemonstrations
+from spanwise.models.critic import explained_variance
+from spanwise.models.loading import Model
+from spanwise.recipes.chain import sae_chain
+from spanwise.train.critic import ValueHead
+from spanwise.train.ranks import ALONE
+from spanwise.tree import Node, Tree
+
+
+def worked(seed: int, tokenizer: Any) -> Tree:
+    """One chain, right if its last digit is."""
+    drawn = ChainDemonstrations().draw(random.Random(seed))
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": drawn.question}], add_generation_prompt=True, return_dict=False
+    )
+    text = drawn.turns[0][0]
+    tokens = tuple(tokenizer.encode(text, add_special_tokens=False))
+    blank = (-1.0,) * len(tokens)
+    root = Node(path=(), observation=tuple(prompt), stop="prompt")
+    turn = Node(
+        path=(0,),
+        tokens=tokens,
+        logprobs=blank,
+        sampling_logprobs=blank,
+        stop="answer",
+        reward=float(text.endswith(f"# {drawn.answer} .")),
+    )
+    return Tree(task_id=str(seed), nodes=(root, turn))
+
+
+@pytest.mark.parametrize("trunk", ["own", "policy"])
+def test_both_critics_explain_half_of_the_variance_with_the_recipes_settings(trunk: Any) -> None:
+    """Each batch is predicted before it is fitted; the policy is frozen."""
+    recipe, model = sae_chain(), Model(path="chain_base")
+    policy, tokenizer = model.load(), model.load_tokenizer()
+    head = replace(cast(ValueHead, recipe.critic), trunk=trunk)
+    advantage = cast(SpanAdvantage, recipe.advantage).prepared(tokenizer)
+    critic = head.build(policy, model, ALONE)
+    explained: list[float] = []
+    for number in range(12):
+        trees = [worked(48 * number + i, tokenizer) for i in range(48)]
+        batch = recipe.update.scored(policy, Batch.from_trees(trees), critic=critic.model)
+        batch = replace(batch, end_values=None)
+        targets = advantage.critic_targets(batch)
+        assert batch.values is not None
+        explained.append(explained_variance(batch.values, targets, batch.mask))
+        update = replace(recipe.update, prompts_per_minibatch=24)
+        update.fit_critic(critic, batch, targets, recipe.objective, seed=number)
+    assert explained[0] == pytest.approx(0, abs=1e-6)
+    assert sum(explained[-4:]) / 4 > 0.5, explained
