@@ -18,6 +18,12 @@ TOLERANCE = 1e-5
 
 SEEDS = range(5)
 
+OUTSTANDING = 100.0
+"""Far above every number of ``example_batch``."""
+
+WITH_OBSERVATION, WORST_SIBLING = 2, 3
+"""Rows of ``example_batch``: one of two turns, and one with a lower reward than its siblings."""
+
 
 def check_advantage(advantage: Callable[[Batch], Tensor]) -> None:
     """Check an ``Advantage``, or any function from a ``Batch`` to the credit of its tokens.
@@ -30,11 +36,18 @@ def check_advantage(advantage: Callable[[Batch], Tensor]) -> None:
     - neither more padding nor longer observations change the credit of a model token;
     - neither the order of the rows nor that of the trees changes it;
     - rows with one model token and rows with none have finite credit, and so have a batch of
-      one row and one in which all rewards are alike.
+      one row and one in which all rewards are alike;
+    - credit stands where it belongs, none of it a place too early or too late: a reward far
+      above its siblings' raises the last model token of its row; what comes after an
+      observation reaches the turn before it; and if values are read, one far too high lowers
+      the token that it was predicted before.
+
+    What no property tells is whether the formula is the one that was meant: compare with
+    numbers worked by hand.
 
     Args:
       advantage: Called with batches that have ``values``, ``end_values``, ``logprobs``,
-        ``token_entropies`` and ``reference_logprobs``.
+        ``token_entropies`` and ``reference_logprobs``. It must heed the rewards.
 
     Raises:
       AssertionError: one line that says which property does not hold.
@@ -53,13 +66,19 @@ def check_advantage(advantage: Callable[[Batch], Tensor]) -> None:
         require(torch.equal(credit, again), "the same batch must give the same advantages again")
         of_model = credit[batch.mask]
 
-        def same(other: Batch, change: str, expected: Tensor = of_model) -> None:
-            found = _checked(advantage, other)[other.mask]
+        def same(
+            other: Batch, change: str, expected: Tensor = of_model, *, where: str = ""
+        ) -> None:
+            found = _checked(advantage, other, where=where)[other.mask]
             require_close(
                 found, expected, f"{change} must not change an advantage", tolerance=TOLERANCE
             )
 
-        same(_with_masked(batch, torch.nan), "NaN at masked places")
+        same(
+            _with_masked(batch, torch.nan),
+            "NaN at masked places",
+            where=" with NaN at masked places: observations and padding must not be read",
+        )
         same(_with_masked(batch, 1e3), "what stands at masked places")
         same(_padded(batch, 3), "more padding")
         same(example_batch(seed, observation_length=5), "a longer observation")
@@ -78,9 +97,56 @@ def check_advantage(advantage: Callable[[Batch], Tensor]) -> None:
         _checked(advantage, _rows(batch, torch.tensor([0])))
         for length in (0, 1):
             _checked(advantage, _with_row_cut(batch, row=1, length=length))
+        _check_places(advantage, batch, credit)
 
 
-def _checked(advantage: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+def _check_places(advantage: Callable[[Batch], Tensor], batch: Batch, credit: Tensor) -> None:
+    """Numbers that stand out, at one place after another, must show where they belong."""
+    row, end = WORST_SIBLING, _model_places(batch, WORST_SIBLING)[-1]
+    rewards = batch.rewards.clone()
+    rewards[row] += OUTSTANDING
+    last = _checked(advantage, replace(batch, rewards=rewards))[row, end]
+    require(
+        bool(last > credit[row, end]) and bool(last > 0),
+        "a branch's reward is paid for its last model token: far above that of its siblings it "
+        f"must raise that token's advantage above 0, got {last:.6g} after {credit[row, end]:.6g}",
+    )
+
+    row, place = WITH_OBSERVATION, _model_places(batch, WITH_OBSERVATION)
+    turns = batch.turns[row, place]
+    before, after = place[turns == 0], place[turns == 1]
+    values, rewards = _values(batch).clone(), batch.rewards.clone()
+    values[row, after] += OUTSTANDING
+    rewards[row] += 2 * OUTSTANDING
+    found = _checked(advantage, replace(batch, values=values, rewards=rewards))
+    require(
+        bool(found[row, before[-1]] != credit[row, before[-1]]),
+        "what comes after an observation must reach the turn before it: other values and another "
+        "reward there left the advantage of the turn's last token as it was",
+    )
+
+    if torch.equal(_checked(advantage, replace(batch, values=-_values(batch))), credit):
+        return  # it does not read values
+    first = batch.mask & (batch.mask.cumsum(1) == 1)
+    found = _checked(advantage, replace(batch, values=_values(batch) + OUTSTANDING * first))
+    above_least = found[first] - torch.where(batch.mask, found, torch.inf).amin(1)
+    require(
+        bool((above_least <= TOLERANCE).all()),
+        "a value is predicted before its token: far too high at a row's first model token it must "
+        f"give that token the row's least advantage, got one {above_least.max():.6g} above it",
+    )
+
+
+def _model_places(batch: Batch, row: int) -> Tensor:
+    return batch.mask[row].nonzero()[:, 0]
+
+
+def _values(batch: Batch) -> Tensor:
+    assert batch.values is not None
+    return batch.values
+
+
+def _checked(advantage: Callable[[Batch], Tensor], batch: Batch, *, where: str = "") -> Tensor:
     """The advantages of a batch, once their form is known to be right."""
     before = {name: x.clone() for name, x in _tensors(batch).items()}
     credit = advantage(batch)
@@ -97,7 +163,7 @@ def _checked(advantage: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
         not credit.requires_grad, "an advantage must be detached: nothing is learned through it"
     )
     require(not bool(credit[~batch.mask].any()), "an advantage must be 0 where the mask is False")
-    require(bool(credit.isfinite().all()), "an advantage must be finite")
+    require(bool(credit.isfinite().all()), f"an advantage must be finite{where}")
     return credit
 
 

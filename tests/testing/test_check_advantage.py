@@ -12,7 +12,10 @@ from spanwise.testing import check_advantage
 @pytest.mark.parametrize(
     "advantage",
     [
-        *(GroupAdvantage(baseline=b) for b in ("group_normalised", "group_mean", "leave_one_out")),
+        GroupAdvantage(baseline="group_normalised"),
+        GroupAdvantage(baseline="group_mean"),
+        GroupAdvantage(baseline="leave_one_out"),
+        GroupAdvantage(baseline="batch_normalised"),
         *(TreeAdvantage(value=v) for v in ("child_softmax", "child_mean", "leaf_mean")),
         *(TreeAdvantage(advantage=a) for a in ("over_parent", "over_root", "over_both")),
         *(
@@ -20,10 +23,29 @@ from spanwise.testing import check_advantage
             for by in ("probability", "mean_length", "entropy", "length", "turn", "token", "whole")
         ),
         SpanAdvantage(length_alpha=0.5, whiten=False),
+        SpanAdvantage(segments=Segments(by="token"), length_alpha=0.05),  # lam = 0 in short rows
+        SpanAdvantage(segments=Segments(by="token"), lam=0.0, whiten=False),
     ],
     ids=str,
 )
 def test_advantages_of_the_library_pass(advantage):
+    check_advantage(advantage)
+
+
+def above_the_prompt(batch):
+    """Correct: the critic foresees the whole row from its first model token."""
+    first = batch.mask & (batch.mask.cumsum(1) == 1)
+    foreseen = torch.where(first, batch.values, 0).sum(1)
+    return adv.to_tokens(batch.rewards - foreseen, batch.mask)
+
+
+def signs(batch):
+    """Correct, if crude."""
+    return GroupAdvantage(baseline="group_mean")(batch).sign()
+
+
+@pytest.mark.parametrize("advantage", [above_the_prompt, signs])
+def test_advantages_of_ones_own_pass(advantage):
     check_advantage(advantage)
 
 
@@ -96,6 +118,70 @@ def gae_over_observations(batch):
     return torch.where(batch.mask, credit, 0)
 
 
+def gae(batch, rewards=None, values=None):
+    rewards = batch.rewards_by_token if rewards is None else rewards
+    values = batch.values if values is None else values
+    return adv.span_advantages(rewards, values, spans.by_token(batch.mask))
+
+
+def bootstraps_from_observations(batch):
+    """The next place's value, whoever wrote it."""
+    next_values = torch.nn.functional.pad(batch.values[:, 1:], (0, 1))
+    return torch.where(batch.mask, batch.rewards_by_token + next_values - batch.values, 0)
+
+
+def ends_at_observations(batch):
+    """Each turn is an episode of its own."""
+    credit = torch.zeros_like(batch.values)
+    for turn in range(3):
+        of_turn = torch.where(batch.turns == turn, 0, -1)
+        credit += adv.span_advantages(batch.rewards_by_token, batch.values, of_turn)
+    return credit
+
+
+def moved(x, mask, by):
+    """The model tokens' numbers, ``by`` model tokens later."""
+    found = torch.zeros_like(x)
+    for row, places in enumerate(mask):
+        own = x[row, places]
+        zeros = own.new_zeros(abs(by))
+        kept = [zeros, own[:-by]] if by > 0 else [own[-by:], zeros]
+        found[row, places] = torch.cat(kept)[: len(own)] if len(own) > abs(by) else 0
+    return found
+
+
+def a_place_late(batch):
+    return torch.where(batch.mask, gae(batch).roll(1, 1), 0)
+
+
+def a_place_early(batch):
+    return torch.where(batch.mask, gae(batch).roll(-1, 1), 0)
+
+
+def a_token_late(batch):
+    return adv.whiten(moved(gae(batch), batch.mask, 1), batch.mask)
+
+
+def a_token_early(batch):
+    return adv.whiten(moved(gae(batch), batch.mask, -1), batch.mask)
+
+
+def values_after_the_token(batch):
+    return gae(batch, values=moved(batch.values, batch.mask, -1))
+
+
+def values_a_token_late(batch):
+    return gae(batch, values=moved(batch.values, batch.mask, 1))
+
+
+def rewards_a_token_early(batch):
+    return gae(batch, rewards=moved(batch.rewards_by_token, batch.mask, -1))
+
+
+def no_rewards(batch):
+    return gae(batch, rewards=torch.zeros_like(batch.values))
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
@@ -114,6 +200,16 @@ def gae_over_observations(batch):
         (divided_by_spread, "must be finite"),
         (divided_by_length, "must be 0 where the mask is False"),
         (gae_over_observations, "longer observation"),
+        (bootstraps_from_observations, "finite with NaN at masked places: observations"),
+        (ends_at_observations, "after an observation must reach the turn before it"),
+        (a_place_late, "predicted before its token"),
+        (a_place_early, "paid for its last model token"),
+        (a_token_late, "predicted before its token"),
+        (a_token_early, "paid for its last model token"),
+        (values_after_the_token, "predicted before its token"),
+        (values_a_token_late, "predicted before its token"),
+        (rewards_a_token_early, "paid for its last model token"),
+        (no_rewards, "paid for its last model token"),
         (lambda batch: batch.rewards.tolist(), "is a tensor, got list"),
     ],
 )
