@@ -22,8 +22,8 @@ SEEDS = range(5)
 def check_loss(loss: Loss) -> None:
     """Check a policy loss: losses per token from log-probs, advantages and spans.
 
-    - losses are ``[N, T]``, finite, and 0 without gradient at masked places, whatever stands
-      there, NaN included; an empty row and a row of one token are no exception;
+    - losses are float64 ``[N, T]``, finite, and 0 without gradient at masked places, whatever
+      stands there, NaN included; an empty row and a row of one token are no exception;
     - a row's losses depend on that row alone, so that any split into micro-batches gives the
       same sum; neither padding nor observations inside a row change them;
     - old log-probs and advantages are not differentiated through, and no argument is
@@ -77,7 +77,12 @@ def _losses_and_gradient(
     losses = found[0] if isinstance(found, tuple) else found
     require(
         losses.shape == x.shape,
-        f"losses are per token, [N, T] = {tuple(x.shape)}, got {tuple(losses.shape)}",
+        f"losses are per token, [N, T] = {tuple(x.shape)}, got {tuple(losses.shape)}: leave the "
+        "mean to losses.mean_by_token and its like, which divide by counts of the whole update",
+    )
+    require(
+        losses.dtype == x.dtype,
+        f"losses must keep the precision of their arguments: float64 in, {losses.dtype} out",
     )
     if not losses.requires_grad:
         return losses, torch.zeros_like(x)
@@ -116,7 +121,11 @@ def _check_rows_and_places(
         alone = _losses_and_gradient(loss, logprobs[row], old[row], advantages[row], partition[row])
         for found, expected in zip(alone, together, strict=True):
             require_close(
-                found, expected[row], "a row must not depend on other rows", tolerance=TOLERANCE
+                found,
+                expected[row],
+                "a row must not depend on other rows, as where losses are divided by a count or a "
+                "norm of the batch at hand",
+                tolerance=TOLERANCE,
             )
     for columns, name in ((slice(9, 9), "padding"), (slice(4, 4), "an observation")):
 

@@ -46,6 +46,20 @@ def averaged(logprobs, old, advantages, spans):
     return mean_by_token(ppo(logprobs, old, advantages, spans), spans >= 0)
 
 
+def in_float32(logprobs, old, advantages, spans):
+    return ppo(logprobs.float(), old.float(), advantages.float(), spans)
+
+
+def ratio_upside_down(logprobs, old, advantages, spans):
+    mask = spans >= 0
+    ratios = torch.where(mask, old.detach() - logprobs, 0).exp()
+    return -ratios * torch.where(mask, advantages.detach(), 0)
+
+
+def a_token_late(logprobs, old, advantages, spans):
+    return ppo(logprobs, old, torch.nn.functional.pad(advantages[:, :-1], (1, 0)), spans)
+
+
 def per_batch_scale(logprobs, old, advantages, spans):
     losses = ppo(logprobs, old, advantages, spans)
     return losses / (spans >= 0).sum().clamp(min=1)
@@ -111,7 +125,10 @@ def penalised(logprobs, old, advantages, spans):
         (unmasked, "masked places must have loss 0"),
         (masked_by_product, "masked places must have loss 0"),
         (masked_at_the_end, "no gradient|must not change losses or gradients"),
-        (averaged, "losses are per token"),
+        (averaged, "losses are per token.*counts of the whole update"),
+        (in_float32, "float64 in, torch.float32 out"),
+        (ratio_upside_down, "minus the advantage"),
+        (a_token_late, "masked places"),
         (per_batch_scale, "must not depend on other rows"),
         (whitened, "must not depend on other rows"),
         (by_place, "an observation must not change"),
