@@ -19,6 +19,7 @@ import dataclasses
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -46,6 +47,7 @@ class UsageError(ValueError):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; what the user got wrong is one line, not a traceback."""
+    warnings.formatwarning = _warning_line
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": _train,
@@ -72,8 +74,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+_usual_warning = warnings.formatwarning
+
+
+def _warning_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A warning of spanwise's own as one line without the place in its code."""
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        return f"{_speaker()}: warning: {message}\n"
+    return _usual_warning(message, category, filename, lineno, line)
+
+
 def _speaker() -> str:
-    """Who reports an error: of several processes, which."""
+    """Who reports something: of several processes, which."""
     return f"spanwise, process {os.environ['RANK']}" if "RANK" in os.environ else "spanwise"
 
 

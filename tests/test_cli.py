@@ -33,6 +33,19 @@ def test_unknown_names_are_refused_with_what_was_meant(capsys: pytest.CaptureFix
     assert "no run folder" in refused(capsys, "show", "nowhere")
 
 
+def test_warnings_are_one_line_each() -> None:
+    """Those of spanwise; another's says where it is from."""
+    script = (
+        "import warnings; from spanwise import cli; cli.main(['--help']);"
+        "warnings.warn_explicit('shared tokens are recomputed', UserWarning, cli.__file__, 7);"
+        "warnings.warn_explicit('a tensor was copied', UserWarning, '/elsewhere/a.py', 8)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    first, second, *_ = run.stderr.splitlines()
+    assert first == "spanwise: warning: shared tokens are recomputed"
+    assert second.startswith("/elsewhere/a.py:8: UserWarning")
+
+
 def test_a_recipe_file_without_that_function_is_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ what the model's own would do until it is handed a tree.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Embedding
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -67,8 +69,8 @@ def why_not_packed(model: Any) -> str | None:
         return f"{name} has layers of another kind than full attention: {', '.join(sorted(kinds))}"
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return f"{name} attends within a sliding window"
-    if getattr(config, "rope_parameters", None) is None:
-        return f"{name} has no rotary positions, which are what it would be handed"
+    if "position_ids" not in inspect.signature(type(model.base_model).forward).parameters:
+        return f"{name} cannot be told where in its row a token stands"
     if not getattr(model, "_supports_attention_backend", False):
         return f"{name} takes no other attention than its own"
     return None
@@ -84,13 +86,15 @@ class TrunkCost:
 
     @staticmethod
     def of(model: Any) -> TrunkCost:
-        """From the shape of a model: a multiplication for each weight of its layers."""
+        """From the shape of a model: a multiplication for each weight that is not looked up."""
         config = model.config.get_text_config()
-        heads = config.num_attention_heads
+        computing = [m for m in model.base_model.modules() if not isinstance(m, Embedding)]
+        per_token = sum(p.numel() for m in computing for p in m.parameters(recurse=False))
+        heads = getattr(config, "num_attention_heads", None)
+        if not heads:  # a model of another kind, where no token looks at another
+            return TrunkCost(per_token=per_token, per_pair=0.0)
         width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-        layers = [p for n, p in model.named_parameters() if ".layers." in f".{n}"]
-        pairs = 2 * config.num_hidden_layers * width
-        return TrunkCost(per_token=sum(p.numel() for p in layers), per_pair=pairs)
+        return TrunkCost(per_token=per_token, per_pair=2 * config.num_hidden_layers * width)
 
     def __call__(self, num_tokens: int, num_pairs: int) -> float:
         return self.per_token * num_tokens + self.per_pair * num_pairs

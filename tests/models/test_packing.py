@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 from functools import cache
 from typing import Any
@@ -11,8 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -30,7 +39,12 @@ from spanwise.models.packing import (
     token_tree,
 )
 from spanwise.models.scoring import token_scores
-from spanwise.models.tree_attention import _flex_attention, tree_attention
+from spanwise.models.tree_attention import (
+    TrunkCost,
+    _flex_attention,
+    tree_attention,
+    why_not_packed,
+)
 from tests.models.test_loading import on_backend
 from tests.tiny import in_precision, tiny_model
 
@@ -139,6 +153,11 @@ def qwen3(**more: Any) -> Any:
     return Qwen3ForCausalLM(Qwen3Config(num_key_value_heads=1, head_dim=8, **more))
 
 
+def gpt2(**more: Any) -> Any:
+    """Learned positions."""
+    return GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **more))
+
+
 def model_of(build: Any, dtype: torch.dtype) -> Any:
     torch.manual_seed(0)
     model = build(
@@ -215,7 +234,7 @@ def actor_and_critic(build: Any, kind: str, dtype: torch.dtype) -> tuple[Any, Va
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("kind", ["own", "policy"])
-@pytest.mark.parametrize("build", [qwen3, qwen2, llama])
+@pytest.mark.parametrize("build", [qwen3, qwen2, llama, gpt2])
 @given(seed=st.integers(0, 10**6), depth=st.integers(1, 6))
 @settings(max_examples=6, deadline=None)
 def test_packed_equals_rows(
@@ -315,3 +334,41 @@ def test_without_a_tree_the_model_is_what_it_was() -> None:
     model, used = tiny_model(), tiny_model()
     token_scores(used, *rows, token_tree(rows[0], rows[2]))
     assert torch.equal(token_scores(used, *rows).logprobs, token_scores(model, *rows).logprobs)
+
+
+def sliding(**more: Any) -> Any:
+    return MistralForCausalLM(MistralConfig(sliding_window=4, head_dim=8, **more))
+
+
+def alibi(**more: Any) -> Any:
+    return BloomForCausalLM(BloomConfig(n_layer=2, n_head=2, **more))
+
+
+def state_space(*, num_attention_heads: int, **more: Any) -> Any:
+    """It has no heads, whatever their number."""
+    return MambaForCausalLM(MambaConfig(state_size=4, **more))
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (sliding, "MistralForCausalLM attends within a sliding window"),
+        (alibi, "BloomForCausalLM cannot be told where in its row a token stands"),
+        (state_space, "MambaForCausalLM has layers of another kind .*: linear_attention"),
+    ],
+)
+def test_models_that_cannot_be_packed_are_told_from_what_they_are(build: Any, reason: str) -> None:
+    model, rows = model_of(build, torch.float32), random_rows(0, depth=3)
+    assert re.fullmatch(reason, why_not_packed(model) or "")
+    with pytest.raises(ValueError, match="rows cannot be packed"):
+        token_scores(model, *rows, token_tree(rows[0], rows[2]))
+
+
+def test_the_cost_of_a_model_is_that_of_its_layers() -> None:
+    """Qwen3: four projections of the attention, three of the feed-forward part, the norms."""
+    attention = 16 * 16 + 2 * 16 * 8 + 16 * 16 + 2 * 8
+    layer = attention + 3 * 16 * 32 + 2 * 16
+    cost = TrunkCost.of(model_of(qwen3, torch.float32))
+    assert cost == TrunkCost(per_token=2 * layer + 16, per_pair=2 * 2 * 16)
+    assert TrunkCost.of(model_of(state_space, torch.float32)).per_pair == 0
+    assert TrunkCost.of(model_of(gpt2, torch.float32)).per_token > 2 * 8 * 16 * 16

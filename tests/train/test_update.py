@@ -11,12 +11,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import MambaConfig, MambaForCausalLM
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
 
 from spanwise.batch import Batch
 from spanwise.credit import GroupAdvantage, TreeAdvantage
+from spanwise.models.critic import SeparateCritic
 from spanwise.models.scoring import token_scores
 from spanwise.train import microbatches
 from spanwise.train.objective import Objective
+from spanwise.train.packing_check import packing_fault
 from spanwise.train.shaping import KLPenalty
 from spanwise.train.update import Update
 from spanwise.tree import Node, Path, Tree
@@ -222,3 +226,45 @@ class TestPacking:
         monkeypatch.setattr(model.base_model, "forward", deaf)
         with pytest.warns(UserWarning, match="other log-probs"):
             assert SGD_LIKE.checked(model, batch).packing == "rows"
+
+    def test_a_model_without_attention_is_trained_on_rows(self) -> None:
+        torch.manual_seed(0)
+        config = MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4)
+        model, batch = MambaForCausalLM(config).eval(), Batch.from_trees(TREES)
+        with pytest.warns(UserWarning, match="plain rows.*linear_attention"):
+            update = SGD_LIKE.checked(model, batch)
+        batch = update.scored(model, batch)
+        before = [p.clone() for p in model.parameters()]
+        optimizer, advantages = update.optimizer(model), GroupAdvantage()(batch)
+        metrics = update(model, optimizer, batch, advantages, OBJECTIVES[1], seed=0)
+        assert metrics["packed"] == 0 and metrics["skipped_steps"] == 0
+        assert not torch.equal(before[0], next(model.parameters()))
+
+    def test_it_is_said_that_the_critic_cannot_be_packed(self) -> None:
+        policy, other = tiny_model(), tiny_model(seed=1)
+        other.config.sliding_window, other.config.use_sliding_window = 4, True
+        batch = Batch.from_trees(TREES)
+        for critic, told in ((SeparateCritic(policy), None), (SeparateCritic(other), "sliding")):
+            fault = packing_fault(policy, batch, critic=critic, budget=10**4)
+            assert fault is None if told is None else fault and told in fault
+        assert fault is not None and fault.startswith("the critic does not run over packed rows")
+
+    @pytest.mark.parametrize("tree", [True, False])
+    def test_whatever_a_model_raises_over_packed_rows_rows_are_tried(
+        self, tree: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What it raises over rows as well is not the packing's fault, and not hidden."""
+        model, forward = tiny_model(), Qwen3Model.forward
+
+        def fails(*given: Any, **named: Any) -> Any:
+            if tree and "token_tree" not in named:
+                return forward(model.base_model, *given, **named)
+            raise IndexError("no such layer")
+
+        monkeypatch.setattr(model.base_model, "forward", fails)
+        if tree:
+            with pytest.warns(UserWarning, match=r"plain rows.*packed rows \(no such layer\)"):
+                assert SGD_LIKE.checked(model, Batch.from_trees(TREES)).packing == "rows"
+        else:
+            with pytest.raises(IndexError, match="no such layer"):
+                SGD_LIKE.checked(model, Batch.from_trees(TREES))
