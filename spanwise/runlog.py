@@ -5,6 +5,7 @@
     trees/step_00001.jsonl  one line for each tree of the step, with its credit
     checkpoints/NAME/       the model in Hugging Face format: step_N to go on from, final
     journal/                finished turns that no checkpoint has seen the end of
+    lock                    held by the process that trains here
     summary.json            before, after, time and tokens; written last
 
 ``schema`` in ``config.json`` counts the layout. Whole files are replaced atomically;
@@ -18,13 +19,14 @@ import json
 import math
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
 from spanwise.tree import Expansion, Failure, Node, Tree
 
 SCHEMA = 1
+LOCK = "lock"
 
 
 class RunError(ValueError):
@@ -64,8 +66,23 @@ class RunLog:
             (folder / "checkpoints").mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(f"cannot write the run folder {folder}: {error.strerror}") from error
-        _write_json(log.config_path, {"schema": SCHEMA, **config})
+        try:
+            _write_json(log.config_path, {"schema": SCHEMA, **config})
+        except TypeError as error:
+            log.discard()
+            raise RunError(f"the configuration cannot be written down: {error}") from error
+        except RunError:
+            log.discard()
+            raise
         return log
+
+    def discard(self) -> None:
+        """Take back ``create``; what was written since, or was there before, stays."""
+        for file in (self.config_path, self.folder / LOCK):
+            file.unlink(missing_ok=True)
+        for folder in (self.folder / "trees", self.folder / "checkpoints", self.folder):
+            with suppress(OSError):
+                folder.rmdir()
 
     @classmethod
     def open(cls, folder: Path) -> RunLog:
@@ -277,11 +294,15 @@ def _write_text(path: Path, text: str) -> None:
     """Replace a file in one step: a reader sees the old one or the new one."""
     partial = path.with_name(path.name + ".partial")
     with writing(path):
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)  # a full disk has better use for the room
+            raise
 
 
 def _read_json(path: Path) -> dict[str, Any]:

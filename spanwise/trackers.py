@@ -100,6 +100,16 @@ TRACKERS: Mapping[TrackerName, type[TensorBoard] | type[WandB] | type[Trackio]] 
 }
 
 
+def check_trackers(names: Sequence[TrackerName]) -> None:
+    """Refuse trackers whose package is missing.
+
+    Raises:
+      TrackerError: naming the extra that brings it.
+    """
+    for name in names:
+        _loaded(name, name)
+
+
 def open_trackers(
     names: Sequence[TrackerName], folder: Path, config: Mapping[str, Any]
 ) -> list[Tracker]:

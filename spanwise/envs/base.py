@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast, get_args
 
 from spanwise.tree import Failure, Stop
 
 Split = Literal["train", "dev", "test"]
+
+REPLY_STOPS = tuple(stop for stop in get_args(Stop) if stop != "prompt")
 
 
 class Tokenizer(Protocol):
@@ -64,6 +66,11 @@ class Reply:
     (whether that is right; without it, a reward of 1 or more is)."""
 
     def __post_init__(self) -> None:
+        if self.stop not in REPLY_STOPS:
+            raise ValueError(f"a reply's stop is one of {', '.join(REPLY_STOPS)}, not {self.stop}")
+        failure, outcome = cast("tuple[object, object]", (self.failure, self.outcome))
+        if not isinstance(failure, Failure | None) or not isinstance(outcome, Mapping):
+            raise ValueError("a reply's failure must be a Failure, and its outcome a mapping")
         if self.stop == "call" and not self.observation:
             raise ValueError("a reply that goes on needs an observation")
         if self.stop != "call" and (self.reward is None) == (self.failure is None):

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from spanwise.envs.base import Environment, Reply, Task, Tokenizer, Turn
-from spanwise.rollout.calls import Caller
-from spanwise.rollout.failures import FailurePolicy
+from spanwise.rollout.calls import Caller, failed
+from spanwise.rollout.failures import FailurePolicy, RunStopped
 from spanwise.rollout.seeds import seed_of
 from spanwise.samplers.base import Completion, Request, Sampler, Sampling
 from spanwise.tree import Expansion, Failure, Node, Path, Tree
@@ -77,7 +77,12 @@ class Growth:
 
     def __init__(self, rollout: Rollout, site: Site, task: Task, step: int) -> None:
         self.rollout, self.site, self.task, self.step = rollout, site, task, step
-        prompt = prompt_tokens(site.tokenizer, site.env, task)
+        try:
+            prompt = prompt_tokens(site.tokenizer, site.env, task)
+        except Exception as error:
+            raise RunStopped(
+                f"the prompt of task {task.id} cannot be rendered: {type(error).__name__}: {error}"
+            ) from error
         self.nodes: dict[Path, Node] = {
             (): Node(path=(), observation=prompt, stop="prompt", observation_text=task.question)
         }
@@ -133,7 +138,7 @@ class Growth:
         turns = [Turn(text=n.text, outcome=n.outcome) for n in before[1:]]
         turns.append(Turn(text=text, truncated=completion.finish == "length"))
         reply = await caller.reply(turns)
-        observation = observation_tokens(self.site.tokenizer, self.site.env, reply.observation)
+        reply, observation = self._rendered(reply)
         if reply.stop == "call" and self._room(len(context + completion.tokens + observation)) < 1:
             turns[-1] = replace(turns[-1], truncated=True)
             reply, observation = await caller.reply(turns), ()
@@ -145,6 +150,15 @@ class Growth:
             reply = replace(reply, stop="length")  # whatever the environment calls it
         node = _node(path, completion, text, reply, observation)
         return replace(node, faults=tuple(caller.faults))
+
+    def _rendered(self, reply: Reply) -> tuple[Reply, tuple[int, ...]]:
+        """The reply and its observation's tokens, or a failure if it cannot be rendered."""
+        try:
+            tokens = observation_tokens(self.site.tokenizer, self.site.env, reply.observation)
+        except Exception as error:
+            failure = failed("tool_error", error)
+            return Reply(stop="failure", failure=failure, outcome=reply.outcome), ()
+        return reply, tokens
 
     def _room(self, used: int) -> int:
         return len(self.nodes[()].observation) + self.rollout.max_response_tokens - used

@@ -76,33 +76,28 @@ class Caller:
         deadline_s = self._site.failures.engine_deadline_s
         with waiting(self._call("engine", attempt)):
             try:
-                completion = await within(self._site.sampler.sample(request), deadline_s)
+                sampled = _not_exiting(self._site.sampler.sample(request))
+                completion = await within(sampled, deadline_s)
+                fault = _fault_of(completion, request)
             except LateError as error:
-                return _failure("engine_timeout", error)
+                return failed("engine_timeout", error)
             except Exception as error:
-                return _failure("engine_error", error)
-        if not all(map(math.isfinite, (*completion.logprobs, *completion.sampling_logprobs))):
-            return Failure(kind="engine_error", message="a log-prob of the turn is not finite")
-        return completion
+                return failed("engine_error", error)
+        return completion if fault is None else Failure(kind="engine_error", message=fault)
 
     async def _ask(self, turns: Sequence[Turn], attempt: int) -> Reply:
         deadline_s = self._site.failures.reply_deadline_s
         with waiting(self._call("environment", attempt)):
             try:
-                reply = await within(self._replied(turns), deadline_s)
+                replied = _not_exiting(self._site.env.reply(self._task, turns))
+                reply = await within(replied, deadline_s)
             except ToolError as error:
                 return _ended(error.failure())
             except LateError as error:
-                return _ended(_failure("reward_timeout", error))
+                return _ended(failed("reward_timeout", error))
             except Exception as error:
-                return _ended(_failure("reward_error", error))
+                return _ended(failed("reward_error", error))
         return self._checked(reply)
-
-    async def _replied(self, turns: Sequence[Turn]) -> Reply:
-        try:
-            return await self._site.env.reply(self._task, turns)
-        except SystemExit as error:  # an environment has no say over the run
-            raise RuntimeError(repr(error)) from error
 
     def _checked(self, reply: object) -> Reply:
         """The reply, or a failure in its place if it cannot be trained on."""
@@ -110,16 +105,17 @@ class Caller:
             kind = type(reply).__name__
             return _ended(Failure(kind="reward_error", message=f"the reply is {kind}, not a Reply"))
         try:
-            json.dumps(reply.outcome)
-        except (TypeError, ValueError) as error:
+            json.dumps(reply.outcome, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
             message = f"the outcome cannot be written as JSON: {error}"
             return _ended(Failure(kind="reward_error", message=message))
         reward: Any = reply.reward
         if reward is not None and not isinstance(reward, int | float):
             message = f"the reward is {type(reward).__name__}, not a number"
             return _ended(Failure(kind="reward_error", message=message), reply)
-        if reward is not None and not math.isfinite(reward):
-            return _ended(Failure(kind="reward_nan", message=f"the reward is {reward}"), reply)
+        if reward is not None and not _is_finite(reward):
+            what = str(reward) if isinstance(reward, float) else "a number too large"
+            return _ended(Failure(kind="reward_nan", message=f"the reward is {what}"), reply)
         return self._with_fit_observation(reply)
 
     def _with_fit_observation(self, reply: Reply) -> Reply:
@@ -144,6 +140,38 @@ class Caller:
             path=self._path,
             attempt=attempt,
         )
+
+
+async def _not_exiting(awaitable: Awaitable[T]) -> T:
+    """The awaitable's result; whoever is called has no say over the run's end."""
+    try:
+        return await awaitable
+    except SystemExit as error:
+        raise RuntimeError(repr(error)) from error
+
+
+def _fault_of(completion: object, request: Request) -> str | None:
+    """What of an engine's answer cannot be trained on."""
+    if not isinstance(completion, Completion):
+        return f"the engine returned {type(completion).__name__}, not a Completion"
+    tokens: Sequence[object] = completion.tokens
+    if not 1 <= len(tokens) <= request.max_tokens:
+        return f"the engine returned {len(tokens)} tokens, not 1 to {request.max_tokens}"
+    if not all(type(token) is int and token >= 0 for token in tokens):
+        return "the engine returned what is no token id"
+    for logprobs in (completion.logprobs, completion.sampling_logprobs):
+        if len(logprobs) != len(tokens):
+            return f"the engine returned {len(logprobs)} log-probs of {len(tokens)} tokens"
+        if not all(map(math.isfinite, logprobs)):
+            return "a log-prob of the turn is not finite"
+    return None
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an int that no float can hold
+        return False
 
 
 class LateError(TimeoutError):
@@ -195,6 +223,7 @@ def _ended(failure: Failure, reply: Reply | None = None) -> Reply:
     return Reply(stop="failure", failure=failure, outcome=outcome)
 
 
-def _failure(kind: FailureKind, error: BaseException) -> Failure:
+def failed(kind: FailureKind, error: Exception) -> Failure:
+    """A failure of this kind, with what was raised on one line."""
     message = " ".join(f"{type(error).__name__}: {error}".split())[:500]
     return Failure(kind=kind, message=message)

@@ -33,7 +33,7 @@ from torch import Tensor
 from spanwise.models.critic import CRITIC_FILE
 from spanwise.models.lora import ADAPTER_CONFIG
 from spanwise.models.sharding import part_like, whole
-from spanwise.runlog import RunError
+from spanwise.runlog import RunError, writing
 from spanwise.train.learner import Learner
 from spanwise.train.run import RunState
 
@@ -41,6 +41,7 @@ SCHEMA = 1
 MANIFEST, STATE = "manifest.json", "state.json"
 OPTIMIZER, CRITIC_OPTIMIZER = "optimizer.safetensors", "critic_optimizer.safetensors"
 PARTIAL = ".partial"
+UNUSED = ".unused"
 UNFIT = (OSError, SafetensorError, LookupError, TypeError, ValueError, OverflowError, RuntimeError)
 """What a file with the right hash and the wrong content may raise."""
 
@@ -189,7 +190,10 @@ def newest_usable(
                     f"{error}; no earlier checkpoint is left. Remove {parent} to train the run "
                     "again from its beginning"
                 ) from error
-            tell(f"{error}; going on from the one before, {folders[number + 1].name}")
+            tell(
+                f"{error}; it becomes {folder.name}{UNUSED}, and the run goes on from the one "
+                f"before, {folders[number + 1].name}"
+            )
     return None
 
 
@@ -219,6 +223,19 @@ def remove_old(parent: Path, keep: int) -> None:
     for folder in older:
         if folder != best or scores[folder] < 0:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def set_aside(parent: Path, used: Path) -> None:
+    """Rename the checkpoints newer than the one in use, which were found to be of no use.
+
+    Else they would count among the newest, and good ones be removed in their place.
+    """
+    folders = checkpoint_folders(parent)
+    for folder in folders[: folders.index(used)] if used in folders else ():
+        unused = folder.with_name(folder.name + UNUSED)
+        shutil.rmtree(unused, ignore_errors=True)
+        with writing(unused):
+            folder.rename(unused)
 
 
 def remove_partial(parent: Path) -> None:
@@ -271,7 +288,10 @@ class _Weights:
 
     def save(self, folder: Path, tokenizer: Any) -> None:
         self.policy.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        try:
+            tokenizer.save_pretrained(folder)
+        except Exception as error:  # of no kind of its own: tokenizers has none for a full disk
+            raise OSError(str(error)) from error
         if self.critic is not None:
             save_file(self.critic, folder / CRITIC_FILE)
 
@@ -330,9 +350,9 @@ def _score(folder: Path) -> float:
     """The held-out score of a checkpoint; -1 if it has none."""
     try:
         score = json.loads((folder / STATE).read_text(encoding="utf-8"))["held_out"]
+        return -1.0 if score is None else float(score)
     except (OSError, ValueError, KeyError, TypeError):
         return -1.0
-    return -1.0 if score is None else float(score)
 
 
 def fingerprint(path: Path) -> dict[str, Any]:

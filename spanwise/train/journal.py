@@ -8,6 +8,7 @@ Whatever is killed, a turn that was written here is not sampled, nor its tool ca
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import IO, Any
@@ -59,7 +60,8 @@ class StepJournal(Journal):
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what a full disk did not take: write told of it
+                self._file.close()
         self._step, self._file, self._found = None, None, {}
 
     def _open(self, step: int) -> None:

@@ -6,25 +6,28 @@ import fcntl
 from pathlib import Path
 from typing import IO
 
-from spanwise.runlog import RunError, writing
+from spanwise.runlog import LOCK, RunError, writing
 
 
-def locked(path: Path) -> IO[str]:
-    """A file of the run folder, held by this process until it is closed.
+def locked(folder: Path) -> IO[str]:
+    """The lock of a run folder, held by this process until it is closed.
 
-    The lock ends with the process, however that ends, and no process that it starts has it.
+    It ends with the process, however that ends, and no process that it starts has it. The
+    folder is made if there is none.
 
     Raises:
-      RunError: if another process holds it, or the file cannot be written.
+      RunError: if another process holds it, or the folder cannot be written.
     """
+    path = folder / LOCK
     with writing(path):
-        file = path.open("r+", encoding="utf-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
         raise RunError(
-            f"another process is training in {path.parent}; wait for its end, or stop it"
+            f"another process is training in {folder}; wait for its end, or stop it"
         ) from error
     except OSError:
         pass  # a file system without locks: then nothing guards the folder

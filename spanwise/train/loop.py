@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,11 +12,12 @@ from typing import Any
 
 from spanwise.display import Display
 from spanwise.rollout.base import Site
+from spanwise.rollout.failures import RunStopped
 from spanwise.rollout.running import run_rollouts
 from spanwise.rollout.seeds import seed_of
 from spanwise.rollout.waits import Work, waiting
 from spanwise.runlog import RunError, RunLog
-from spanwise.trackers import open_trackers
+from spanwise.trackers import check_trackers, open_trackers
 from spanwise.train.checkpoint import save_weights
 from spanwise.train.config import TrainConfig, resolved
 from spanwise.train.critic import still_rising
@@ -84,6 +86,10 @@ def train(
         raise
     except NotFiniteError as error:
         raise ended_by(error, run) from error
+    except RunStopped as error:
+        raise RunStopped(
+            f"{error}. Once that is mended, go on: spanwise train --resume {folder}"
+        ) from error
     finally:
         run.close()
     return run.log
@@ -106,17 +112,22 @@ def start(
     check_memory(config, ranks)
     advantage = config.advantage.prepared(tokenizer)
     settings = resolved(config)
-    log, trackers, lock = RunLog(folder), [], None
-    if resume:
-        log = unfinished(folder, settings)
-    elif ranks.leads:
-        record = {"recipe": recipe, "arguments": list(arguments), "config": settings}
-        log = RunLog.create(folder, record)
-    if ranks.leads:
-        lock = locked(log.config_path)
-        trackers = open_trackers(config.trackers, folder, settings)
-    learner = Learner(config, config.model.load(), advantage, ranks)
-    sampler = config.sampler.build(learner.whole_policy(), tokenizer)
+    check_trackers(config.trackers)
+    log = unfinished(folder, settings) if resume else RunLog(folder)
+    with contextlib.ExitStack() as undone:  # if anything below fails
+        lock, trackers = None, []
+        if ranks.leads:
+            lock = undone.enter_context(locked(folder))
+            if not resume:
+                record = {"recipe": recipe, "arguments": list(arguments), "config": settings}
+                log = RunLog.create(folder, record)
+                undone.callback(log.discard)
+        learner = Learner(config, config.model.load(), advantage, ranks)
+        sampler = config.sampler.build(learner.whole_policy(), tokenizer)
+        undone.callback(sampler.close)
+        if ranks.leads:
+            trackers = open_trackers(config.trackers, folder, settings)
+        undone.pop_all()
     return Run(
         recipe=recipe,
         config=config,
@@ -162,7 +173,8 @@ def trained_to_the_end(run: Run, display: Display, signals: StopSignals) -> None
     signals.check()
     with display.waiting("measuring the model after training"):
         after = measure(run.site, config.rollout, config.evaluation, run.ranks).summary()
-    save_weights(run.log.checkpoint_path("final"), run.learner, run.tokenizer)
+    with waiting(Work(name="saving of the finished model", step=state.step)):
+        save_weights(run.log.checkpoint_path("final"), run.learner, run.tokenizer)
     if run.ranks.leads:
         run.log.write_summary(summary(run, after))
 
@@ -269,7 +281,8 @@ def critic_step(run: Run, number: int, signals: StopSignals) -> dict[str, Any]:
     signals.check()
     run.site.sampler.rest()
     clock.lap("rollout")
-    batch = learner.batch(trees)
+    with waiting(Work(name="scoring", step=step)):
+        batch = learner.batch(trees)
     metrics = {"step": 0, "critic_batch": number, **tree_metrics(trees, batch)}
     if batch is not None:
         run.state.settled = False

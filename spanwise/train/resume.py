@@ -13,6 +13,7 @@ from spanwise.train.checkpoint import (
     newest_usable,
     remove_old,
     remove_partial,
+    set_aside,
     write_checkpoint,
 )
 from spanwise.train.run import Run
@@ -71,6 +72,7 @@ def go_back(run: Run, display: Display) -> None:
         tell(f"going on after step {state.step}")
         run.site.sampler.update_weights(run.learner.whole_policy())
     if run.ranks.leads:
+        set_aside(parent, state_path(run))
         run.log.go_back(run.state.step, run.state.metrics_bytes)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -138,7 +139,14 @@ def test_one_failing_branch_leaves_its_siblings_alone() -> None:
         (raising(StopIteration()), "reward_error", "StopIteration"),
         (replying(stop="answer", reward=float("nan")), "reward_nan", "nan"),
         (replying(stop="answer", reward=float("inf")), "reward_nan", "inf"),
+        (replying(stop="answer", reward=10**400), "reward_nan", "too large"),
         (replying(stop="answer", reward="1"), "reward_error", "str, not a number"),
+        (replying(stop="finished", reward=1.0), "reward_error", "not finished"),
+        (replying(stop="prompt", reward=1.0), "reward_error", "not prompt"),
+        (replying(stop="failure", failure="down"), "reward_error", "must be a Failure"),
+        (replying(stop="answer", reward=1.0, outcome=None), "reward_error", "a mapping"),
+        (replying(stop="answer", reward=1.0, outcome={"f1": math.nan}), "reward_error", "JSON"),
+        (replying(stop="answer", reward=1.0, outcome={"a": "\ud800"}), "reward_error", "surrogate"),
         (replying(stop="call", observation="\x1b[2J\x07"), "tool_error", "control characters"),
         (replying(stop="call", observation=b"bytes"), "tool_error", "bytes, not text"),
     ],
@@ -210,6 +218,67 @@ def test_log_probs_that_are_not_finite_are_not_trained_on() -> None:
     assert story(grown(raising(None), poisoned, retries=0).leaves()[0]) == [
         ("engine_error", "excluded")
     ]
+
+
+GOOD = Completion(tokens=(1, 2), logprobs=(-1.0, -1.0), sampling_logprobs=(-1.0,) * 2, finish="eos")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (None, "returned NoneType"),
+        (replace(GOOD, tokens=(), logprobs=(), sampling_logprobs=()), "0 tokens, not 1 to 64"),
+        (replace(GOOD, tokens=(1,) * 65), "65 tokens, not 1 to 64"),
+        (replace(GOOD, tokens=(1, -1)), "no token id"),
+        (replace(GOOD, tokens=(1.0, 2.0)), "no token id"),  # type: ignore[arg-type]
+        (replace(GOOD, logprobs=(-1.0,)), "1 log-probs of 2 tokens"),
+        (replace(GOOD, sampling_logprobs=(-1.0, -math.inf)), "not finite"),
+        (replace(GOOD, logprobs=("a", "b")), "TypeError"),  # type: ignore[arg-type]
+        (SystemExit("gone"), "SystemExit"),
+    ],
+)
+def test_what_an_engine_may_not_answer_is_a_failure(answer: Any, message: str) -> None:
+    class Odd(PathSampler):
+        async def sample(self, request: Request) -> Completion:
+            if isinstance(answer, SystemExit):
+                raise answer
+            return answer
+
+    failures = FailurePolicy(retries=0)
+    site = Site(
+        env=WordGame(), sampler=Odd(go_then_win), tokenizer=CharTokenizer(), seed=0,
+        failures=failures,
+    )  # fmt: skip
+    tree = run_rollouts(Chains(num_chains=1)(site, WordGame().tasks("train")[0], step=1))
+    [leaf] = tree.leaves()
+    assert story(leaf) == [("engine_error", "excluded")]
+    assert leaf.failure is not None and message in leaf.failure.message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unrenderable(WordGame):
+    """Its chat template takes neither the first question nor any observation."""
+
+    def prompt(self, task: Task, tokenizer: Any) -> str:
+        if task.id == "train-0":
+            raise TypeError("no such role")
+        return super().prompt(task, tokenizer)
+
+    def rendered(self, observation: str, tokenizer: Any) -> str:
+        raise TypeError("no such role")
+
+
+def test_what_cannot_be_rendered_is_a_failure_or_names_the_task() -> None:
+    site = Site(
+        env=Unrenderable(), sampler=PathSampler(go_then_win), tokenizer=CharTokenizer(), seed=0
+    )
+    first, second = site.env.tasks("train")[:2]
+    leaf = run_rollouts(Chains(num_chains=1)(site, second, step=1)).leaves()[0]
+    assert story(leaf) == [("tool_error", "excluded")] and leaf.reward is None
+    with pytest.raises(
+        RunStopped, match=r"prompt of task train-0 cannot be rendered.*no such role"
+    ):
+        run_rollouts(Chains(num_chains=1)(site, first, step=1))
 
 
 def test_deadlines_of_replies_and_of_the_engine() -> None:

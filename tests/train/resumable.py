@@ -16,6 +16,7 @@ import torch
 
 from spanwise.envs.base import Reply, Task, Turn
 from spanwise.runlog import RunLog
+from spanwise.train.checkpoint import UNUSED
 from spanwise.train.config import Checkpoints, TrainConfig
 from spanwise.train.critic import NoCritic, ValueHead
 from spanwise.train.shaping import KLPenalty
@@ -78,6 +79,8 @@ def left_behind(folder: Path) -> dict[str, Any]:
     }
     for path in sorted(folder.glob("trees/*")) + sorted(folder.glob("checkpoints/*/*")):
         name = str(path.relative_to(folder))
+        if path.parent.suffix == UNUSED:
+            continue
         if path.name == "state.json":
             found[name] = comparable_state(json.loads(path.read_text()))
         elif path.name != "manifest.json":  # it has the hash of the state

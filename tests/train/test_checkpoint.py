@@ -7,9 +7,11 @@ import math
 import os
 import resource
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -24,7 +26,11 @@ from spanwise.train.checkpoint import (
     remove_old,
 )
 from spanwise.train.config import Checkpoints
+from spanwise.train.journal import StepJournal
 from spanwise.train.run import Run
+from spanwise.train.stopping import Stopped, StopSignals
+from spanwise.tree import Node
+from tests.train.letters import LetterTokenizer
 from tests.train.resumable import differing, left_behind, plain
 
 
@@ -114,6 +120,7 @@ def test_a_bad_checkpoint_is_named_and_the_one_before_is_used(
     resumed(stopped)
     said = " ".join(capsys.readouterr().out.split())
     assert message in said.replace("/ ", "/") and "the one before, step_00004" in said
+    assert (stopped / "checkpoints" / "step_00006.unused").is_dir()
     assert differing(left_behind(finished), left_behind(stopped)) == []
 
 
@@ -124,6 +131,26 @@ def test_with_no_good_checkpoint_the_run_stops_and_says_what_to_do(stopped: Path
     with pytest.raises(CheckpointError, match=r"step_00004.*damaged.*Remove .*checkpoints"):
         resumed(stopped)
     assert (stopped / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_checkpoint_of_no_use_is_not_kept_in_place_of_a_good_one(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip(stopped / "checkpoints" / "step_00006" / "model.safetensors")
+
+    real = loop.train_step
+
+    def then_stopped(run: Run, step: int, signals: StopSignals) -> dict[str, Any]:
+        metrics = real(run, step, signals)
+        signals.received = signal.SIGTERM
+        return metrics
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", then_stopped)
+        with pytest.raises(Stopped):
+            resumed(stopped)
+    names = [folder.name for folder in checkpoint_folders(stopped / "checkpoints")]
+    assert names == ["step_00005", "step_00004"]
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
@@ -184,6 +211,32 @@ def test_a_file_that_the_disk_cuts_short_leaves_the_checkpoint_before(
     assert resumed(tmp_path).read_metrics()[-1]["step"] == 6
 
 
+def test_a_journal_that_the_disk_cuts_short_is_named(tmp_path: Path) -> None:
+    journal, limit = StepJournal(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    journal.lookup(1, "task", (0,))
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+        with pytest.raises(RunError, match=r"cannot write .*00001\.jsonl: File too large"):
+            journal.write(1, "task", Node(path=(0,), stop="answer", reward=1.0, text="x" * 10_000))
+        journal.close()  # raises nothing that would hide that
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+def test_a_tokenizer_that_a_full_disk_does_not_take_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package tokenizers raises a plain ``Exception``."""
+
+    def full(self: LetterTokenizer, folder: Path) -> None:
+        raise Exception("No space left on device (os error 28)")
+
+    monkeypatch.setattr(LetterTokenizer, "save_pretrained", full)
+    with pytest.raises(CheckpointError, match=r"cannot write .*step_00002: No space left"):
+        train(plain(), recipe="r", folder=tmp_path, display=Display())
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_under_the_metrics_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
@@ -201,6 +254,6 @@ def test_a_folder_of_checkpoints_that_cannot_be_written_is_named(stopped: Path) 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_run_folder_that_may_not_be_written_is_named(stopped: Path) -> None:
-    (stopped / "config.json").chmod(0o444)
-    with pytest.raises(RunError, match=r"cannot write .*config\.json: Permission denied"):
+    (stopped / "lock").chmod(0o444)
+    with pytest.raises(RunError, match=r"cannot write .*lock: Permission denied"):
         resumed(stopped)

@@ -59,10 +59,10 @@ def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path) -> None:
     train(config, recipe="r", folder=tmp_path, display=Display())
     (tmp_path / "summary.json").unlink()
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    holder = locked(tmp_path / "config.json")
+    holder = locked(tmp_path)
     with pytest.raises(RunError, match="another process is training in"):
         train(config, recipe="r", folder=tmp_path, display=Display(), resume=True)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
     holder.close()
     train(config, recipe="r", folder=tmp_path, display=Display(), resume=True)
-    locked(tmp_path / "config.json").close()  # a run that ended holds it no longer
+    locked(tmp_path).close()  # a run that ended holds it no longer

@@ -1,0 +1,108 @@
+"""A run that cannot be started leaves no run folder; one folder has one writer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spanwise import trackers
+from spanwise.display import Display
+from spanwise.models.loading import ModelError
+from spanwise.rollout.failures import FailurePolicy, RunStopped
+from spanwise.runlog import RunError
+from spanwise.samplers.base import Engine
+from spanwise.train import TrainConfig, train
+from spanwise.train.lock import locked
+from tests.train.letters import LetterModel, Letters
+from tests.train.resumable import plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unreadable(LetterModel):
+    """Weights that turn out to be bad when they are read."""
+
+    def load(self) -> Any:
+        raise ModelError("the weights are torn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interrupted(LetterModel):
+    """Ctrl-C comes while the weights are read."""
+
+    def load(self) -> Any:
+        raise KeyboardInterrupt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unbuildable(Engine):
+    """An engine that finds no room when it is built."""
+
+    def build(self, model: Any, tokenizer: Any) -> Any:
+        raise ValueError("no room for the engine")
+
+
+def start(config: TrainConfig, folder: Path) -> None:
+    train(config, recipe="r", folder=folder, display=Display())
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"model": Unreadable()}, ModelError),
+        ({"model": Interrupted()}, KeyboardInterrupt),
+        ({"sampler": Unbuildable()}, ValueError),
+    ],
+)
+def test_a_start_that_fails_leaves_nothing(
+    changes: dict[str, Any], error: type[BaseException], tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "notes.txt").write_text("mine")
+    for folder in (tmp_path / "new", kept):
+        with pytest.raises(error):
+            start(replace(plain(), **changes), folder)
+    assert not (tmp_path / "new").exists()
+    assert [path.name for path in kept.iterdir()] == ["notes.txt"]
+    locked(kept).close()  # no longer held
+
+
+def test_a_tracker_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(folder: Path, config: Any) -> Any:
+        raise RuntimeError("no connection")
+
+    monkeypatch.setattr("spanwise.train.loop.check_trackers", lambda names: None)
+    monkeypatch.setattr(trackers, "TRACKERS", {"wandb": offline})
+    with pytest.raises(RuntimeError, match="no connection"):
+        start(replace(plain(), trackers=("wandb",)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
+    config = replace(plain(), env=Letters(right_from=len))  # type: ignore[arg-type]
+    with pytest.raises(RunError, match="cannot be written down: builtin_function_or_method"):
+        start(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_in_which_another_run_is_being_started_is_refused(tmp_path: Path) -> None:
+    """The other has not written its configuration yet."""
+    holder = locked(tmp_path / "run")
+    with pytest.raises(RunError, match="another process is training in"):
+        start(plain(), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
+    holder.close()
+
+
+def test_a_run_stopped_by_failures_says_how_to_go_on(tmp_path: Path) -> None:
+    failures = FailurePolicy(max_excluded=0.0, backoff_s=0.0)
+    config = replace(plain(), env=Letters(scored=False), failures=failures)
+    with pytest.raises(RunStopped, match=rf"no judge.*--resume {tmp_path}"):
+        start(config, tmp_path)
+    with pytest.raises(RunStopped, match="no judge"):  # it can be gone on with
+        train(config, recipe="r", folder=tmp_path, display=Display(), resume=True)
