@@ -14,18 +14,18 @@ from spanwise.envs.math_scoring import INSTALL_HINT
 
 QUESTION_COLUMNS = ("question", "prompt", "problem")
 ANSWER_COLUMNS = ("answer", "answers", "solution", "reward_model.ground_truth")
-"""The first of these that a row has is used."""
+MAX_ROW_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Where a row has its question and its answer."""
+    """Where a row has its question and its answer: the first of these that it has.
 
-    question: str = ""
-    """A name, with dots for what is nested; empty: the first of ``QUESTION_COLUMNS``."""
+    A name may have dots, for what is nested.
+    """
 
-    answer: str = ""
-    """Likewise, of ``ANSWER_COLUMNS``."""
+    question: tuple[str, ...] = QUESTION_COLUMNS
+    answer: tuple[str, ...] = ANSWER_COLUMNS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Row:
     """Of a question that is a chat: all but the last message, which is the question."""
 
 
-def file_rows(file: Path, columns: Columns, max_row_bytes: int) -> list[Row]:
+def file_rows(file: Path, columns: Columns, max_row_bytes: int = MAX_ROW_BYTES) -> list[Row]:
     """The rows of a .jsonl or .parquet file; empty lines are skipped.
 
     Raises:
@@ -140,20 +140,23 @@ def _row(number: int, row: Any, where: str, columns: Columns, max_row_bytes: int
     if not isinstance(row, dict):
         raise ValueError(f"{where}: must be an object with columns, is {type(row).__name__}")
     fields = cast(dict[str, Any], row)
-    column, value = _found(fields, columns.question, QUESTION_COLUMNS, where)
+    column, value = _found(fields, columns.question, where)
     question, earlier = _question(value, f"{where}, column {column!r}")
-    column, value = _found(fields, columns.answer, ANSWER_COLUMNS, where)
+    column, value = _found(fields, columns.answer, where)
     answers = _answers(value, f"{where}, column {column!r}")
     texts = [question, *answers, *(message["content"] for message in earlier)]
-    if sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) > max_row_bytes:
+    try:
+        size = sum(len(text.encode("utf-8")) for text in texts)
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: {error.object[error.start]!a} is half a character, which no tokenizer reads"
+        ) from error
+    if size > max_row_bytes:
         raise ValueError(_too_long(where, max_row_bytes))
     return Row(number=number, question=question, answers=answers, earlier_messages=earlier)
 
 
-def _found(
-    fields: dict[str, Any], column: str, defaults: Sequence[str], where: str
-) -> tuple[str, Any]:
-    names = (column,) if column else defaults
+def _found(fields: dict[str, Any], names: Sequence[str], where: str) -> tuple[str, Any]:
     for name in names:
         value: Any = fields
         for part in name.split("."):
@@ -162,7 +165,8 @@ def _found(
             value = fields[name]
         if value is not None:
             return name, value
-    wanted = f"no column {names[0]!r}" if column else f"none of the columns {', '.join(names)}"
+    several = f"none of the columns {', '.join(names)}"
+    wanted = several if len(names) > 1 else f"no column {names[0]!r}"
     raise ValueError(f"{where}: {wanted}; there are {', '.join(map(str, fields))}")
 
 
@@ -196,6 +200,6 @@ def _answers(value: Any, where: str) -> tuple[str, ...]:
 
 def _too_long(where: str, max_row_bytes: int) -> str:
     return (
-        f"{where}: longer than {max_row_bytes} bytes; a row of that size is rarely meant: remove "
-        "it, or raise max_row_bytes"
+        f"{where}: longer than {max_row_bytes} bytes (max_row_bytes); a row of that size is rarely "
+        "meant: remove it"
     )

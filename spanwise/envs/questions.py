@@ -10,7 +10,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from spanwise.envs.math_scoring import (
     math_verify_is_installed,
     reference_answer,
 )
-from spanwise.envs.question_files import Columns, Row, dataset_rows, file_rows
+from spanwise.envs.question_files import MAX_ROW_BYTES, Columns, Row, dataset_rows, file_rows
 from spanwise.envs.scoring_process import ScoringError, scored
 
 INSTRUCTIONS = r"Reason step by step, and put the final answer in \boxed{}."
@@ -75,7 +75,7 @@ class Questions(Environment):
     instructions: str = INSTRUCTIONS
     """Put behind the question, or the last message."""
 
-    max_row_bytes: int = 1_000_000
+    max_row_bytes: int = MAX_ROW_BYTES
     """A longer row is refused."""
 
     deadline_s: float = 5.0
@@ -92,7 +92,11 @@ class Questions(Environment):
 
     @cached_property
     def _tasks(self) -> dict[Split, tuple[Task, ...]]:
-        columns = Columns(question=self.question_column, answer=self.answer_column)
+        columns = Columns()
+        if self.question_column:
+            columns = replace(columns, question=(self.question_column,))
+        if self.answer_column:
+            columns = replace(columns, answer=(self.answer_column,))
         files: dict[Split, Path | None] = {"test": self.test_file, "dev": self.dev_file}
         if self.dataset:
             rows = dataset_rows(self.dataset, self.dataset_split, columns, self.max_row_bytes)

@@ -9,21 +9,19 @@ References:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
 from spanwise.envs.base import Split, Task, Tokenizer
+from spanwise.envs.question_files import Columns, file_rows
 from spanwise.envs.search import SearchEnvironment
 from spanwise.envs.turn_formats import ToolCallTurns, TurnFormat, XMLTurns
 from spanwise.tools.search import RetrieverClient
 
-QUESTION_COLUMN = "question"
-ANSWER_COLUMNS = ("answers", "golden_answers", "answer")
-"""The first of these that a row has holds its answers: a string, or a list of strings."""
+COLUMNS = Columns(question=("question",), answer=("answers", "golden_answers", "answer"))
 
 INSTRUCTIONS = r"""Find the answer to the question below. You can look things up before you answer.
 
@@ -48,16 +46,16 @@ To finish, write the bare answer, a name, date, number or yes/no, as \boxed{answ
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalQA(SearchEnvironment):
-    """Questions from .jsonl files and a retriever reached by HTTP.
+    """Questions from .jsonl or .parquet files and a retriever reached by HTTP.
 
-    A row is a JSON object with ``question`` and one of ``answers``, ``golden_answers`` or
-    ``answer``. All files are read by ``check``, before a run loads its model, or by
+    A row has ``question`` and one of ``answers``, ``golden_answers`` or ``answer``: one answer
+    or a list of them. All files are read by ``check``, before a run loads its model, or by
     ``tasks``; what is missing or wrong in them raises a ``ValueError`` that names the
     file, the row and the column.
     """
 
     train_file: Path | None = None
-    """Questions to train on, one JSON object a line."""
+    """Questions to train on: one JSON object a line (.jsonl), or .parquet."""
 
     dev_file: Path | None = None
     """Questions to choose settings by."""
@@ -118,8 +116,8 @@ class RetrievalQA(SearchEnvironment):
         """The rows of the split's file, in its order."""
         if split not in self._tasks:
             raise ValueError(
-                f"no {split} questions: set {split}_file to a .jsonl file with the columns "
-                f"{QUESTION_COLUMN} and {' or '.join(ANSWER_COLUMNS)}"
+                f"no {split} questions: set {split}_file to a .jsonl or .parquet file with the "
+                f"columns {COLUMNS.question[0]} and {' or '.join(COLUMNS.answer)}"
             )
         return self._tasks[split]
 
@@ -137,39 +135,10 @@ class RetrievalQA(SearchEnvironment):
 
 
 def _tasks_in(file: Path, split: Split) -> tuple[Task, ...]:
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{split}_file {file} cannot be read: {error}") from error
-    tasks = tuple(
-        _task(f"{split}-{number}", line, f"{file}, row {number}")
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
+    rows = file_rows(file, COLUMNS)
+    for row in rows:
+        if row.earlier_messages:
+            raise ValueError(f"{file}, row {row.number}: the question must be text, not a chat")
+    return tuple(
+        Task(id=f"{split}-{row.number}", question=row.question, answers=row.answers) for row in rows
     )
-    if not tasks:
-        raise ValueError(f"{split}_file {file} has no rows")
-    return tasks
-
-
-def _task(task_id: str, line: str, where: str) -> Task:
-    try:
-        row: Any = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where}: not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: must be a JSON object, is {type(row).__name__}")
-    fields = cast(dict[str, Any], row)
-    question = fields.get(QUESTION_COLUMN)
-    if not isinstance(question, str) or not question.strip():
-        raise ValueError(f"{where}: column {QUESTION_COLUMN!r} must hold a question")
-    column = next((c for c in ANSWER_COLUMNS if c in fields), None)
-    if column is None:
-        raise ValueError(
-            f"{where}: has none of the columns {', '.join(ANSWER_COLUMNS)}; it has "
-            f"{', '.join(fields)}"
-        )
-    value: Any = fields[column]
-    answers = cast(list[Any], value if isinstance(value, list) else [value])
-    if not answers or not all(isinstance(a, str) and a.strip() for a in answers):
-        raise ValueError(f"{where}: column {column!r} must hold a string or a list of strings")
-    return Task(id=task_id, question=question.strip(), answers=tuple(answers))

@@ -119,6 +119,7 @@ def test_the_chat_is_kept_and_the_instructions_go_behind_the_last_message(tmp_pa
         ({"question": "q", "answers": []}, "row 2, column 'answers': must hold an answer"),
         ({"question": "q", "answers": ["a", ""]}, "row 2, column 'answers'"),
         ({"question": "q", "answer": True}, "row 2, column 'answer'"),
+        (r'{"question": "a\ud800b", "answer": "1"}', r"row 2: '\\ud800' is half a character"),
         ({"prompt": [{"role": "user"}], "answer": "a"}, "row 2, column 'prompt': every message"),
         ({"prompt": [], "answer": "a"}, "row 2, column 'prompt': must hold a question"),
         (

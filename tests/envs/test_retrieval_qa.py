@@ -29,7 +29,7 @@ def test_rows_with_any_of_the_answer_columns(tmp_path: Path):
     file = written(
         tmp_path,
         {"question": " who ?", "answers": ["Ada", "Beck"], "answer": "not this"},
-        {"question": "when ?", "golden_answers": ["1900"], "id": 3},
+        {"question": "when ?", "golden_answers": [1900], "id": 3},
         "",
         {"question": "where\u2028here ?", "answer": "York"},  # a line separator is no row end
     )
@@ -56,16 +56,16 @@ def test_splits_come_from_their_own_files(tmp_path: Path):
     ("row", "message"),
     [
         ("{", "row 2: not JSON"),
-        ([1], "row 2: must be a JSON object, is list"),
-        ({"answer": "a"}, "row 2: column 'question' must hold a question"),
-        ({"question": "  ", "answer": "a"}, "row 2: column 'question'"),
-        ({"question": "q", "label": 1}, "row 2: has none of the columns answers, golden_answers"),
-        ({"question": "q", "label": 1}, "it has question, label"),
-        ({"question": "q", "answers": []}, "row 2: column 'answers' must hold"),
-        ({"question": "q", "answer": 1990}, "row 2: column 'answer' must hold"),
-        ({"question": "q", "golden_answers": ["a", None]}, "row 2: column 'golden_answers'"),
+        ({"prompt": "q", "answer": "a"}, "row 2: no column 'question'; there are prompt, answer"),
+        ({"question": "q", "label": 1}, "row 2: none of the columns answers, golden"),
+        ({"question": "q", "answers": [], "answer": "a"}, "row 2, column 'answers': must hold"),
+        (
+            {"question": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}],
+             "answer": "a"},
+            "row 2: the question must be text, not a chat",
+        ),
     ],
-)
+)  # fmt: skip
 def test_the_first_wrong_row_is_named_before_a_model_is_loaded(
     tmp_path: Path, row: object, message: str
 ):
@@ -76,17 +76,12 @@ def test_the_first_wrong_row_is_named_before_a_model_is_loaded(
 
 
 def test_files_that_cannot_be_read(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"train_file .*nowhere.jsonl cannot be read"):
+    with pytest.raises(ValueError, match=r"nowhere.jsonl cannot be read"):
         RetrievalQA(train_file=tmp_path / "nowhere.jsonl").check(PlainTokenizer())
-    with pytest.raises(ValueError, match="has no rows"):
-        RetrievalQA(train_file=written(tmp_path, "")).check(PlainTokenizer())
-    (tmp_path / "latin.jsonl").write_bytes(b'{"question": "\xe9"}')
-    with pytest.raises(ValueError, match="cannot be read"):
-        RetrievalQA(train_file=tmp_path / "latin.jsonl").check(PlainTokenizer())
-    with pytest.raises(ValueError, match=r"no train questions: set train_file to a .jsonl file"):
+    with pytest.raises(ValueError, match=r"no train questions: set train_file to a .jsonl or"):
         RetrievalQA().check(PlainTokenizer())
     good = written(tmp_path, {"question": "a", "answer": "b"})
-    with pytest.raises(ValueError, match=r"dev_file .*nowhere.jsonl cannot be read"):
+    with pytest.raises(ValueError, match=r"nowhere.jsonl cannot be read"):
         RetrievalQA(train_file=good, dev_file=tmp_path / "nowhere.jsonl").check(PlainTokenizer())
 
 
