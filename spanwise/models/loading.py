@@ -21,7 +21,14 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as transformers_logging
 
 from spanwise.models.execution import checkpoint_gradients, compile_layers
-from spanwise.models.lora import ADAPTER_CONFIG, LoRA, adapter_settings, add_adapter, load_adapter
+from spanwise.models.lora import (
+    ADAPTER_CONFIG,
+    LoRA,
+    adapter_settings,
+    add_adapter,
+    load_adapter,
+    require_peft,
+)
 
 SHIPPED = Path(__file__).parent.parent / "assets"
 """Small models that come with the package, by name."""
@@ -131,8 +138,11 @@ class Model:
 
         Raises:
           ModelError: if it cannot be found or read, or is of another kind.
+          ValueError: if it has an adapter and peft is missing.
         """
         base = self._base()
+        if self.lora.rank or base != self.resolve():
+            require_peft()
         try:
             config = AutoConfig.from_pretrained(base)
         except (OSError, ValueError) as error:

@@ -59,7 +59,7 @@ def add_adapter(model: Any, lora: LoRA) -> None:
     Raises:
       ValueError: if peft is missing, or ``targets`` names no linear layer of the model.
     """
-    _require_peft()
+    require_peft()
     from peft import LoraConfig
 
     linear = linear_layers(model)
@@ -89,7 +89,7 @@ def load_adapter(model: Any, folder: Path) -> None:
     Raises:
       ValueError: if peft is missing, or the adapter is of another kind or model.
     """
-    _require_peft()
+    require_peft()
     settings = adapter_settings(folder)
     kind = "DoRA" if settings.get("use_dora") else settings.get("peft_type")
     if kind != "LORA":
@@ -200,7 +200,8 @@ def _in_float32(model: torch.nn.Module) -> None:
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
 
 
-def _require_peft() -> None:
+def require_peft() -> None:
+    """Raises ``ValueError`` if adapters cannot be had."""
     try:
         import peft  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,16 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "two" / "adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(ModelError, match="of the kind IA3"):
         Model(path=str(tmp_path / "two")).load()
+
+
+def test_without_peft_a_run_is_refused_before_there_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model.lora.rank", "2", "--folder", str(tmp_path / "run")]
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert main(["train", "at2po_search", *options]) == 2
+    assert capsys.readouterr().err == ('spanwise: LoRA needs peft: pip install "spanwise[lora]"\n')
+    assert not (tmp_path / "run").exists()
 
 
 def by_plain_peft(folder: Path, **settings: Any) -> Path:

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from spanwise.envs.search import MultiHopSearch
+from spanwise.models.loading import Model
+from spanwise.models.lora import LoRA, trained_parameters
 from spanwise.samplers.base import Completion, EngineError, Request, Sampler, Sampling
 from spanwise.samplers.stops import decoded
 from spanwise.testing import check_sampler
@@ -101,6 +103,26 @@ def test_new_weights_are_sampled_from_and_nothing_cached_is_used(
         vllm.update_weights(model)
     again = together(vllm, asked)
     assert [c.tokens for c in again] == [c.tokens for c in before]
+
+
+def test_an_adapter_is_sampled_from(
+    vllm: Sampler, base: tuple[Any, Any], together: Together
+) -> None:
+    adapted = Model(device="cpu", lora=LoRA(rank=4)).load()
+    with torch.no_grad():
+        for parameter in trained_parameters(adapted):
+            parameter.normal_(std=0.1)
+    asked = first_turns(base[1], 6, Sampling())
+    before = together(vllm, asked)
+    vllm.update_weights(adapted)
+    try:
+        after = together(vllm, asked)
+    finally:
+        vllm.update_weights(base[0])
+    for request, completion in zip(asked, after, strict=True):
+        expected = forward_logprobs(adapted, request, completion)
+        assert completion.logprobs == pytest.approx(expected, abs=1e-3)
+    assert [c.logprobs for c in after] != [c.logprobs for c in before]
 
 
 def test_what_cannot_be_sampled_is_an_engine_error(vllm: Sampler) -> None:
