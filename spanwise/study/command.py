@@ -11,7 +11,7 @@ from spanwise.credit import Segments, SpanAdvantage
 from spanwise.display import Display
 from spanwise.models.loading import ModelError
 from spanwise.rollout.base import Site
-from spanwise.runlog import RunLog
+from spanwise.runlog import RunError, RunLog
 from spanwise.study.correlation import CorrelationStudy, correlation_study
 from spanwise.study.report import correlation_record, correlation_table, write_correlation
 from spanwise.train.config import TrainConfig
@@ -26,7 +26,7 @@ class CorrelationOptions(CorrelationStudy):
     """Which advantages of a run with a critic agree with Monte Carlo advantages."""
 
     folder: Path | None = None
-    """For the results; by default RUN/study."""
+    """For the results; by default RUN/study, or RUN/study/NAME for a checkpoint of that name."""
 
 
 def run_correlation(
@@ -34,25 +34,30 @@ def run_correlation(
     options: CorrelationOptions,
     configured: Callable[[str, Sequence[str]], TrainConfig],
 ) -> None:
-    """Study the final checkpoint of a run: one table, one JSON file, one plot.
+    """Study a checkpoint of a run: one table, one JSON file, one plot.
 
     Args:
-      run: The run folder.
+      run: The run folder, for its final checkpoint; or the folder of one of its checkpoints.
       options: Size of the study.
       configured: Gives the configuration of a recipe with arguments.
 
     Raises:
-      RunError: if there is no such run.
+      RunError: if there is no such run, or the results could not be written.
       ModelError: if it has no finished checkpoint, or no critic.
     """
-    log = RunLog.open(run)
-    record, path = log.read_config(), log.checkpoint_path("final")
+    log, path = _checkpoint(run)
+    record = log.read_config()
     if not path.is_dir():
         raise ModelError(f"{run} has no finished checkpoint yet ({path} is missing)")
     config = configured(record["recipe"], record["arguments"])
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(path)))
     if not isinstance(config.advantage, SpanAdvantage):
         raise ModelError(f"{run} was trained without a critic; take a run of a PPO recipe")
+    folder = options.folder or _results(log, path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write the results to {folder}: {error.strerror}") from error
     tokenizer = config.model.load_tokenizer()
     policy = config.model.load()
     critic = config.critic.build(policy, config.model, ALONE)
@@ -79,14 +84,29 @@ def run_correlation(
     result = correlation_study(study, config, site, policy, critic.model, progress)
     sampler.close()
     console.print(correlation_table(result))
-    folder = options.folder or run / "study"
     settings = CorrelationStudy(
         **{f.name: getattr(study, f.name) for f in dataclasses.fields(CorrelationStudy)}
     )
     arguments = without_folder(record["arguments"])
-    found = correlation_record(result, settings, recipe=record["recipe"], arguments=arguments)
+    found = correlation_record(
+        result, settings, recipe=record["recipe"], arguments=arguments, checkpoint=path.name
+    )
     write_correlation(folder, found, result)
     console.print(f"results  {folder}/correlation.json, correlation.svg", highlight=False)
+
+
+def _checkpoint(folder: Path) -> tuple[RunLog, Path]:
+    """The run, and which of its checkpoints is meant."""
+    if folder.parent.name == "checkpoints" and not (folder / "checkpoints").is_dir():
+        return RunLog.open(folder.parent.parent), folder
+    log = RunLog.open(folder)
+    return log, log.checkpoint_path("final")
+
+
+def _results(log: RunLog, path: Path) -> Path:
+    """Where the results of a checkpoint go, each to a place of its own."""
+    final = path.name == log.checkpoint_path("final").name
+    return log.folder / "study" if final else log.folder / "study" / path.name
 
 
 def without_folder(arguments: Sequence[str]) -> list[str]:

@@ -42,7 +42,12 @@ def correlation_table(result: CorrelationResult) -> Table:
 
 
 def correlation_record(
-    result: CorrelationResult, study: CorrelationStudy, *, recipe: str, arguments: list[str]
+    result: CorrelationResult,
+    study: CorrelationStudy,
+    *,
+    recipe: str,
+    arguments: list[str],
+    checkpoint: str,
 ) -> dict[str, Any]:
     """The study as plain JSON values, with commit, date and machine."""
     found = dataclasses.asdict(result)
@@ -53,6 +58,7 @@ def correlation_record(
         **provenance(),
         "recipe": recipe,
         "arguments": arguments,
+        "checkpoint": checkpoint,
         "study": settings,
         **found,
         "rows": rows,

@@ -147,7 +147,9 @@ def test_a_critic_that_knows_nothing_makes_the_outcome_blame_every_token() -> No
 
 def test_table_file_and_plot(tmp_path: Path) -> None:
     study, result = study_of_letters(1.0, num_prompts=6, num_continuations=4)
-    record = correlation_record(result, study, recipe="letters", arguments=["--steps", "2"])
+    record = correlation_record(
+        result, study, recipe="letters", arguments=["--steps", "2"], checkpoint="final"
+    )
     write_correlation(tmp_path / "made", record, result)
     read = json.loads((tmp_path / "made" / "correlation.json").read_text())
     assert read["machine"]["torch"] == torch.__version__ and len(read["date"]) == 10

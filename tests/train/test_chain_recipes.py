@@ -74,6 +74,31 @@ def test_the_correlation_study_of_a_run(sae: RunLog, capsys: pytest.CaptureFixtu
     assert (sae.folder / "study" / "correlation.svg").is_file()
 
 
+def test_any_checkpoint_of_a_run_can_be_studied(
+    sae: RunLog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = ["--num-prompts", "2", "--num-continuations", "2", "--num-resamples", "5"]
+    final, last = sae.folder / "of_final", sae.checkpoint_path("step_00002")
+    assert main(["study", "correlation", str(sae.folder), *size, "--folder", str(final)]) == 0
+    assert main(["study", "correlation", str(last), *size]) == 0
+    results = (final, sae.folder / "study" / "step_00002")
+    found = [json.loads((folder / "correlation.json").read_text()) for folder in results]
+    assert found[0]["rows"] == found[1]["rows"]  # the same weights, both after the last step
+    assert [each["checkpoint"] for each in found] == ["final", "step_00002"]
+    capsys.readouterr()
+    assert main(["study", "correlation", str(last.with_name("step_00009")), *size]) == 2
+    assert "step_00009 is missing" in capsys.readouterr().err
+
+
+def test_results_that_could_not_be_written_are_refused_before_the_study(
+    sae: RunLog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = sae.config_path / "study"  # below a file
+    assert main(["study", "correlation", str(sae.folder), "--folder", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert f"cannot write the results to {folder}" in error and error.count("\n") == 1
+
+
 def test_a_run_without_a_critic_cannot_be_studied(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
