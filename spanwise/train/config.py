@@ -144,6 +144,12 @@ class TrainConfig:
             raise ValueError(f"{credit} needs values: give the recipe a critic, ValueHead()")
         if has_critic and not self.advantage.needs_values:
             raise ValueError(f"{credit} reads no values: leave out the critic")
+        limit, penalty = self.rollout.max_response_tokens, self.overlong.penalty_tokens
+        if penalty > limit:
+            raise ValueError(
+                f"overlong.penalty_tokens, the last so many before the limit, is {penalty}, and "
+                f"rollout.max_response_tokens is {limit}"
+            )
         if self.overlong.truncated == "bootstrap" and not has_critic:
             raise ValueError('overlong.truncated="bootstrap" needs a critic to bootstrap from')
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -93,13 +94,13 @@ class ValueHead(Critic):
                 f"a critic on the policy's trunk has no model of its own: leave out path="
                 f'"{self.path}", or set trunk="own"'
             )
-        if self.trunk_gradient < 0 or self.pretraining_steps < 0:
-            raise ValueError(
-                "a critic needs trunk_gradient >= 0 and pretraining_steps >= 0, got "
-                f"{self.trunk_gradient} and {self.pretraining_steps}"
-            )
+        for name in ("learning_rate", "trunk_gradient", "pretraining_steps"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"critic.{name} must be at least 0, got {getattr(self, name)}")
         if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip must be above 0, or None for no clipping, got {self.clip}")
+            raise ValueError(
+                f"critic.clip must be above 0, or None for no clipping, got {self.clip}"
+            )
 
     def own_model(self, policy: Model) -> Model | None:
         """The policy's, or that of ``path``, held as the policy is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -51,6 +52,8 @@ class Objective:
                 "objective.clip_low must lie in [0, 1] and clip_high be at least 0, got "
                 f"{self.clip_low} and {self.clip_high}"
             )
+        if not math.isfinite(self.entropy_bonus):
+            raise ValueError(f"objective.entropy_bonus must be a number, got {self.entropy_bonus}")
         if isinstance(self.average, int) and self.average < 1:
             raise ValueError(
                 f'objective.average is "sample", "token" or at least 1 token, got {self.average}'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -85,7 +86,9 @@ class KLPenalty:
     """Nats a token at which an adaptive coefficient holds the divergence; None: fixed."""
 
     def __post_init__(self) -> None:
-        if self.coefficient < 0 or (self.target is not None and not self.target > 0):
+        if not 0 <= self.coefficient < math.inf or (
+            self.target is not None and not self.target > 0
+        ):
             raise ValueError(
                 "a KL penalty needs coefficient >= 0 and target > 0 (or none), got "
                 f"{self.coefficient} and {self.target}"

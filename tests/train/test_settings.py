@@ -13,9 +13,11 @@ from spanwise.models.loading import Model, ModelError
 from spanwise.recipes.search import at2po_search
 from spanwise.rollout import Chains, TreeSearch
 from spanwise.samplers.base import Sampling
+from spanwise.train.critic import ValueHead
 from spanwise.train.evaluate import Evaluation
 from spanwise.train.objective import Objective
 from spanwise.train.sampling import draw_tasks
+from spanwise.train.shaping import KLPenalty, Overlong
 from spanwise.train.update import Update
 from tests.toys import WordGame
 
@@ -34,6 +36,22 @@ from tests.toys import WordGame
         (lambda: Objective(clip_high=-0.1), "clip_high"),
         (lambda: Objective(average=0), "at least 1 token, got 0"),
         (lambda: Objective(dual_clip=0.5), "dual_clip must be above 1"),
+        (lambda: Objective(entropy_bonus=float("nan")), "entropy_bonus must be a number"),
+        (
+            lambda: ValueHead(learning_rate=-1.0),
+            r"critic\.learning_rate must be at least 0, got -1",
+        ),
+        (lambda: ValueHead(learning_rate=float("nan")), "learning_rate"),
+        (lambda: ValueHead(trunk_gradient=float("nan")), "trunk_gradient"),
+        (lambda: KLPenalty(coefficient=float("nan")), "coefficient >= 0"),
+        (
+            lambda: replace(
+                at2po_search(),
+                rollout=Chains(max_response_tokens=9),
+                overlong=Overlong(penalty_tokens=10),
+            ),
+            "penalty_tokens, .* is 10, and rollout.max_response_tokens is 9",
+        ),
         (lambda: SpanAdvantage(lam=2.0), r"advantage\.lam must lie in \[0, 1\], got 2"),
         (lambda: SpanAdvantage(gamma=-0.1), "gamma"),
         (lambda: SpanAdvantage(length_alpha=0.0), "length_alpha"),
