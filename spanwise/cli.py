@@ -1,4 +1,4 @@
-"""The command line; the only file that imports tyro.
+"""Reinforcement learning for language models, credited and updated one span at a time.
 
 spanwise train RECIPE [--option value ...]     train, and show what was learned
 spanwise train --resume RUN                    go on with a run that was stopped or killed
@@ -9,9 +9,12 @@ spanwise compare RUN RUN [RUN ...]             scores of runs over their seeds
 spanwise study correlation RUN [--option …]    which advantages agree with Monte Carlo values
 spanwise build-base MODEL [--option value ...] fit a small model that ships with spanwise
 
-RECIPE is the name of a recipe or your own file's, FILE.py:FUNCTION. With --sampler NAME turns are
-drawn by another engine than the recipe's: transformers, vllm or servers.
+RECIPE is the name of a recipe or your own file's, FILE.py:FUNCTION; spanwise train lists them. With
+--sampler NAME turns are drawn by another engine than the recipe's: transformers, vllm or servers.
+Put --help behind any of these to see its options.
 """
+
+# The only file that imports tyro.
 
 from __future__ import annotations
 
@@ -58,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "study": _study,
         "build-base": _build_base,
     }
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or _asks_for_help(arguments):
         print(__doc__)
         return 0
     try:
@@ -95,12 +98,16 @@ def _speaker() -> str:
     return f"spanwise, process {os.environ['RANK']}" if "RANK" in os.environ else "spanwise"
 
 
+def _asks_for_help(arguments: Sequence[str]) -> bool:
+    return bool(arguments) and arguments[0] in ("-h", "--help")
+
+
 def _train(arguments: list[str]) -> None:
     resume = arguments[:1] == ["--resume"]
     if resume:
         folder, spec, rest, config = _to_resume(arguments[1:])
     else:
-        spec, rest = _target(arguments, "train RECIPE", default_help=True)
+        spec, rest = _named(arguments, "train RECIPE", _recipes())
         config = _configured(spec, rest)
         folder = config.folder or _new_folder(spec)
 
@@ -126,7 +133,7 @@ def _train(arguments: list[str]) -> None:
 
 def _to_resume(arguments: list[str]) -> tuple[Path, str, list[str], TrainConfig]:
     """The folder of a run, and the recipe, options and configuration it was started with."""
-    target, rest = _target(arguments, "train --resume RUN")
+    target, rest = _target(arguments, "train --resume RUN", options=False)
     if rest:
         raise UsageError(f"a run is resumed as it was started; leave out {' '.join(rest)}")
 
@@ -163,8 +170,9 @@ def _show_results(log: RunLog, config: TrainConfig, display: Display) -> None:
 class EvalOptions:
     """Answer held-out questions, sampled and greedily."""
 
-    recipe: str = "at2po_search"
-    """Whose tasks and limits; a run folder brings its own."""
+    recipe: str | None = None
+    """Whose tasks and limits a model is measured with, by default those of at2po_search; a run
+    folder brings its own."""
 
     num_tasks: int = 300
     """The first so many of the split."""
@@ -178,27 +186,22 @@ class EvalOptions:
 
 def _eval(arguments: list[str]) -> None:
     target, rest = _target(arguments, "eval RUN_OR_MODEL")
-    options = _parsed(EvalOptions(), rest, "spanwise eval TARGET")
+    options = _parsed(EvalOptions(), rest, "spanwise eval RUN_OR_MODEL")
 
     from spanwise.display import Display, scores_table
     from spanwise.rollout.base import Site
-    from spanwise.runlog import RunLog
     from spanwise.train.evaluate import measure
 
-    if (Path(target) / "config.json").is_file() and (Path(target) / "checkpoints").is_dir():
-        log = RunLog.open(Path(target))
-        record, path = log.read_config(), log.checkpoint_path("final")
-        if not path.is_dir():
-            raise UsageError(f"{target} has no finished checkpoint yet ({path} is missing)")
-        config = _configured(record["recipe"], record["arguments"])
-        model = dataclasses.replace(config.model, path=str(path))
-    else:
-        config = _configured(options.recipe, [])
-        model = dataclasses.replace(config.model, path=target)
+    config = _to_measure(target, options.recipe)
     config.sampler.check()
-    tokenizer = model.load_tokenizer()
-    config.env.check(tokenizer)
-    sampler = config.sampler.build(model.load(), tokenizer)
+    tokenizer = config.model.load_tokenizer()
+    try:
+        config.env.check(tokenizer)
+    except ValueError as error:
+        if config.model.path != target:
+            raise
+        raise UsageError(f"{error}; --recipe names the recipe that {target} is for") from error
+    sampler = config.sampler.build(config.model.load(), tokenizer)
     site = Site(
         env=config.env,
         sampler=sampler,
@@ -215,6 +218,24 @@ def _eval(arguments: list[str]) -> None:
     sampler.close()
     table = scores_table(measured.summary(), title=target, group_name=evaluation.group_by)
     display.console.print(table)
+
+
+def _to_measure(target: str, recipe: str | None) -> TrainConfig:
+    """The configuration of a run with its finished model, or of a recipe with another model."""
+    from spanwise.runlog import RunLog
+
+    folder = Path(target)
+    if not ((folder / "config.json").is_file() and (folder / "checkpoints").is_dir()):
+        config, path = _configured(recipe or "at2po_search", []), target
+    elif recipe is not None:
+        raise UsageError(f"{target} is a run and has a recipe already; leave out --recipe {recipe}")
+    else:
+        log = RunLog.open(folder)
+        record, path = log.read_config(), str(log.checkpoint_path("final"))
+        if not Path(path).is_dir():
+            raise UsageError(f"{target} has no finished checkpoint yet ({path} is missing)")
+        config = _configured(record["recipe"], record["arguments"])
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, path=path))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,10 +258,12 @@ def _show(arguments: list[str]) -> None:
 
     log = RunLog.open(Path(target))
     steps = log.tree_steps()
-    step = options.step if options.step is not None else next(iter(steps), None)
+    if not steps:
+        raise UsageError(f"{target} has no trees: none were kept, or no step is done yet")
+    step = steps[0] if options.step is None else options.step
     if step not in steps:
-        kept = f"steps {steps[0]} to {steps[-1]}" if steps else "none"
-        raise UsageError(f"{target} has no trees of step {step}; kept are {kept}")
+        kept = ", ".join(map(str, steps)) if len(steps) <= 10 else f"{steps[0]} to {steps[-1]}"
+        raise UsageError(f"{target} has no trees of step {step}; kept are those of {kept}")
     records: list[Mapping[str, Any]] = list(log.read_trees(step))
     if options.tree is not None and not 0 <= options.tree < len(records):
         raise UsageError(f"step {step} has trees 0 to {len(records) - 1}, not {options.tree}")
@@ -318,6 +341,8 @@ class BuildOptions:
 
 
 def _study(arguments: list[str]) -> None:
+    if _asks_for_help(arguments):  # of the one study there is
+        arguments = ["correlation", *arguments]
     if arguments[:1] != ["correlation"]:
         raise UsageError("use spanwise study correlation RUN [--option value ...]")
     target, rest = _target(arguments[1:], "study correlation RUN")
@@ -329,9 +354,10 @@ def _study(arguments: list[str]) -> None:
 
 
 def _build_base(arguments: list[str]) -> None:
-    name, rest = _target(arguments, "build-base MODEL")
+    there_are = f"there are {', '.join(BASE_MODELS)}"
+    name, rest = _named(arguments, "build-base MODEL", there_are)
     if name not in BASE_MODELS:
-        raise UsageError(f"no base model {name!r}; there are {', '.join(BASE_MODELS)}")
+        raise UsageError(f"no base model {name!r}; {there_are}")
 
     from spanwise.models import base_model
 
@@ -349,26 +375,39 @@ def _build_base(arguments: list[str]) -> None:
     display.console.print(f"model folder  {options.folder}", highlight=False)
 
 
-def _target(
-    arguments: list[str], usage: str, *, default_help: bool = False
-) -> tuple[str, list[str]]:
-    """The word after the command, and the options after it."""
+def _target(arguments: list[str], usage: str, *, options: bool = True) -> tuple[str, list[str]]:
+    """The word after the command, and the options after it; without a word, help is one."""
     if arguments and not arguments[0].startswith("-"):
         return arguments[0], arguments[1:]
-    if default_help:
-        from spanwise import recipes
+    if options and _asks_for_help(arguments):
+        return "", arguments
+    raise UsageError(f"use spanwise {usage}{' [--option value ...]' if options else ''}")
 
-        raise UsageError(
-            f"use spanwise {usage} [--option value ...]; the recipes are "
-            f"{', '.join(recipes.names())}, or FILE.py:FUNCTION; RECIPE --help lists the options"
-        )
-    raise UsageError(f"use spanwise {usage} [--option value ...]")
+
+def _named(arguments: list[str], usage: str, names: str) -> tuple[str, list[str]]:
+    """As ``_target``, of a command whose options depend on the word."""
+    if _asks_for_help(arguments):
+        print(f"usage: spanwise {usage} [--option value ...]\n\n{names}")
+        raise SystemExit(0)
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError(f"use spanwise {usage} [--option value ...]; {names}")
+    return arguments[0], arguments[1:]
+
+
+def _recipes() -> str:
+    """What may stand for RECIPE."""
+    from spanwise import recipes
+
+    return (
+        f"the recipes are {', '.join(recipes.names())}, or FILE.py:FUNCTION; "
+        "RECIPE --help lists the options"
+    )
 
 
 def _targets(arguments: list[str], usage: str) -> tuple[list[Path], list[str]]:
     """The folders after the command, and the options after them."""
     count = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
-    if not count and not {"-h", "--help"} & set(arguments):
+    if not count and not _asks_for_help(arguments):
         raise UsageError(f"use spanwise {usage} [--option value ...]")
     return [Path(word) for word in arguments[:count]], arguments[count:]
 

@@ -191,7 +191,7 @@ def printable(text: str) -> str:
 def _turn(node: Mapping[str, Any]) -> Text:
     """One line for one turn."""
     outcome, expansion = node["outcome"], node["expansion"]
-    label = Text(".".join(map(str, node["path"])) + " ", style="dim")
+    label = Text().append(".".join(map(str, node["path"])) + " ", style="dim")
     if expansion:
         label.append(f"+r{expansion['round']} ", style="bold magenta")
     if "query" in outcome:

@@ -29,6 +29,9 @@ def test_unknown_names_are_refused_with_what_was_meant(capsys: pytest.CaptureFix
     assert "no command 'trian'" in refused(capsys, "trian")
     assert "the recipes are" in refused(capsys, "train")
     assert "no recipe file" in refused(capsys, "train", "missing.py:recipe")
+    assert "missing.py:FUNCTION" in refused(capsys, "train", "missing.py")
+    usage = refused(capsys, "train", "--resume")
+    assert "train --resume RUN" in usage and "--option" not in usage  # it takes none
     assert "RUN_OR_MODEL" in refused(capsys, "eval")
     assert "no run folder" in refused(capsys, "show", "nowhere")
 
@@ -44,6 +47,53 @@ def test_warnings_are_one_line_each() -> None:
     first, second, *_ = run.stderr.splitlines()
     assert first == "spanwise: warning: shared tokens are recomputed"
     assert second.startswith("/elsewhere/a.py:8: UserWarning")
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("", "spanwise build-base MODEL"),
+        ("train", "sae_chain"),
+        ("eval", "--recipe"),
+        ("show", "--step"),
+        ("view", "--export"),
+        ("compare", "--score"),
+        ("study", "--num-prompts"),
+        ("study correlation", "--num-prompts"),
+        ("build-base", "search_base"),
+    ],
+)
+def test_help_needs_no_run_and_no_recipe(
+    capsys: pytest.CaptureFixture[str], command: str, told: str
+) -> None:
+    try:
+        assert main([*command.split(), "--help"]) == 0
+    except SystemExit as stopped:
+        assert stopped.code == 0
+    captured = capsys.readouterr()
+    assert told in captured.out and not captured.err
+
+
+def test_a_task_that_does_not_exist_is_refused_before_a_tokenizer_is_looked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("reasoning_gym")
+    nowhere = ["--model.path", "no_such_folder"]
+    assert "did you mean countdown" in refused(
+        capsys, "train", "sae_gym", "--env.task", "countdwon", *nowhere
+    )
+
+
+def test_what_is_measured_is_a_run_or_a_model_of_the_recipe(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert "--recipe names the recipe" in refused(capsys, "eval", "chain_base")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text('{"schema": 1, "recipe": "sae_chain", "arguments": []}')
+    run = str(tmp_path)
+    assert "leave out --recipe gae_chain" in refused(capsys, "eval", run, "--recipe", "gae_chain")
+    assert "no finished checkpoint yet" in refused(capsys, "eval", run)
+    assert "no trees: none were kept" in refused(capsys, "show", run)
 
 
 def test_a_recipe_file_without_that_function_is_refused(

@@ -33,6 +33,14 @@ def test_a_tree_is_shown_with_its_credit_and_why_a_turn_was_forked() -> None:
     assert "engine" not in call and "failure (m)" in text
 
 
+def test_credit_stands_out_in_colour_beside_what_is_dim() -> None:
+    record = tree_record(TREE, {"question": "?", "answers": ("a",)}, advantages=[0, 0.5, 0, -1.25])
+    console = Console(file=io.StringIO(), width=200, force_terminal=True, color_system="standard")
+    console.print(tree_view(record))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "\x1b[32m  A +0.50" in text and "\x1b[31m  A -1.25" in text and "\x1b[2mH " in text
+
+
 def test_model_text_is_text() -> None:
     assert printable("[red]x[/red]\x1b]0;title\x07\u202e\nnext") == "[red]x[/red]]0;title next"
     record = tree_record(TREE, {"question": "[bold]?", "answers": ("a",)}, advantages=[0.0] * 4)

@@ -48,6 +48,8 @@ def find(spec: str) -> Callable[[], TrainConfig]:
     """
     if ".py:" in spec:
         return _from_file(spec)
+    if spec.endswith(".py"):
+        raise UnknownRecipe(f"name a function of {spec} as well: {spec}:FUNCTION")
     if spec not in _MODULES:
         near = difflib.get_close_matches(spec, _MODULES, n=1)
         meant = f"did you mean {near[0]}? " if near else ""

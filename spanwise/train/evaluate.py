@@ -147,4 +147,10 @@ def _scores(tasks: Sequence[Task], answers: _Answers, group_by: str) -> dict[str
         right["all"].append(leaf.is_right)
         if group_by in task.info:
             right[str(task.info[group_by])].append(leaf.is_right)
-    return {k: Score(right=sum(right[k]), n=len(right[k])) for k in sorted(right)}
+    in_order = sorted(right, key=_numbers_by_size)
+    return {k: Score(right=sum(right[k]), n=len(right[k])) for k in in_order}
+
+
+def _numbers_by_size(name: str) -> tuple[bool, int, str]:
+    """Orders 9 before 10, and both before words."""
+    return not name.isdecimal(), int(name) if name.isdecimal() else 0, name

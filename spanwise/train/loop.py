@@ -103,12 +103,12 @@ def start(
     ranks = config.processes.join(config.model.device)
     if config.steps_off and ranks.size > 1:
         raise ValueError(f"steps_off=1 is for one process, and there are {ranks.size}")
+    pool = config.env.tasks("train")  # before the tokenizer, which may have to be downloaded
+    draw_tasks(pool, config.prompts_per_step, config.seed, 1)  # refuses too small a pool
+    config.evaluation.tasks(config.env)  # refuses a split without questions
     tokenizer = config.model.load_tokenizer()
     config.env.check(tokenizer)
     config.critic.check(config.model, tokenizer)
-    pool = config.env.tasks("train")
-    draw_tasks(pool, config.prompts_per_step, config.seed, 1)  # refuses too small a pool
-    config.evaluation.tasks(config.env)  # refuses a split without questions
     check_memory(config, ranks)
     advantage = config.advantage.prepared(tokenizer)
     settings = resolved(config)

@@ -34,6 +34,8 @@ def test_sae_chain_leaves_what_a_critic_run_should(sae: RunLog) -> None:
     assert summary["explained_variance"] == pytest.approx(
         sum(m["explained_variance"] for m in metrics[2:]) / 2
     )
+    lengths = list(map(int, summary["before"]["by_group"]))
+    assert max(lengths) >= 10 and lengths == sorted(lengths)  # numbers, not words
     assert (sae.checkpoint_path("final") / "critic.safetensors").is_file()
     assert metrics[-1]["engine_mismatch"] < 1e-4
     assert 1 < metrics[-1]["credit/span_length_mean"] < 100
