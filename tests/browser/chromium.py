@@ -50,8 +50,13 @@ def start_chromium(profile: Path) -> Any:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     service = Service(program("CHROMEDRIVER", "chromedriver"))
     driver = webdriver.Chrome(options=options, service=service)
+    set_width(driver, 1280)
+    return driver
+
+
+def set_width(driver: Any, width: int) -> None:
+    """Make the window so many pixels wide."""
     driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
-        {"width": 1280, "height": 800, "deviceScaleFactor": 1, "mobile": False},
+        {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False},
     )
-    return driver

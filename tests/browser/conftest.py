@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from spanwise.viewer import Viewer, serve
-from tests.browser.chromium import start_chromium
+from tests.browser.chromium import set_width, start_chromium
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +49,11 @@ class Page:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         self._stack.callback(server.shutdown)
         self.address = f"http://127.0.0.1:{server.server_port}/"
+
+    def narrow(self, width: int) -> None:
+        """Make the window narrower until the test ends."""
+        self._stack.callback(set_width, self.driver, 1280)
+        set_width(self.driver, width)
 
     def open(self, hash: str = "", address: str | None = None) -> None:
         """Load the page anew at a place and wait until it is drawn."""

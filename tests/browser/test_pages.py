@@ -99,6 +99,29 @@ def test_curves_run_along_steps_tokens_and_time(served: Any) -> None:
     ]
 
 
+def test_steps_are_marked_by_whole_numbers(page: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "run", steps=3, trees_at=())
+    page.serve(tmp_path / "run")
+    page.open()
+    marks = page.value(
+        "[...document.querySelectorAll(\"[data-panel='3'] svg text[text-anchor='middle']\")]"
+        ".map((e) => e.textContent)"
+    )
+    assert marks == ["1", "2"]  # the third stands where the word step is
+
+
+@pytest.mark.parametrize("view", ["#/runs", "#/tree/0", "#/tokens/0"])
+def test_every_page_fits_a_narrow_window(served: Any, view: str) -> None:
+    served.narrow(380)
+    served.open(view)
+    too_wide = served.value(
+        "[...document.querySelectorAll('header, header *, #main, #main section')]"
+        ".filter((e) => e.getBoundingClientRect().right > 381).map((e) => e.tagName + e.id)"
+    )
+    assert too_wide == []
+    assert served.value("document.querySelector('main').scrollWidth") <= 380
+
+
 def test_the_keys_read_a_curve_aloud_and_enlarge_it(served: Any) -> None:
     served.open("#/runs?smooth=0")
     served.js("document.querySelector('[data-panel=\"3\"] .plot').focus()")

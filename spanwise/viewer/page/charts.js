@@ -35,7 +35,9 @@ const Charts = (() => {
         s("text", { x: MARGIN.left - 6, y: y(at) + 4, "text-anchor": "end", fill: Scales.ink("soft") }, Scales.number(at)),
       );
     }
+    const counted = xs.every(Number.isInteger);  // there is no step 1.5
     for (const at of Scales.ticks(left, right, Math.max(2, Math.floor(inner.width / 80)))) {
+      if (counted && !Number.isInteger(at)) continue;
       if (xLabel && x(at) > width - MARGIN.right - 14 - 6 * xLabel.length) continue;
       svg.append(s("text", {
         x: x(at), y: height - 7, "text-anchor": "middle", fill: Scales.ink("soft"),
