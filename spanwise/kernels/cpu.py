@@ -190,7 +190,7 @@ def _spans_below(
     for i in range(num_rows):
         row_scores, row_mask, row_out = scores[i], mask[i], out[i]
         span = 0
-        empty = True  # the newest span has no token yet
+        empty = True  # no model token yet: the first opens span 0, marked or not
         any_nan = False
         for place in range(num_places):
             t = np.uint64(place)
@@ -199,7 +199,7 @@ def _spans_below(
             marked = row_mask[t] & (score < limit)
             span += marked & (not closes) & (not empty)
             row_out[t] = span if row_mask[t] else -1
-            empty = (closes & marked) | (empty & (not row_mask[t]))
+            empty &= not row_mask[t]
             span += closes & marked
         found_nan[i] = any_nan
 

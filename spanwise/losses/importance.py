@@ -120,8 +120,8 @@ def within_bound(
       bound: At least 1.
 
     Returns:
-      ``[N, T]`` bool, False in spans beyond the bound or with a ratio that is NaN; False
-      where masked.
+      ``[N, T]`` bool, False where masked; with a finite bound also in spans beyond it or
+      with a ratio that is NaN.
 
     Raises:
       ValueError: if the shapes differ or the bound is below 1.

@@ -125,6 +125,13 @@ def test_masked_losses_and_weights_may_be_nan(mean):
 
 
 @pytest.mark.parametrize("mean", MEANS)
+def test_weights_are_not_differentiated(mean):
+    weights = torch.ones(2, 3, requires_grad=True)
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    assert not mean(torch.ones(2, 3), mask, weights=weights).requires_grad
+
+
+@pytest.mark.parametrize("mean", MEANS)
 def test_nothing_to_average_is_zero(mean):
     x = torch.full((2, 3), torch.nan, requires_grad=True)
     loss = mean(x, torch.zeros(2, 3, dtype=torch.bool))

@@ -50,6 +50,7 @@ def test_they_stay_finite_and_carry_no_gradient() -> None:
 def test_a_bound_of_infinity_keeps_all_and_bounds_are_checked() -> None:
     far, spans_of = torch.tensor([[0.0, -300.0]]), torch.tensor([[0, 1]])
     assert within_bound(far, far.flip(1), spans_of, bound=math.inf).all()
+    assert within_bound(far, far * torch.nan, spans_of, bound=math.inf).all()
     assert not within_bound(far, far * torch.nan, spans_of, bound=2.0).any()
     with pytest.raises(ValueError, match="at least 1"):
         within_bound(far, far, spans_of, bound=0.5)

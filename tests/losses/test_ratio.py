@@ -141,6 +141,12 @@ def test_masked_places_have_ratio_1_and_no_gradient(ratio, dirt):
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
+def test_old_log_probs_are_not_differentiated(ratio):
+    old = torch.zeros(1, 3, requires_grad=True)
+    assert not ratio(torch.zeros(1, 3), old, torch.tensor([[0, 0, 1]])).requires_grad
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
 def test_half_precision_is_averaged_in_float32(ratio):
     # 4,096 log-ratios of 2^-8: a sum in bfloat16 would stop growing at 1, far below 16.
     old = torch.full((1, 4096), -1.0, dtype=torch.bfloat16)

@@ -43,6 +43,11 @@ def test_masked_places_are_zero_without_gradient(clip, dirt):
     assert torch.autograd.grad(losses.sum(), values)[0].tolist() == [[-0.5, 0.0]]
 
 
+def test_targets_and_old_values_are_not_differentiated():
+    old, returns = torch.zeros(2, 1, 4, requires_grad=True)
+    assert not value_loss(torch.ones(1, 4), old, returns, MASK, clip=0.5).requires_grad
+
+
 def test_bad_input_is_one_clear_error():
     one = torch.ones(1, 1)
     with pytest.raises(ValueError, match="clip must be above 0"):
