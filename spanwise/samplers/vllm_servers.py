@@ -188,7 +188,7 @@ def _check_server(url: str) -> None:
                 for path, need in needs.items()
                 if client.post(url + path, json={}).status_code == 404
             ]
-    except httpx2.TransportError as error:
+    except (httpx2.TransportError, httpx2.InvalidURL) as error:
         reason = str(error) or type(error).__name__
         raise ValueError(f"vLLM server {url} does not answer: {reason}") from None
     if health != 200:

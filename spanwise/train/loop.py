@@ -17,6 +17,7 @@ from spanwise.rollout.running import run_rollouts
 from spanwise.rollout.seeds import seed_of
 from spanwise.rollout.waits import Work, waiting
 from spanwise.runlog import RunError, RunLog
+from spanwise.samplers.base import EngineError
 from spanwise.trackers import check_trackers, open_trackers
 from spanwise.train.checkpoint import save_weights
 from spanwise.train.config import TrainConfig, resolved
@@ -65,7 +66,7 @@ def train(
     Raises:
       ModelError: if the model cannot be used.
       ValueError: if the tokenizer cannot write what the environment needs.
-      RunStopped: if too much fails, by ``config.failures``.
+      RunStopped: if too much fails, by ``config.failures``, or the engine takes no weights.
       RunError: if the folder cannot be written, or holds no run that can be gone on with;
         or if loss or gradient were not finite too often in a row.
       Stopped: by Ctrl-C or SIGTERM, once all is written that the run goes on from.
@@ -86,7 +87,7 @@ def train(
         raise
     except NotFiniteError as error:
         raise ended_by(error, run) from error
-    except RunStopped as error:
+    except (RunStopped, EngineError) as error:  # too much failed, or no weights were taken
         raise RunStopped(
             f"{error}. Once that is mended, go on: spanwise train --resume {folder}"
         ) from error

@@ -38,6 +38,7 @@ def test_servers_that_cannot_be_used_are_refused_in_one_line(
 ) -> None:
     VLLMServers(urls=(server.url,)).check()
     assert "--sampler.urls" in refusal(VLLMServers())
+    assert "Invalid port: 'one'" in refusal(VLLMServers(urls=("http://localhost:one",)))
     assert "no folder" in refusal(VLLMServers(urls=(server.url,), weights=tmp_path / "no"))
     server.healthy = False
     assert "answers 503" in refusal(VLLMServers(urls=(server.url + "/",)))

@@ -13,7 +13,8 @@ from spanwise.display import Display
 from spanwise.models.loading import ModelError
 from spanwise.rollout.failures import FailurePolicy, RunStopped
 from spanwise.runlog import RunError
-from spanwise.samplers.base import Engine
+from spanwise.samplers.base import Engine, EngineError
+from spanwise.samplers.transformers import TransformersSampler
 from spanwise.train import TrainConfig, train
 from spanwise.train.lock import locked
 from tests.train.letters import LetterModel, Letters
@@ -106,3 +107,17 @@ def test_a_run_stopped_by_failures_says_how_to_go_on(tmp_path: Path) -> None:
         start(config, tmp_path)
     with pytest.raises(RunStopped, match="no judge"):  # it can be gone on with
         train(config, recipe="r", folder=tmp_path, display=Display(), resume=True)
+
+
+def test_a_run_whose_engine_takes_no_weights_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: TransformersSampler, model: Any) -> None:
+        raise EngineError("no space left for the weights")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TransformersSampler, "update_weights", full)
+        with pytest.raises(RunStopped, match=rf"no space left.*--resume {tmp_path}"):
+            start(plain(), tmp_path)
+    log = train(plain(), recipe="r", folder=tmp_path, display=Display(), resume=True)
+    assert log.read_metrics()[-1]["step"] == plain().steps
