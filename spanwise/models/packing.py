@@ -207,6 +207,39 @@ def budget_cuts(shared: Tensor, lengths: Tensor, *, budget: int) -> list[slice]:
     return cuts[::-1]
 
 
+def even_cuts(shared: Tensor, lengths: Tensor, *, most_parts: int) -> list[slice]:
+    """Cut rows in lexicographic order so that the largest part is as small as can be.
+
+    Args:
+      shared: ``[N]`` int64, from ``shared_lengths``.
+      lengths: ``[N]`` int64.
+      most_parts: Of so many or fewer parts.
+
+    Example:
+      As for ``budget_cuts``; of two parts the largest has 5 tokens at least.
+
+      >>> even_cuts(torch.tensor([0, 1, 3]), torch.tensor([4, 4, 4]), most_parts=2)
+      [slice(0, 1, None), slice(1, 3, None)]
+    """
+    long, added = lengths.tolist(), (lengths - shared).tolist()
+
+    def filled(budget: int) -> list[slice]:
+        """Each part up to the budget; there are no fewer parts within it."""
+        begins, size = [0], long[0]
+        for row in range(1, len(long)):
+            size += added[row]
+            if size > budget:
+                begins.append(row)
+                size = long[row]
+        return [slice(a, b) for a, b in zip(begins, [*begins[1:], len(long)], strict=True)]
+
+    low, high = max(long) - 1, sum(added)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(filled(middle)) <= most_parts else (middle, high)
+    return filled(high)
+
+
 def _subtree_ends(positions: Tensor) -> Tensor:
     """``[P]``: in preorder a subtree ends at the next token that is no deeper than its root."""
     ends = [0] * len(positions)

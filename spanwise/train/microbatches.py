@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,11 +13,13 @@ from spanwise.models.packing import (
     BLOCK_PAIRS,
     TokenTree,
     budget_cuts,
+    even_cuts,
     shared_lengths,
     sorted_rows,
     token_tree,
 )
 from spanwise.models.tree_attention import TrunkCost
+from spanwise.train.ranks import balanced
 
 WORTHWHILE = 0.95
 """Rows are packed if that costs less than this share; the estimate is no better than so."""
@@ -39,7 +42,7 @@ class Microbatch:
 
 
 def microbatches(
-    tokens: Tensor, lengths: Tensor, *, budget: int, cost: TrunkCost | None
+    tokens: Tensor, lengths: Tensor, *, budget: int, cost: TrunkCost | None, num_ranks: int = 1
 ) -> list[Microbatch]:
     """Split rows into parts within a budget of computed tokens, in the cheaper of two ways.
 
@@ -48,23 +51,27 @@ def microbatches(
       lengths: ``[N]`` int64, tokens before the padding.
       budget: Tokens of a part; a row that is longer stands alone.
       cost: Of the model, to tell which way is cheaper; None never packs.
+      num_ranks: Processes that share the parts out; parts are then small enough that all of
+        them have something to do.
 
     Returns:
       Parts that hold each row once, on the device of ``tokens``.
     """
-    plain = list(_row_parts(lengths, budget))
+    plain = list(_row_parts(lengths, min(budget, math.ceil(int(lengths.sum()) / num_ranks))))
     if cost is None:
         return plain
     on_cpu, long = tokens.cpu(), lengths.cpu()
     order = sorted_rows(on_cpu, long)
     shared = shared_lengths(on_cpu[order], long[order])
     cuts = budget_cuts(shared, long[order], budget=budget)
+    if len(cuts) < num_ranks:
+        cuts = even_cuts(shared, long[order], most_parts=num_ranks)
     packed_tokens = int((long[order] - shared).sum() + sum(shared[c.start] for c in cuts))
-    limit = WORTHWHILE * _total(plain, cost)
-    if cost(packed_tokens, BLOCK_PAIRS * len(cuts)) >= limit:  # what it costs at least
+    limit = WORTHWHILE * _time(plain, cost, num_ranks)
+    if cost(packed_tokens, BLOCK_PAIRS * len(cuts)) / num_ranks >= limit:  # at least that long
         return plain
     packed = [_packed(on_cpu, long, order[cut], tokens.device) for cut in cuts]
-    return packed if _total(packed, cost) < limit else plain
+    return packed if _time(packed, cost, num_ranks) < limit else plain
 
 
 def _row_parts(lengths: Tensor, budget: int) -> Iterator[Microbatch]:
@@ -101,5 +108,7 @@ def _packed(tokens: Tensor, lengths: Tensor, rows: Tensor, device: torch.device)
     )
 
 
-def _total(parts: list[Microbatch], cost: TrunkCost) -> float:
-    return sum(cost(part.num_tokens, part.num_pairs) for part in parts)
+def _time(parts: list[Microbatch], cost: TrunkCost, num_ranks: int) -> float:
+    """What the most laden rank has to compute."""
+    costs = [cost(part.num_tokens, part.num_pairs) for part in parts]
+    return max(sum(costs[number] for number in share) for share in balanced(costs, num_ranks))

@@ -217,15 +217,13 @@ class Update:
     def _shared(
         self, cost: TrunkCost, tokens: Tensor, lengths: Tensor, ranks: Ranks
     ) -> Iterator[tuple[Microbatch, bool]]:
-        """This rank's micro-batches; False with one that another rank counts.
-
-        They are small enough that there is one for each rank.
-        """
+        """This rank's micro-batches; False with one that another rank counts."""
         parts = microbatches(
             tokens,
             lengths,
-            budget=min(self.tokens_per_microbatch, math.ceil(int(lengths.sum()) / ranks.size)),
+            budget=self.tokens_per_microbatch,
             cost=cost if self.packing == "tree" else None,
+            num_ranks=ranks.size,
         )
         for number, counts in ranks.work([cost(p.num_tokens, p.num_pairs) for p in parts]):
             yield parts[number], counts

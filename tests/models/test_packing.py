@@ -34,6 +34,7 @@ from spanwise.models.lora import LoRA, add_adapter
 from spanwise.models.packing import (
     TokenTree,
     budget_cuts,
+    even_cuts,
     shared_lengths,
     sorted_rows,
     token_tree,
@@ -139,6 +140,26 @@ def test_cuts_repeat_as_little_as_any(seed: int, budget: int) -> None:
     for stop in range(1, n + 1):
         least[stop] = min(least[a] + size[a, stop] for a in range(stop) if (a, stop) in allowed)
     assert sum(size[c.start, c.stop] for c in cuts) == least[n]
+
+
+@given(st.integers(0, 10**6), st.integers(1, 4))
+@settings(max_examples=30, deadline=None)
+def test_even_cuts_have_the_smallest_largest_part(seed: int, most: int) -> None:
+    """Against all ways of cutting the rows in their order, counted by packing each part."""
+    tokens, _, lengths = random_rows(seed, depth=3, branching=2)
+    order = sorted_rows(tokens, lengths)
+    tokens, lengths = tokens[order], lengths[order]
+    n = len(lengths)
+
+    def largest(edges: tuple[int, ...]) -> int:
+        parts = itertools.pairwise((0, *edges, n))
+        return max(packed_tokens(tokens, lengths, list(range(a, b))) for a, b in parts)
+
+    cuts = even_cuts(shared_lengths(tokens, lengths), lengths, most_parts=most)
+    assert [i for c in cuts for i in range(c.start, c.stop)] == list(range(n))
+    assert len(cuts) <= most
+    ways = (e for k in range(min(most, n)) for e in itertools.combinations(range(1, n), k))
+    assert largest(tuple(c.start for c in cuts[1:])) == min(map(largest, ways))
 
 
 def qwen2(**more: Any) -> Any:

@@ -27,12 +27,13 @@ def flat_rows(num_rows: int, *, shared: int, own: int) -> Rows:
     depth=st.integers(1, 5),
     budget=st.integers(1, 200),
     cost=st.sampled_from([None, LAYERS_ALONE, TrunkCost(per_token=1e3, per_pair=1.0)]),
+    num_ranks=st.integers(1, 4),
 )
 def test_each_row_stands_in_one_part_and_parts_fit(
-    seed: int, depth: int, budget: int, cost: TrunkCost | None
+    seed: int, depth: int, budget: int, cost: TrunkCost | None, num_ranks: int
 ) -> None:
     tokens, _, lengths = random_rows(seed, depth=depth)
-    parts = microbatches(tokens, lengths, budget=budget, cost=cost)
+    parts = microbatches(tokens, lengths, budget=budget, cost=cost, num_ranks=num_ranks)
     rows = torch.cat([part.rows for part in parts])
     assert rows.sort().values.tolist() == list(range(len(lengths)))
     for part in parts:
@@ -55,6 +56,36 @@ def test_rows_are_packed_if_that_saves_enough(shared: int) -> None:
     assert parts[0].num_tokens == (80 - 3 * shared if shared >= 2 else 80)
 
 
+@pytest.mark.parametrize(
+    ("num_ranks", "sizes"),
+    [(1, [940]), (2, [620, 620]), (4, [460] * 4), (8, [380] * 8)],
+)
+def test_a_tree_is_cut_for_every_process_to_have_a_part(num_ranks: int, sizes: list[int]) -> None:
+    """8 rows of 380 tokens that share 300: the prompt again, and the 80 of each row."""
+    tokens, _, lengths = flat_rows(8, shared=300, own=80)
+    parts = microbatches(tokens, lengths, budget=10**5, cost=LAYERS_ALONE, num_ranks=num_ranks)
+    assert [part.num_tokens for part in parts] == sizes
+
+
+@pytest.mark.parametrize(("num_ranks", "sizes"), [(2, [200, 200]), (4, [100] * 4)])
+def test_trees_are_cut_between_them_if_that_is_even(num_ranks: int, sizes: list[int]) -> None:
+    """4 trees of 4 rows that share 60 of 70 tokens: 100 packed each."""
+    tokens = torch.cat([flat_rows(4, shared=60, own=10)[0] + 100 * tree for tree in range(4)])
+    long = torch.full((16,), 70)
+    parts = microbatches(tokens, long, budget=10**5, cost=LAYERS_ALONE, num_ranks=num_ranks)
+    assert [part.num_tokens for part in parts] == sizes
+
+
+def test_rows_stay_rows_if_packing_left_a_process_without_work() -> None:
+    """2 rows that share half: 150 tokens for one process, or 100 for each of two."""
+    tokens, _, lengths = flat_rows(2, shared=50, own=50)
+    (packed,) = microbatches(tokens, lengths, budget=10**5, cost=LAYERS_ALONE)
+    assert packed.tree is not None and packed.num_tokens == 150
+    parts = microbatches(tokens, lengths, budget=10**5, cost=LAYERS_ALONE, num_ranks=2)
+    assert [part.num_tokens for part in parts] == [100, 100]
+    assert all(part.tree is None for part in parts)
+
+
 def test_a_few_tokens_of_a_small_model_are_not_worth_the_work_of_packing() -> None:
     """The same share is saved; what packing costs for a start is the same for few and many."""
     small = TrunkCost(per_token=8e5, per_pair=1e3)
@@ -65,10 +96,11 @@ def test_a_few_tokens_of_a_small_model_are_not_worth_the_work_of_packing() -> No
 
 
 def test_padding_counts_as_well() -> None:
-    """Rows that share nothing are packed where padding would be most of what is computed."""
-    tokens = torch.arange(400).view(2, 200)
-    short = torch.tensor([200, 2])
-    packed = microbatches(tokens, short, budget=1000, cost=LAYERS_ALONE)
-    assert packed[0].tree is not None and packed[0].num_tokens == 202
-    apart = microbatches(tokens, short, budget=200, cost=LAYERS_ALONE)
-    assert [part.num_tokens for part in apart] == [2, 200] and apart[0].tree is None
+    """Rows that share nothing are packed where padding would be enough of what is computed."""
+    tokens, lengths = torch.arange(520).view(4, 130), torch.tensor([100, 110, 120, 130])
+    plain = microbatches(tokens, lengths, budget=1000, cost=None)
+    assert [part.num_tokens for part in plain] == [3 * 120, 130]
+    packed = microbatches(tokens, lengths, budget=1000, cost=LAYERS_ALONE)
+    assert packed[0].tree is not None and packed[0].num_tokens == 460
+    apart = microbatches(tokens, lengths, budget=130, cost=LAYERS_ALONE)
+    assert [part.num_tokens for part in apart] == lengths.tolist() and apart[0].tree is None
