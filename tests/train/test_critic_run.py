@@ -11,7 +11,7 @@ import torch
 from spanwise.credit import Segments, SpanAdvantage
 from spanwise.models.critic import SeparateCritic
 from spanwise.runlog import tree_of
-from spanwise.train.critic import ValueHead
+from spanwise.train.critic import ValueHead, still_rising
 from tests.train.letters import LetterModel, letters, run
 
 CRITIC = ValueHead(learning_rate=1e-2, pretraining_steps=3)
@@ -39,6 +39,15 @@ def test_a_run_with_a_critic_reports_and_saves_it(tmp_path: Path) -> None:
     before = torch.cat([p.flatten() for p in critic.parameters()])
     critic.restore(log.checkpoint_path("final"))
     assert not torch.equal(torch.cat([p.flatten() for p in critic.parameters()]), before)
+
+
+def test_the_critic_is_fitted_until_it_explains_no_more(tmp_path: Path) -> None:
+    critic = replace(CRITIC, pretraining_steps=60)
+    history = run(letters(critic=critic, steps=1), tmp_path).read_summary()[
+        "pretraining_explained_variance"
+    ]
+    assert 12 <= len(history) < 60 and not still_rising(history)
+    assert all(still_rising(history[:n]) for n in range(len(history)))
 
 
 def test_recorded_trees_hold_the_critics_values(tmp_path: Path) -> None:
