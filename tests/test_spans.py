@@ -187,6 +187,13 @@ def test_by_mean_length_takes_the_least_likely_tokens_of_the_batch():
     assert spans.by_mean_length(tied, mask[:1, :3], mean_length=1.5).tolist() == [[0, 0, 0]]
 
 
+def test_a_quantile_that_meets_a_token_is_that_token():
+    # 0.07 * 100 is a little above 7 in floating point: the 7th least, 6.0, not the 8th.
+    entropies = torch.arange(100.0)[None]
+    found = spans.by_entropy(entropies, torch.ones(1, 100, dtype=torch.bool), quantile=0.07)
+    assert found[0, :9].tolist() == [0, 0, 0, 0, 0, 0, 0, 1, 2]
+
+
 def test_by_entropy_opens_at_the_upper_quantile():
     entropies = torch.tensor([[9.0, 1.0, 7.0, 3.0], [2.0, 4.0, 8.0, 5.0]])
     mask = torch.ones(2, 4, dtype=torch.bool)
