@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -62,7 +63,7 @@ def draw_tasks(pool: Sequence[Task], count: int, seed: int, step: int) -> list[T
     step is not drawn in that pass.
 
     Raises:
-      ValueError: if the pool has fewer tasks than a step.
+      ValueError: if the pool has fewer tasks than a step, or two of the step have one id.
 
     Example:
       >>> pool = [Task(id=str(i), question="?", answers=("!",)) for i in range(4)]
@@ -75,7 +76,14 @@ def draw_tasks(pool: Sequence[Task], count: int, seed: int, step: int) -> list[T
     epoch, index = divmod(step - 1, len(pool) // count)
     order = list(range(len(pool)))
     random.Random(seed_of(seed, epoch, "order")).shuffle(order)
-    return [pool[i] for i in order[index * count : (index + 1) * count]]
+    drawn = [pool[i] for i in order[index * count : (index + 1) * count]]
+    [(first, times)] = Counter(task.id for task in drawn).most_common(1)
+    if times > 1:
+        raise ValueError(
+            f"{times} training tasks have the id {first!r}: seeds and the journal tell tasks apart "
+            "by it, give each its own"
+        )
+    return drawn
 
 
 def refill_tasks(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from spanwise.credit import Segments, SpanAdvantage
+from spanwise.envs.base import Task
 from spanwise.models.loading import Model, ModelError
 from spanwise.recipes.search import at2po_search
 from spanwise.rollout import Chains, TreeSearch
@@ -98,3 +99,10 @@ def test_a_split_without_tasks_is_refused() -> None:
 
     with pytest.raises(ValueError, match="has no test questions"):
         Evaluation().tasks(Nothing())
+
+
+def test_two_tasks_of_a_step_with_one_id_are_refused() -> None:
+    """The journal would give one of them the turns of the other."""
+    pool = [Task(id=name, question="?", answers=("!",)) for name in "aab"]
+    with pytest.raises(ValueError, match="2 training tasks have the id 'a'"):
+        draw_tasks(pool, 3, 0, 1)
