@@ -20,6 +20,7 @@ from spanwise.models.packing import TokenTree
 from spanwise.models.scoring import token_scores
 from spanwise.models.sharding import whole
 from spanwise.models.tree_attention import TrunkCost
+from spanwise.spans import span_lengths
 from spanwise.train.adamw import Float32AdamW
 from spanwise.train.critic import FittedCritic
 from spanwise.train.microbatches import Microbatch, microbatches
@@ -326,7 +327,12 @@ class _Policy:
             entropies=scores.entropies,
             kl=self.kl,
         )
-        meter.add(metrics, weight=int(part.mask.sum()))
+        of_spans = {name for name in metrics if name.startswith("clip_span_share")}
+        lengths = span_lengths(part.ratio_spans)
+        num_spans = float((1 / lengths[lengths > 0].double()).sum())
+        for name, figure in metrics.items():
+            weight = num_spans if name in of_spans else int(part.mask.sum())
+            meter.add({name: figure}, weight=weight)
         _measure_turns(meter, scores.logprobs.detach(), part, self.objective)
         return loss
 

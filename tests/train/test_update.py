@@ -92,6 +92,17 @@ def test_micro_batches_change_memory_and_not_the_result(objective: Objective) ->
         assert other["gradient_norm"] == pytest.approx(figures["gradient_norm"], rel=1e-5)
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{o.ratio_span}-{o.shared_turns}")
+def test_micro_batches_change_no_figure(objective: Objective) -> None:
+    """Shares of tokens and of spans alike, of several steps, so that ratios are clipped."""
+    update = replace(SGD_LIKE, epochs=3, packing="rows")
+    _, figures = updated(TREES, objective, replace(update, tokens_per_microbatch=10**6))
+    _, other = updated(TREES, objective, replace(update, tokens_per_microbatch=40))
+    assert figures["clip_span_share_low"] > 0
+    del figures["computed_to_total"], other["computed_to_total"]
+    assert other == pytest.approx(figures, rel=1e-5, abs=1e-7)
+
+
 def test_a_number_divides_the_sum_over_each_row() -> None:
     batch = Batch.from_trees(TREES)
     by_token, by_number = (
