@@ -11,6 +11,7 @@ import pytest
 from spanwise import recipes
 from spanwise.batch import Batch
 from spanwise.tree import Node, Tree
+from tests.test_layers import LAYERS, PACKAGE
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -37,12 +38,12 @@ def test_the_recipes_named_are_there(name: str) -> None:
     assert name in recipes.names()
 
 
-def test_the_files_named_are_there() -> None:
-    package = Path(__file__).parent.parent / "spanwise"
+def test_the_house_is_listed_whole_and_in_the_order_of_imports() -> None:
     listed = re.search(r"^spanwise/\n(.*?)```", README, flags=re.DOTALL | re.MULTILINE)
     assert listed is not None
-    for line in listed.group(1).splitlines():
-        assert (package / line.split()[0]).exists(), line
+    named = [line.split()[0].rstrip("/") for line in listed.group(1).splitlines()]
+    assert all((PACKAGE / name).exists() for name in named)
+    assert [name.removesuffix(".py") for name in named] == LAYERS[: LAYERS.index("__main__")]
 
 
 def test_the_advantage_of_ones_own_does_what_it_says(tmp_path: Path) -> None:

@@ -243,11 +243,11 @@ class Update:
           Whether all was finite.
         """
         num_samples, num_tokens = len(rows.tokens), int(rows.mask.sum())
-        trained = [part for part in (policy, critic) if part is not None]
+        trained = [one for one in (policy, critic) if one is not None]
         assert trained
         cost = trained[0].cost()
-        for part in trained:
-            part.optimizer.zero_grad(set_to_none=True)
+        for one in trained:
+            one.optimizer.zero_grad(set_to_none=True)
         loss, value_loss = 0.0, 0.0
         for micro, counts in self._shared(cost, rows.tokens, rows.lengths, ranks):
             part, tree, figures = rows.take(micro.rows), micro.tree, meter if counts else Meter()
@@ -269,8 +269,8 @@ class Update:
                 part_loss.backward()
                 value_loss += float(part_loss.detach())
         loss, value_loss = ranks.sum(torch.tensor([loss, value_loss], dtype=torch.float64)).tolist()
-        for part in trained:
-            ranks.sum_gradients(part.model.parameters())
+        for one in trained:
+            ranks.sum_gradients(one.model.parameters())
         meter = meter if ranks.leads else Meter()  # the figures of a step are every rank's
         finite = True
         if policy is not None:
