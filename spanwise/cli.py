@@ -33,8 +33,6 @@ from spanwise.envs.base import Split
 from spanwise.samplers.base import EngineError
 
 if TYPE_CHECKING:
-    from spanwise.display import Display
-    from spanwise.runlog import RunLog
     from spanwise.samplers.base import Engine
     from spanwise.train.config import TrainConfig
 
@@ -111,7 +109,7 @@ def _train(arguments: list[str]) -> None:
         config = _configured(spec, rest)
         folder = config.folder or _new_folder(spec)
 
-    from spanwise.display import Display
+    from spanwise.display import Display, show_results
     from spanwise.train import Stopped, train
     from spanwise.train.ranks import leave_group
 
@@ -128,7 +126,7 @@ def _train(arguments: list[str]) -> None:
         raise SystemExit(128 + stopped.number) from stopped
     leave_group()
     if leads:  # one of several processes shows the results of all
-        _show_results(log, config, display)
+        show_results(log, display.console, group_name=config.evaluation.group_by)
 
 
 def _to_resume(arguments: list[str]) -> tuple[Path, str, list[str], TrainConfig]:
@@ -149,21 +147,6 @@ def _to_resume(arguments: list[str]) -> tuple[Path, str, list[str], TrainConfig]
 
 def _resume_command(folder: Path) -> str:
     return f"spanwise train --resume {shlex.quote(str(folder))}"
-
-
-def _show_results(log: RunLog, config: TrainConfig, display: Display) -> None:
-    from spanwise.display import packing_line, results_table, tree_to_show, tree_view
-
-    console, folder, summary = display.console, log.folder, log.read_summary()
-    console.print(results_table(summary, group_name=config.evaluation.group_by))
-    if summary.get("row_tokens"):
-        console.print(packing_line(summary), highlight=False)
-    if steps := log.tree_steps():
-        console.print(f"\nOne search tree of step {steps[0]}\n", style="bold", highlight=False)
-        console.print(tree_view(tree_to_show(log.read_trees(steps[0]))))
-        console.print(f"\nanother tree  spanwise show {folder} --step {steps[-1]}", highlight=False)
-    console.print(f"more scores   spanwise eval {folder} --num-tasks 400", highlight=False)
-    console.print(f"run folder    {folder}", highlight=False)
 
 
 @dataclass(frozen=True, kw_only=True)

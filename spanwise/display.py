@@ -16,6 +16,8 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree as RichTree
 
+from spanwise.runlog import RunLog
+
 
 class Display:
     """Progress on a console; plain lines where it is no terminal."""
@@ -91,6 +93,20 @@ class StepProgress:
         if not self._console.is_terminal and (step % every == 0 or step == self._total):
             line = f"step {step}/{self._total}  {figures}"
             self._console.print(line, highlight=False)
+
+
+def show_results(log: RunLog, console: Console, *, group_name: str) -> None:
+    """What a finished run has learned, one of its trees, and what to look at next."""
+    folder, summary = log.folder, log.read_summary()
+    console.print(results_table(summary, group_name=group_name))
+    if summary.get("row_tokens"):
+        console.print(packing_line(summary), highlight=False)
+    if steps := log.tree_steps():
+        console.print(f"\nOne search tree of step {steps[0]}\n", style="bold", highlight=False)
+        console.print(tree_view(tree_to_show(log.read_trees(steps[0]))))
+        console.print(f"\nanother tree  spanwise show {folder} --step {steps[-1]}", highlight=False)
+    console.print(f"more scores   spanwise eval {folder} --num-tasks 400", highlight=False)
+    console.print(f"run folder    {folder}", highlight=False)
 
 
 def results_table(summary: Mapping[str, Any], *, group_name: str = "hops") -> Table:

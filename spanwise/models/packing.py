@@ -44,6 +44,19 @@ class Block:
     seen: Tensor
     """``[n, S]`` int64, keys that each query attends to: the first so many of its path."""
 
+    def to(self, device: torch.device) -> Block:
+        return Block(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """``[n, 1, S, K]`` float32, 0 where seen and -inf elsewhere; made once, for all layers.
+
+        Numbers, not truth values: the CPU's kernel then skips a conversion in each layer.
+        """
+        hidden = torch.arange(self.keys.shape[1], device=self.seen.device) >= self.seen[..., None]
+        mask = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -torch.inf)
+        return mask[:, None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenTree:
@@ -70,7 +83,7 @@ class TokenTree:
     """``[P]`` int64, where each token stands among the queries of all blocks, flattened."""
 
     def to(self, device: torch.device) -> TokenTree:
-        blocks = tuple(Block(**{k: v.to(device) for k, v in vars(b).items()}) for b in self.blocks)
+        blocks = tuple(block.to(device) for block in self.blocks)
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "blocks"}
         return TokenTree(**{k: v.to(device) for k, v in tensors.items()}, blocks=blocks)
 

@@ -130,14 +130,11 @@ def _block_attention(
     queries = query.index_select(0, block.queries.flatten())
     keys = key.index_select(0, block.keys.flatten())
     values = value.index_select(0, block.keys.flatten())
-    hidden = torch.arange(block.keys.shape[1], device=query.device) >= block.seen[..., None]
-    # Numbers, not truth values: the CPU's kernel then skips a conversion in each layer.
-    mask = torch.zeros(hidden.shape, dtype=query.dtype, device=query.device)
     out = F.scaled_dot_product_attention(
         queries.unflatten(0, block.queries.shape).transpose(1, 2),
         keys.unflatten(0, block.keys.shape).transpose(1, 2),
         values.unflatten(0, block.keys.shape).transpose(1, 2),
-        mask.masked_fill_(hidden, -torch.inf)[:, None],
+        block.mask.to(query.dtype),
         dropout_p=dropout,
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],

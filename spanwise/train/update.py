@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from spanwise.models.tree_attention import TrunkCost
 from spanwise.spans import span_lengths
 from spanwise.train.adamw import Float32AdamW
 from spanwise.train.critic import FittedCritic
+from spanwise.train.meter import Meter
 from spanwise.train.microbatches import Microbatch, microbatches
 from spanwise.train.not_finite import Skips
 from spanwise.train.objective import Objective, TrainRows
@@ -335,44 +335,6 @@ class _Policy:
             meter.add({name: figure}, weight=weight)
         _measure_turns(meter, scores.logprobs.detach(), part, self.objective)
         return loss
-
-
-class Meter:
-    """Weighted means of named figures; extremes of those that end in ``_min`` or ``_max``."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = defaultdict(float)
-        self._weights: dict[str, float] = defaultdict(float)
-        self._extremes: dict[str, float] = {}
-
-    def add(self, figures: Mapping[str, Any], *, weight: float = 1.0) -> None:
-        """Take in some figures, all of the same weight."""
-        for name, figure in figures.items():
-            value = float(figure)
-            if name.endswith("_min"):
-                self._extremes[name] = min(value, self._extremes.get(name, value))
-            elif name.endswith("_max"):
-                self._extremes[name] = max(value, self._extremes.get(name, value))
-            else:
-                self._sums[name] += weight * value
-                self._weights[name] += weight
-
-    def over(self, ranks: Ranks) -> Meter:
-        """What the meters of all ranks have taken in together."""
-        if ranks.size == 1:
-            return self
-        total = Meter()
-        for sums, weights, extremes in ranks.gather((self._sums, self._weights, self._extremes)):
-            for name, weight in weights.items():
-                total._sums[name] += sums[name]
-                total._weights[name] += weight
-            total.add(extremes)
-        return total
-
-    def read(self) -> dict[str, float]:
-        """The figures so far."""
-        means = {k: self._sums[k] / self._weights[k] for k in self._sums if self._weights[k]}
-        return means | self._extremes
 
 
 def score_figures(batch: Batch) -> dict[str, float]:

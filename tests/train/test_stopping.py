@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -32,15 +34,25 @@ def test_a_signal_ends_the_command_with_a_checkpoint_and_the_command_that_resume
     assert len(checkpoint_folders(folder / "checkpoints")) == 1
 
 
+def until_said(process: subprocess.Popen[str], text: str) -> None:
+    """Read on until a line holds the text; a process that does not say it is killed."""
+    assert process.stdout is not None
+    late = threading.Timer(120, process.kill)
+    late.start()
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if text in line:
+            return late.cancel()
+    pytest.fail(f"never said {text!r}: {''.join(said)}")
+
+
 def test_a_second_ctrl_c_ends_at_once_what_the_first_cannot(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = child(f"{ROOT}/tests/train/resumable.py:blocked", "--folder", str(folder))
-    assert process.stdout is not None
-    while "blocking" not in process.stdout.readline():
-        assert process.poll() is None
+    until_said(process, "blocking")
     process.send_signal(signal.SIGINT)
-    while "again to end at once" not in process.stdout.readline():
-        assert process.poll() is None
+    until_said(process, "again to end at once")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130
