@@ -7,19 +7,15 @@ import copy
 import json
 import math
 from collections.abc import Callable, Sequence
-from typing import get_args
 
 from spanwise.envs.base import Environment, Reply, Split, Task, Turn
 from spanwise.testing.assertions import require
-from spanwise.tree import Stop
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 TEXTS = ("", " ", "yes", "<answer> 42 </answer>", "\x1b[31m\x00\u202e", "</", "{}[]" * 2000)
 """Turns that a model may well write."""
 
 MAX_TURNS = 50
-STOPS = tuple(stop for stop in get_args(Stop) if stop != "prompt")
-"""What a reply may say; the root of a tree is no reply."""
 
 
 def check_environment(
@@ -139,7 +135,6 @@ async def _reply(environment: Environment, task: Task, turns: Sequence[Turn]) ->
     require(given == before[1], f"{name}: reply() must leave the turns as they are")
     require(task == before[0], f"{name}: reply() must leave the task as it is")
     require(isinstance(reply, Reply), f"{name}: reply() gives a Reply, got {type(reply).__name__}")
-    require(reply.stop in STOPS, f"{name}: stop is one of {', '.join(STOPS)}, got {reply.stop!r}")
     require(
         isinstance(reply.observation, str),
         f"{name}: the observation is text, got {type(reply.observation).__name__}",

@@ -144,6 +144,7 @@ def test_a_template_that_does_not_fit_tool_calls(
     questions.write_text('{"question": "who ?", "answer": "Ada"}\n', encoding="utf-8")
     options = ["--model.path", str(folder), "--env.turns", "tool_call", "--folder", str(run)]
     files = ["--env.train-file", str(questions), "--env.test-file", str(questions)]
+    files += ["--prompts-per-step", "1"]
     assert main(["train", "at2po_search_paper", *options, *files]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error and "use --env.turns xml" in error

@@ -197,7 +197,7 @@ class NeverEnds(Guess):
         (RewritesOutcomes, "leave the turns as they are"),
         (WritesTask, "leave the task as it is"),
         (TellsInTheChat, "same chat after reply"),
-        (UnknownStop, "stop is one of call, answer, .*, got 'done'"),
+        (UnknownStop, "stop is one of call, answer, .*, not done"),
         (ObservationOfBytes, "the observation is text, got bytes"),
         (RewardOfNaN, "finite number, got nan"),
         (RewardOfText, "finite number, got '1'"),
