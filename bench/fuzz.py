@@ -1,6 +1,6 @@
 """Random model outputs through the turn parser, and damaged run folders through their readers.
 
-``python -m bench.fuzz [--turns 1000000] [--files 100000] [--checkpoints 30000]`` writes
+``python -m bench.fuzz [--turns 1000000] [--files 100000] [--checkpoints 100000]`` writes
 ``bench/results/fuzz.json``: how often each outcome was seen, the slowest input, and the
 inputs that raised anything but an error of spanwise's own. Every input is made from the
 number it is reported under. The script ends with an error if there is such an input, or
@@ -338,7 +338,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=1_000_000)
     parser.add_argument("--files", type=int, default=100_000)
-    parser.add_argument("--checkpoints", type=int, default=30_000)
+    parser.add_argument("--checkpoints", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     counts = (options.turns, options.files, options.checkpoints)

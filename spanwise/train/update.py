@@ -327,12 +327,10 @@ class _Policy:
             entropies=scores.entropies,
             kl=self.kl,
         )
-        of_spans = {name for name in metrics if name.startswith("clip_span_share")}
-        lengths = span_lengths(part.ratio_spans)
-        num_spans = float((1 / lengths[lengths > 0].double()).sum())
+        of_tokens, of_spans = int(part.mask.sum()), _num_spans(part.ratio_spans)
         for name, figure in metrics.items():
-            weight = num_spans if name in of_spans else int(part.mask.sum())
-            meter.add({name: figure}, weight=weight)
+            by_span = name.startswith("clip_span_share")
+            meter.add({name: figure}, weight=of_spans if by_span else of_tokens)
         _measure_turns(meter, scores.logprobs.detach(), part, self.objective)
         return loss
 
@@ -367,6 +365,12 @@ def train_rows(
         value_targets=value_targets,
     )
     return rows if bool(batch.trained.all()) else rows.take(batch.trained.nonzero().squeeze(-1))
+
+
+def _num_spans(spans: Tensor) -> float:
+    """Of all rows; each token stands for its share of its span."""
+    lengths = span_lengths(spans)
+    return float((1 / lengths[lengths > 0].double()).sum())
 
 
 def _packing_figures(part: Microbatch, rows: TrainRows) -> dict[str, float]:

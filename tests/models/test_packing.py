@@ -119,13 +119,17 @@ def packed_tokens(tokens: Tensor, lengths: Tensor, part: list[int]) -> int:
     return len(token_tree(tokens[part], lengths[part]).tokens)
 
 
+def rows_in_order(seed: int) -> tuple[Tensor, Tensor]:
+    tokens, _, lengths = random_rows(seed, depth=3, branching=2)
+    order = sorted_rows(tokens, lengths)
+    return tokens[order], lengths[order]
+
+
 @given(st.integers(0, 10**6), st.integers(6, 40))
 @settings(max_examples=30, deadline=None)
 def test_cuts_repeat_as_little_as_any(seed: int, budget: int) -> None:
     """Against all ways of cutting the rows in their order, counted by packing each part."""
-    tokens, _, lengths = random_rows(seed, depth=3, branching=2)
-    order = sorted_rows(tokens, lengths)
-    tokens, lengths = tokens[order], lengths[order]
+    tokens, lengths = rows_in_order(seed)
     n = len(lengths)
     cuts = budget_cuts(shared_lengths(tokens, lengths), lengths, budget=budget)
     assert [i for c in cuts for i in range(c.start, c.stop)] == list(range(n))
@@ -146,9 +150,7 @@ def test_cuts_repeat_as_little_as_any(seed: int, budget: int) -> None:
 @settings(max_examples=30, deadline=None)
 def test_even_cuts_have_the_smallest_largest_part(seed: int, most: int) -> None:
     """Against all ways of cutting the rows in their order, counted by packing each part."""
-    tokens, _, lengths = random_rows(seed, depth=3, branching=2)
-    order = sorted_rows(tokens, lengths)
-    tokens, lengths = tokens[order], lengths[order]
+    tokens, lengths = rows_in_order(seed)
     n = len(lengths)
 
     def largest(edges: tuple[int, ...]) -> int:
