@@ -25,14 +25,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from bench.record import save
+from spanwise.advantages import explained_variance
 from spanwise.display import Display
 from spanwise.envs.chain import LETTERS, OPEN, applied
-from spanwise.models.critic import explained_variance
-from spanwise.provenance import commit
+from spanwise.learn.critic import ValueHead
 from spanwise.recipes.chain import sae_chain
-from spanwise.runlog import RunLog
+from spanwise.run.folder import RunFolder
+from spanwise.runtime.provenance import commit
 from spanwise.train import train
-from spanwise.train.critic import ValueHead
 
 WINDOW = 4
 """Steps that are taken together for the oracle."""
@@ -89,7 +89,7 @@ def states(question: str, words: Sequence[str]) -> Iterator[State]:
             right = word == str(results[done])
 
 
-def tokens(log: RunLog, steps: Iterable[int]) -> Iterator[Token]:
+def tokens(log: RunFolder, steps: Iterable[int]) -> Iterator[Token]:
     """The model tokens of some steps."""
     for step in steps:
         for prompt, record in enumerate(log.read_trees(step)):
@@ -126,7 +126,7 @@ def one_run(trunk: Literal["own", "policy"], seed: int, folder: Path) -> dict[st
         critic = dataclasses.replace(config.critic, trunk=trunk)
         config = dataclasses.replace(config, seed=seed, critic=critic)
         train(config, recipe="sae_chain", folder=folder, display=Display())
-    log = RunLog.open(folder)
+    log = RunFolder.open(folder)
     summary, metrics = log.read_summary(), log.read_metrics()
     training = [line for line in metrics if "critic_batch" not in line]
     steps = log.tree_steps()

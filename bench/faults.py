@@ -27,15 +27,15 @@ import torch
 
 from bench.record import RESULTS, save
 from spanwise.display import Display
-from spanwise.envs.search import MultiHopSearch
-from spanwise.provenance import commit
+from spanwise.envs.search.environment import MultiHopSearch
 from spanwise.recipes.search import at2po_search
-from spanwise.rollout import Chains, Site, run_rollouts
+from spanwise.rollout import Chains, RolloutContext, run_rollouts
 from spanwise.rollout.failures import failures_in
-from spanwise.runlog import RunLog
+from spanwise.run.folder import RunFolder
+from spanwise.runtime.provenance import commit
 from spanwise.samplers.scripted import ScriptedSampler
 from spanwise.testing import FaultPlan, FaultyEngine, FaultyReward, FaultyTool
-from spanwise.tools.base import Tool, ToolError, left_behind
+from spanwise.tools.base import Tool, ToolError, abandoned_threads
 from spanwise.train import TrainConfig, train
 
 ALWAYS = (1, 10**9)
@@ -107,7 +107,7 @@ def comparison(seed: int, steps: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def outcome(log: RunLog) -> dict[str, Any]:
+def outcome(log: RunFolder) -> dict[str, Any]:
     summary, metrics = log.read_summary(), log.read_metrics()
     kept = ("exact_match", "greedy", "n", "failed")
     return {
@@ -141,7 +141,8 @@ def step_s(plan: FaultPlan, deadline_s: float, failures: list[str]) -> float:
     struck = FaultySearch(plan=plan, deadline_s=deadline_s)
     fine = replace(struck, plan=FaultPlan(rates={}))
     sites = [
-        Site(env=env, sampler=sampler, tokenizer=tokenizer, seed=0) for env in (struck, *[fine] * 7)
+        RolloutContext(env=env, sampler=sampler, tokenizer=tokenizer, seed=0)
+        for env in (struck, *[fine] * 7)
     ]
     for env in (struck, fine):
         env.tasks("train")
@@ -150,7 +151,7 @@ def step_s(plan: FaultPlan, deadline_s: float, failures: list[str]) -> float:
     async def step() -> list[Any]:
         chain = Chains(num_chains=1, max_turn_tokens=48, max_response_tokens=320)
         pairs = zip(sites, fine.tasks("train"), strict=False)
-        return await asyncio.gather(*(chain(site, task, step=1) for site, task in pairs))
+        return await asyncio.gather(*(chain(context, task, step=1) for context, task in pairs))
 
     began = time.perf_counter()
     trees = run_rollouts(step())
@@ -192,7 +193,7 @@ def many_hanging_calls(number: int, deadline_s: float) -> dict[str, Any]:
     began = time.perf_counter()
     kinds = run_rollouts(main())
     seconds = time.perf_counter() - began
-    while left_behind():
+    while abandoned_threads():
         time.sleep(0.1)  # what comes next is to find its threads free
     return {
         "case": f"{number} calls hang at once, deadline {deadline_s:g} s",

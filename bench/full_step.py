@@ -29,14 +29,14 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from bench.record import save
 from spanwise.display import Display
 from spanwise.envs.base import Reply, Task, Turn
-from spanwise.envs.demonstrations import Demonstrations
-from spanwise.envs.search import MultiHopSearch
-from spanwise.models.base_model import word_tokenizer
+from spanwise.envs.search.environment import MultiHopSearch
+from spanwise.learn.critic import ValueHead
 from spanwise.models.loading import Model
 from spanwise.recipes.math import sae_math
 from spanwise.recipes.search import at2po_search_paper
+from spanwise.toys.base_model import word_tokenizer
+from spanwise.toys.search_demonstrations import Demonstrations
 from spanwise.train import TrainConfig, train
-from spanwise.train.critic import ValueHead
 from spanwise.train.evaluate import Evaluation
 
 # hidden, MLP, layers, heads, key-value heads, head size
@@ -59,7 +59,7 @@ class AnyTurns(MultiHopSearch):
 
     async def reply(self, task: Task, turns: Sequence[Turn]) -> Reply:
         if len(turns) < self.num_turns:
-            return Reply(stop="call", observation=OBSERVATION)
+            return Reply(stop="continue", observation=OBSERVATION)
         coin = hashlib.sha256("".join(turn.text for turn in turns).encode()).digest()[0] % 2
         return Reply(stop="answer", reward=float(coin), outcome={"exact_match": bool(coin)})
 

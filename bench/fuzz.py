@@ -29,20 +29,20 @@ from transformers.utils import logging
 
 from bench.record import save
 from spanwise.envs.base import Turn
-from spanwise.envs.grammar import TAGS
-from spanwise.envs.search import MultiHopSearch
-from spanwise.envs.world import SearchWorld
-from spanwise.runlog import RunError, RunLog, tree_of, tree_record
+from spanwise.envs.search.environment import MultiHopSearch
+from spanwise.envs.search.world import SearchWorld
+from spanwise.envs.search.xml_turns import TAGS
+from spanwise.learn.learner import Learner
+from spanwise.run.folder import RunError, RunFolder, tree_of, tree_record
 from spanwise.train.checkpoint import (
     MANIFEST,
     fingerprint,
     read_checkpoint,
     write_checkpoint,
 )
-from spanwise.train.config import resolved
-from spanwise.train.learner import Learner
-from spanwise.train.resume import unfinished
-from spanwise.train.run import RunState
+from spanwise.train.config import to_json
+from spanwise.train.resume import open_for_resume
+from spanwise.train.state import RunState
 from spanwise.tree import Expansion, Failure, Node, Tree
 from tests.train.resumable import with_critic
 
@@ -150,10 +150,10 @@ def run_folder(folder: Path) -> dict[Path, bytes]:
         Node(
             path=(0,),
             tokens=(1, 2),
-            logprobs=(-0.1, -0.25),
+            engine_logprobs=(-0.1, -0.25),
             sampling_logprobs=(-0.1, -0.5),
             observation=(9,),
-            stop="call",
+            stop="continue",
             text="a call",
             outcome={"query": "q", "documents": ["a"]},
         ),
@@ -161,14 +161,14 @@ def run_folder(folder: Path) -> dict[Path, bytes]:
         Node(
             path=(0, 1),
             tokens=(3,),
-            logprobs=(-1.5,),
+            engine_logprobs=(-1.5,),
             sampling_logprobs=(-1.5,),
             stop="answer",
             reward=1.0,
             expansion=Expansion(round=1, of=(0, 0), score=0.25),
         ),
     )
-    log = RunLog.create(folder, {"recipe": "r", "seed": 0, "config": {"steps": 3}})
+    log = RunFolder.create(folder, {"recipe": "r", "seed": 0, "config": {"steps": 3}})
     record = tree_record(Tree(task_id="t", nodes=nodes), {"question": "?"}, advantages=[0.0] * 4)
     log.write_trees(1, [record, record])
     for step in range(3):
@@ -190,9 +190,9 @@ def checkpoints_found(numbers: Sequence[int]) -> Found:
         for parameter in part.model.parameters():
             parameter.grad = torch.ones_like(parameter)
         part.optimizer.step()
-    settings = resolved(config)
+    settings = to_json(config)
     with tempfile.TemporaryDirectory() as name:
-        log = RunLog.create(Path(name), {"recipe": "r", "arguments": [], "config": settings})
+        log = RunFolder.create(Path(name), {"recipe": "r", "arguments": [], "config": settings})
         folder = log.checkpoint_path("step_00002")
         state = RunState(step=2, before={"exact_match": 0.5}, critic_history=[0.25])
         write_checkpoint(folder, learner, config.model.load_tokenizer(), state, settings)
@@ -201,7 +201,7 @@ def checkpoints_found(numbers: Sequence[int]) -> Found:
         manifest = folder / MANIFEST
 
         def resumed() -> None:
-            unfinished(log.folder, settings)
+            open_for_resume(log.folder, settings)
             read_checkpoint(folder, learner, settings)
 
         for number in numbers:
@@ -232,7 +232,7 @@ def damaged_tensors(content: bytes, draw: random.Random) -> bytes:
 
 
 def read_all(folder: Path) -> None:
-    log = RunLog.open(folder)
+    log = RunFolder.open(folder)
     log.read_config()
     log.read_metrics()
     log.read_summary()

@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.record import save
-from spanwise.runlog import RunLog
-from tests.train.resumable import differing, left_behind
+from spanwise.run.folder import RunFolder
+from tests.train.resumable import abandoned_threads, differing
 
 SMALL = (
     *("--evaluation.num-tasks", "8", "--checkpoints.every", "2"),
@@ -86,7 +86,7 @@ def whole_run(parent: Path, case: str) -> Path:
 
 def trial(folder: Path, case: str, whole: Path, aim: str, draw: random.Random) -> dict[str, Any]:
     """Kill one run and resume it."""
-    lines, redrawn = RunLog.open(whole).read_metrics(), 0
+    lines, redrawn = RunFolder.open(whole).read_metrics(), 0
     while True:
         begun = time.monotonic()
         process = started(*CASES[case], "--folder", str(folder))
@@ -103,7 +103,9 @@ def trial(folder: Path, case: str, whole: Path, aim: str, draw: random.Random) -
         status = started("--resume", str(folder)).wait()
     else:
         status = started(*CASES[case], "--folder", str(folder)).wait()
-    differ = differing(left_behind(whole), left_behind(folder)) if status == 0 else ["end"]
+    differ = (
+        differing(abandoned_threads(whole), abandoned_threads(folder)) if status == 0 else ["end"]
+    )
     shutil.rmtree(folder)
     row = {"case": case, "aim": aim, "killed_after_s": round(killed_s, 2), "in_flight": flight}
     return {**row, "redrawn": redrawn, "equal": not differ, "differing": differ}

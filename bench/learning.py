@@ -26,8 +26,8 @@ import torch
 from bench.record import save
 from spanwise import recipes
 from spanwise.display import Display
-from spanwise.provenance import commit
-from spanwise.runlog import RunLog
+from spanwise.run.folder import RunFolder
+from spanwise.runtime.provenance import commit
 from spanwise.train import train
 
 
@@ -40,17 +40,17 @@ def one_run(recipe: str, seed: int, every: int, folder: Path) -> dict[str, Any]:
             config, seed=seed, evaluation=evaluation, keep_trees_every=config.steps
         )
         train(config, recipe=recipe, folder=folder, display=Display())
-    log = RunLog.open(folder)
+    log = RunFolder.open(folder)
     summary = log.read_summary()
     curve = [
         {
             "step": m["step"],
             "sampled_tokens": m["total_sampled_tokens"],
-            "exact_match": round(m["held_out/exact_match"], 4),
-            "greedy": round(m["held_out/greedy"], 4),
+            "exact_match": round(m["eval/exact_match"], 4),
+            "greedy": round(m["eval/greedy"], 4),
         }
         for m in log.read_metrics()
-        if "held_out/exact_match" in m
+        if "eval/exact_match" in m
     ]
     evaluation_s = sum(m.get("seconds/evaluation", 0.0) for m in log.read_metrics())
     return {

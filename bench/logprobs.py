@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bench.record import save
 from bench.timing import speed_row
-from spanwise.losses import logprobs_and_entropies
+from spanwise.models.logprobs import logprobs_and_entropies
 
 VOCABULARY, HIDDEN = 151_936, 256
 

@@ -32,7 +32,7 @@ class RandomTokens:
         return self._node(path, count, "answer", reward=float(self.draw.random() < 0.5))
 
     def call(self, path: Path, count: int, observation: int) -> Node:
-        return self._node(path, count, "call", observation=self.tokens(observation))
+        return self._node(path, count, "continue", observation=self.tokens(observation))
 
     def _node(
         self,
@@ -47,7 +47,7 @@ class RandomTokens:
             path=path,
             tokens=self.tokens(count),
             observation=observation,
-            logprobs=logprobs,
+            engine_logprobs=logprobs,
             sampling_logprobs=logprobs,
             stop=stop,  # pyright: ignore[reportArgumentType]
             reward=reward,

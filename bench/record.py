@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spanwise.provenance import provenance
+from spanwise.runtime.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 

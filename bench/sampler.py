@@ -22,7 +22,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from bench.record import save
 from spanwise.samplers.base import Completion, Request, Sampling
-from spanwise.samplers.transformers import TransformersEngine
+from spanwise.samplers.embedded.engine import TransformersEngine
 
 VOCAB = 700
 ALTERNATIONS = 5

@@ -32,13 +32,13 @@ from bench.packing_inputs import flat_groups, random_rows
 from bench.record import save
 from bench.timing import alternated_s
 from spanwise.batch import Batch
+from spanwise.learn.objective import Objective
+from spanwise.learn.update import Update
 from spanwise.models.loading import Model
 from spanwise.recipes.search import at2po_search
-from spanwise.rollout.base import Site
+from spanwise.rollout.context import RolloutContext
 from spanwise.rollout.tree_search import TreeSearch
-from spanwise.train.objective import Objective
-from spanwise.train.sampling import draw_tasks, rollouts
-from spanwise.train.update import Update
+from spanwise.train.task_sampling import draw_tasks, rollouts
 
 OBJECTIVE = Objective(ratio_span="token", clip_low=0.2, clip_high=0.28)
 UPDATE = Update(learning_rate=0.0, prompts_per_minibatch=64)
@@ -53,9 +53,9 @@ def recorded_trees(num_trees: int) -> Batch:
     config = replace(config, rollout=rollout)
     model, tokenizer = config.model.load(), config.model.load_tokenizer()
     sampler = config.sampler.build(model, tokenizer)
-    site = Site(env=config.env, sampler=sampler, tokenizer=tokenizer, seed=0)
+    context = RolloutContext(env=config.env, sampler=sampler, tokenizer=tokenizer, seed=0)
     tasks = draw_tasks(config.env.tasks("train"), num_trees, 0, 1)
-    trees = asyncio.run(rollouts(site, config, tasks, 1))
+    trees = asyncio.run(rollouts(context, config, tasks, 1))
     sampler.close()
     return Batch.from_trees(trees)
 
@@ -127,7 +127,7 @@ class Step:
 def made(case: str) -> tuple[Any, Batch]:
     build, rows = CASES[case]
     model, batch = build(), rows()
-    return model, UPDATE.scored(model, batch)
+    return model, UPDATE.score(model, batch)
 
 
 def compared(case: str, *, rounds: int, threads: int) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def on_random_inputs(which: str, *, first: int, seconds: float) -> Iterator[dict
     )
     fitting = (found for found in inputs if found[2].lengths.sum() <= most_tokens)
     for seed, kind, rows in itertools.islice(fitting, count):
-        batch = UPDATE.scored(model, rows)
+        batch = UPDATE.score(model, rows)
         steps = {packing: Step(model, batch, packing) for packing in ("tree", "rows")}
         figures = steps["tree"]()
         ratios, rows_s = time_ratios(steps, seconds)

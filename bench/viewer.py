@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.record import save
-from spanwise.runlog import RunLog, tree_record
+from spanwise.run.folder import RunFolder, tree_record
 from spanwise.tree import Expansion, Node, Tree
 from spanwise.viewer import Viewer, serve
 from tests.browser.chromium import start_chromium
@@ -40,11 +40,11 @@ def made_turn(draw: random.Random, *path: int, leaf: bool, expanded: bool) -> No
     return Node(
         path=path,
         tokens=tuple(draw.randrange(300) for _ in words),
-        logprobs=logprobs,
+        engine_logprobs=logprobs,
         sampling_logprobs=logprobs,
         observation=() if leaf else tuple(draw.randrange(300) for _ in range(14)),
         observation_text="" if leaf else " ".join(draw.choices(WORDS, k=14)),
-        stop="answer" if leaf else "call",
+        stop="answer" if leaf else "continue",
         reward=float(draw.random() < 0.5) if leaf else None,
         expansion=Expansion(round=1, of=path[:-1], score=0.2) if expanded else None,
         text=" ".join(words),
@@ -75,7 +75,7 @@ def made_tree(draw: random.Random, num_leaves: int = 22, depth: int = 3) -> Tree
 def make_run(folder: Path, *, steps: int, trees: int) -> int:
     """A run folder of that size; gives the bytes of its trees."""
     draw = random.Random(0)
-    log = RunLog.create(folder, {"recipe": "made", "arguments": [], "config": {"seed": 0}})
+    log = RunFolder.create(folder, {"recipe": "made", "arguments": [], "config": {"seed": 0}})
     records: list[dict[str, Any]] = []
     for _ in range(trees):
         tree = made_tree(draw)
@@ -86,7 +86,7 @@ def make_run(folder: Path, *, steps: int, trees: int) -> int:
     text = log.trees_path(1).read_bytes()
     for step in range(2, steps + 1):
         log.trees_path(step).write_bytes(text)
-    names = ["chain/reward", "reward", "entropy", "clip_share_low", "clip_share_high", "loss"]
+    names = ["unforked/reward", "reward", "entropy", "clip_share_low", "clip_share_high", "loss"]
     names += [f"figure/{i}" for i in range(NUM_METRICS - len(names))]
     for step in range(1, steps + 1):
         line = {name: draw.random() for name in names}
@@ -178,7 +178,7 @@ def main() -> None:
         run = Path(name) / "run"
         size = make_run(run, steps=arguments.steps, trees=arguments.trees)
         wide = Path(name) / "wide"
-        log = RunLog.create(wide, {"recipe": "made", "config": {}})
+        log = RunFolder.create(wide, {"recipe": "made", "config": {}})
         tree = made_tree(random.Random(1), num_leaves=500, depth=5)
         record = tree_record(tree, {"question": "who"}, advantages=[0.1] * len(tree.nodes))
         log.write_trees(1, [record])

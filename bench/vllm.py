@@ -23,10 +23,10 @@ import torch
 
 from bench.record import save
 from spanwise.models.loading import Model
-from spanwise.runlog import RunLog
+from spanwise.run.folder import RunFolder
 from spanwise.samplers.base import Completion, Sampling
-from spanwise.samplers.transformers import TransformersEngine
-from spanwise.samplers.vllm import VLLMEngine
+from spanwise.samplers.embedded.engine import TransformersEngine
+from spanwise.samplers.vllm.local import VLLMEngine
 from tests.drawing import drawn_together, first_turns, forward_logprobs
 
 NUM_PROMPTS = 200
@@ -69,7 +69,9 @@ def agreement() -> Iterator[dict[str, Any]]:
             abs(a - b)
             for request, completion in zip(sampled, together, strict=True)
             for a, b in zip(
-                completion.logprobs, forward_logprobs(model, request, completion), strict=True
+                completion.engine_logprobs,
+                forward_logprobs(model, request, completion),
+                strict=True,
             )
         ]
         yield {
@@ -84,7 +86,9 @@ def agreement() -> Iterator[dict[str, Any]]:
         for case, others in (("one by one", alone), ("in reverse", reverse)):
             both = zip(together, others, strict=True)
             pairs = [
-                abs(x - y) for a, b in both for x, y in zip(a.logprobs, b.logprobs, strict=False)
+                abs(x - y)
+                for a, b in both
+                for x, y in zip(a.engine_logprobs, b.engine_logprobs, strict=False)
             ]
             yield {
                 "case": f"seeds: vLLM all at once and {case}",
@@ -109,7 +113,7 @@ def run(name: str, seed: int, runs: Path) -> dict[str, Any]:
         options = ["--sampler", name, *SAMPLERS[name], "--seed", str(seed)]
         command = ["spanwise", "train", "at2po_search", *options, "--folder", str(folder)]
         subprocess.run([sys.executable, "-m", *command], check=True)
-    log = RunLog.open(folder)
+    log = RunFolder.open(folder)
     summary, metrics = log.read_summary(), log.read_metrics()
     return {
         "case": f"at2po_search through {name}, seed {seed}",

@@ -1,7 +1,7 @@
 """Trees to tensors: the only place where tokens, masks, turns and rewards are aligned.
 
 Every tensor of a batch that has a ``T`` axis is indexed by the token itself:
-``rollout_logprobs[i, t]`` is the log-prob *of* ``tokens[i, t]``, and so is every
+``engine_logprobs[i, t]`` is the log-prob *of* ``tokens[i, t]``, and so is every
 log-prob, value and advantage that is computed from a batch later on.
 """
 
@@ -39,7 +39,7 @@ class Batch:
     nodes: Tensor
     """``[N, T]`` int64, number of the node over the batch; -1 where mask is False."""
 
-    rollout_logprobs: Tensor
+    engine_logprobs: Tensor
     """``[N, T]`` float32, as the engine reported at temperature 1; 0 where mask is False."""
 
     sampling_logprobs: Tensor
@@ -69,7 +69,7 @@ class Batch:
     trained: Tensor
     """``[N]`` bool, False where a row counts for its group's baseline and no loss."""
 
-    logprobs: Tensor | None = None
+    old_logprobs: Tensor | None = None
     """``[N, T]`` under the policy at the start of the update, which was sampled from."""
 
     importance: Tensor | None = None
@@ -102,10 +102,10 @@ class Batch:
           >>> from spanwise.tree import Node
           >>> root = Node(path=(), observation=(5, 6), stop="prompt")
           >>> def turn(*path, stop, observation=(), reward=None):
-          ...     return Node(path=path, tokens=(1, 2), logprobs=(-1.0, -3.0), stop=stop,
+          ...     return Node(path=path, tokens=(1, 2), engine_logprobs=(-1.0, -3.0), stop=stop,
           ...         sampling_logprobs=(-1.0, -3.0), observation=observation, reward=reward)
           >>> batch = Batch.from_trees([Tree(task_id="t", nodes=(root,
-          ...     turn(0, stop="call", observation=(9,)), turn(0, 0, stop="answer", reward=1.0),
+          ...     turn(0, stop="continue", observation=(9,)), turn(0, 0, stop="answer", reward=1.0),
           ...     turn(1, stop="answer", reward=0.0)))])
           >>> batch.turns.tolist()
           [[-1, -1, 0, 0, -1, 1, 1], [-1, -1, 0, 0, -1, -1, -1]]
@@ -138,7 +138,7 @@ class Batch:
             mask=_pad([r.nodes for r in rows], -1, torch.int64) >= 0,
             turns=_pad([r.turns for r in rows], -1, torch.int64),
             nodes=_pad([r.nodes for r in rows], -1, torch.int64),
-            rollout_logprobs=_pad([r.logprobs for r in rows], 0.0, torch.float32),
+            engine_logprobs=_pad([r.engine_logprobs for r in rows], 0.0, torch.float32),
             sampling_logprobs=_pad([r.sampling_logprobs for r in rows], 0.0, torch.float32),
             rewards=torch.tensor([r.reward for r in rows], dtype=torch.float32),
             groups=torch.tensor([r.group for r in rows]),
@@ -184,7 +184,7 @@ class _Row:
     tokens: list[int]
     turns: list[int]
     nodes: list[int]
-    logprobs: list[float]
+    engine_logprobs: list[float]
     sampling_logprobs: list[float]
     reward: float
     group: int
@@ -203,7 +203,7 @@ class _Row:
             tokens += [*node.tokens, *node.observation]
             turns += [depth - 1] * sampled + [-1] * given
             nodes += [number] * sampled + [-1] * given
-            logprobs += [*node.logprobs, *[0.0] * given]
+            logprobs += [*node.engine_logprobs, *[0.0] * given]
             sampling_logprobs += [*node.sampling_logprobs, *[0.0] * given]
         reward = path[-1].reward
         assert reward is not None
@@ -211,7 +211,7 @@ class _Row:
             tokens=tokens,
             turns=turns,
             nodes=nodes,
-            logprobs=logprobs,
+            engine_logprobs=logprobs,
             sampling_logprobs=sampling_logprobs,
             reward=reward,
             group=group,

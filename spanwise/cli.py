@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from spanwise.envs.base import Split
+from spanwise.errors import SpanwiseError
 from spanwise.samplers.base import EngineError
 
 if TYPE_CHECKING:
@@ -39,10 +40,10 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 
 BASE_MODELS = ("search_base", "chain_base")
-"""The models that ship with spanwise: functions of ``spanwise.models.base_model``."""
+"""The models that ship with spanwise: functions of ``spanwise.toys.base_model``."""
 
 
-class UsageError(ValueError):
+class UsageError(SpanwiseError):
     """The command line asks for something that is not there."""
 
 
@@ -110,8 +111,8 @@ def _train(arguments: list[str]) -> None:
         folder = config.folder or _new_folder(spec)
 
     from spanwise.display import Display, show_results
+    from spanwise.runtime.distributed import leave_group
     from spanwise.train import Stopped, train
-    from spanwise.train.ranks import leave_group
 
     display = Display()
     display.console.quiet = not (leads := os.environ.get("RANK", "0") == "0")
@@ -135,9 +136,9 @@ def _to_resume(arguments: list[str]) -> tuple[Path, str, list[str], TrainConfig]
     if rest:
         raise UsageError(f"a run is resumed as it was started; leave out {' '.join(rest)}")
 
-    from spanwise.runlog import RunLog
+    from spanwise.run.folder import RunFolder
 
-    record = RunLog.open(Path(target)).read_config()
+    record = RunFolder.open(Path(target)).read_config()
     recipe, words = record.get("recipe"), record.get("arguments")
     if not isinstance(recipe, str) or not isinstance(words, list):
         raise UsageError(f"{target}/config.json does not say which recipe it came from")
@@ -172,7 +173,7 @@ def _eval(arguments: list[str]) -> None:
     options = _parsed(EvalOptions(), rest, "spanwise eval RUN_OR_MODEL")
 
     from spanwise.display import Display, scores_table
-    from spanwise.rollout.base import Site
+    from spanwise.rollout.context import RolloutContext
     from spanwise.train.evaluate import measure
 
     config = _to_measure(target, options.recipe)
@@ -185,7 +186,7 @@ def _eval(arguments: list[str]) -> None:
             raise
         raise UsageError(f"{error}; --recipe names the recipe that {target} is for") from error
     sampler = config.sampler.build(config.model.load(), tokenizer)
-    site = Site(
+    context = RolloutContext(
         env=config.env,
         sampler=sampler,
         tokenizer=tokenizer,
@@ -197,7 +198,7 @@ def _eval(arguments: list[str]) -> None:
     )
     display = Display()
     with display.waiting(f"answering {options.num_tasks} questions, sampled and greedily"):
-        measured = measure(site, config.rollout, evaluation)
+        measured = measure(context, config.rollout, evaluation)
     sampler.close()
     table = scores_table(measured.summary(), title=target, group_name=evaluation.group_by)
     display.console.print(table)
@@ -205,7 +206,7 @@ def _eval(arguments: list[str]) -> None:
 
 def _to_measure(target: str, recipe: str | None) -> TrainConfig:
     """The configuration of a run with its finished model, or of a recipe with another model."""
-    from spanwise.runlog import RunLog
+    from spanwise.run.folder import RunFolder
 
     folder = Path(target)
     if not ((folder / "config.json").is_file() and (folder / "checkpoints").is_dir()):
@@ -213,7 +214,7 @@ def _to_measure(target: str, recipe: str | None) -> TrainConfig:
     elif recipe is not None:
         raise UsageError(f"{target} is a run and has a recipe already; leave out --recipe {recipe}")
     else:
-        log = RunLog.open(folder)
+        log = RunFolder.open(folder)
         record, path = log.read_config(), str(log.checkpoint_path("final"))
         if not Path(path).is_dir():
             raise UsageError(f"{target} has no finished checkpoint yet ({path} is missing)")
@@ -237,9 +238,9 @@ def _show(arguments: list[str]) -> None:
     options = _parsed(ShowOptions(), rest, "spanwise show RUN")
 
     from spanwise.display import Display, tree_to_show, tree_view
-    from spanwise.runlog import RunLog
+    from spanwise.run.folder import RunFolder
 
-    log = RunLog.open(Path(target))
+    log = RunFolder.open(Path(target))
     steps = log.tree_steps()
     if not steps:
         raise UsageError(f"{target} has no trees: none were kept, or no step is done yet")
@@ -305,8 +306,8 @@ def _compare(arguments: list[str]) -> None:
     folders, rest = _targets(arguments, "compare RUN RUN [RUN ...]")
     options = _parsed(CompareOptions(), rest, "spanwise compare RUN RUN")
 
-    from spanwise.compare import comparison, read_run, run_groups
     from spanwise.display import Display
+    from spanwise.study.compare import comparison, read_run, run_groups
 
     groups = run_groups([read_run(folder, options.score) for folder in folders])
     Display().console.print(comparison(groups, options.score))
@@ -342,7 +343,7 @@ def _build_base(arguments: list[str]) -> None:
     if name not in BASE_MODELS:
         raise UsageError(f"no base model {name!r}; {there_are}")
 
-    from spanwise.models import base_model
+    from spanwise.toys import base_model
 
     default = BuildOptions(folder=Path(name), fit=getattr(base_model, name)())
     options = _parsed(default, rest, f"spanwise build-base {name}")
@@ -424,9 +425,9 @@ def _sampler_name(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def _engine(name: str, current: Engine) -> Engine:
     """The engine of that name: the recipe's own, or another with its usual settings."""
-    from spanwise.samplers.transformers import TransformersEngine
-    from spanwise.samplers.vllm import VLLMEngine
-    from spanwise.samplers.vllm_servers import VLLMServers
+    from spanwise.samplers.embedded.engine import TransformersEngine
+    from spanwise.samplers.vllm.local import VLLMEngine
+    from spanwise.samplers.vllm.servers import VLLMServers
 
     engines: dict[str, type[Engine]] = {
         "transformers": TransformersEngine,

@@ -16,6 +16,7 @@ from torch import Tensor
 from spanwise import advantages as adv
 from spanwise import spans
 from spanwise.batch import Batch
+from spanwise.errors import SpanwiseError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class Advantage(ABC):
     def __call__(self, batch: Batch) -> Tensor:
         """``[N, T]`` advantages, 0 where ``batch.mask`` is False."""
 
-    def prepared(self, tokenizer: Any) -> Advantage:
+    def bind(self, tokenizer: Any) -> Advantage:
         """The same, once it has looked up what it needs in the vocabulary."""
         return self
 
@@ -50,7 +51,7 @@ class Advantage(ABC):
         """``[M]`` values of the nodes, for those who look; None if there are none."""
         return None
 
-    def figures(self, batch: Batch) -> dict[str, float]:
+    def metrics(self, batch: Batch) -> dict[str, float]:
         """What there is to say of the credit of a step, for the metrics."""
         return {}
 
@@ -114,7 +115,7 @@ class Partition(ABC):
     def __call__(self, batch: Batch) -> Tensor:
         """``[N, T]`` int64 span numbers, -1 where ``batch.mask`` is False."""
 
-    def prepared(self, tokenizer: Any) -> Partition:
+    def bind(self, tokenizer: Any) -> Partition:
         """The same, once it has looked up what it needs in the vocabulary."""
         return self
 
@@ -147,15 +148,15 @@ class Segments(Partition):
 
     def __post_init__(self) -> None:
         if self.by == "delimiter" and not self.delimiter:
-            raise ValueError('spans by delimiter need a delimiter, such as "\\n"')
+            raise SpanwiseError('spans by delimiter need a delimiter, such as "\\n"')
         if not self.threshold >= 0 or not 0 <= self.quantile <= 1 or self.length < 1:
-            raise ValueError(
+            raise SpanwiseError(
                 "segments need threshold >= 0, quantile in [0, 1] and length >= 1, got "
                 f"{self.threshold}, {self.quantile} and {self.length}"
             )
 
     def __call__(self, batch: Batch) -> Tensor:
-        mask, logprobs = batch.mask, batch.rollout_logprobs
+        mask, logprobs = batch.mask, batch.engine_logprobs
         match self.by:
             case "probability":
                 return spans.by_probability(
@@ -167,7 +168,7 @@ class Segments(Partition):
                 )
             case "entropy":
                 if batch.token_entropies is None:
-                    raise ValueError("spans by entropy need a batch with token_entropies")
+                    raise SpanwiseError("spans by entropy need a batch with token_entropies")
                 return spans.by_entropy(batch.token_entropies, mask, quantile=self.quantile)
             case "length":
                 return spans.fixed_length(mask, self.length)
@@ -178,14 +179,14 @@ class Segments(Partition):
             case "whole":
                 return spans.whole(mask)
             case "delimiter":
-                raise ValueError("spans by delimiter need prepared(tokenizer) first")
+                raise SpanwiseError("spans by delimiter need bind(tokenizer) first")
 
-    def prepared(self, tokenizer: Any) -> Partition:
+    def bind(self, tokenizer: Any) -> Partition:
         if self.by != "delimiter":
             return self
         ids = [i for i in range(len(tokenizer)) if self.delimiter in tokenizer.decode([i])]
         if not ids:
-            raise ValueError(f"no token's text has the delimiter {self.delimiter!r} in it")
+            raise SpanwiseError(f"no token's text has the delimiter {self.delimiter!r} in it")
         return ClosedByTokens(token_ids=tuple(ids))
 
 
@@ -230,12 +231,14 @@ class SpanAdvantage(Advantage):
     def __post_init__(self) -> None:
         for name in ("lam", "critic_lam", "gamma"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"advantage.{name} must lie in [0, 1], got {getattr(self, name)}")
+                raise SpanwiseError(
+                    f"advantage.{name} must lie in [0, 1], got {getattr(self, name)}"
+                )
         if self.length_alpha is not None and not self.length_alpha > 0:
-            raise ValueError(f"advantage.length_alpha must be above 0, got {self.length_alpha}")
+            raise SpanwiseError(f"advantage.length_alpha must be above 0, got {self.length_alpha}")
 
-    def prepared(self, tokenizer: Any) -> SpanAdvantage:
-        return replace(self, segments=self.segments.prepared(tokenizer))
+    def bind(self, tokenizer: Any) -> SpanAdvantage:
+        return replace(self, segments=self.segments.bind(tokenizer))
 
     def __call__(self, batch: Batch) -> Tensor:
         alpha = self.length_alpha
@@ -268,12 +271,12 @@ class SpanAdvantage(Advantage):
         found = values.new_zeros(len(batch.parents))
         return found.index_put((batch.nodes[opens],), values[opens])
 
-    def figures(self, batch: Batch) -> dict[str, float]:
+    def metrics(self, batch: Batch) -> dict[str, float]:
         found = spans.span_statistics(self.segments(batch))
         return {f"credit/{name}": figure for name, figure in found.items()}
 
 
 def _values(batch: Batch) -> Tensor:
     if batch.values is None:
-        raise ValueError("span advantages need values: give the recipe a critic")
+        raise SpanwiseError("span advantages need values: give the recipe a critic")
     return batch.values

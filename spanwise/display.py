@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree as RichTree
 
-from spanwise.runlog import RunLog
+from spanwise.run.folder import RunFolder
 
 
 class Display:
@@ -84,7 +84,7 @@ class StepProgress:
     def step(self, metrics: Mapping[str, Any]) -> None:
         """One step is done."""
         figures = (
-            f"exact match {metrics['chain/exact_match']:.2f}  "
+            f"exact match {metrics['unforked/exact_match']:.2f}  "
             f"tool calls {metrics['tool_calls']:.1f}  entropy {metrics['turn_entropy']:.2f}"
         )
         self._progress.update(self._task, advance=1, figures=figures)
@@ -95,7 +95,7 @@ class StepProgress:
             self._console.print(line, highlight=False)
 
 
-def show_results(log: RunLog, console: Console, *, group_name: str) -> None:
+def show_results(log: RunFolder, console: Console, *, group_name: str) -> None:
     """What a finished run has learned, one of its trees, and what to look at next."""
     folder, summary = log.folder, log.read_summary()
     console.print(results_table(summary, group_name=group_name))
@@ -218,7 +218,7 @@ def _turn(node: Mapping[str, Any]) -> Text:
         label.append(printable(str(outcome["answer"])), style="green" if right else "red")
     else:
         label.append(printable(node["text"])[:80], style="red")
-    if node["stop"] not in ("call", "answer"):
+    if node["stop"] not in ("continue", "answer"):
         label.append(f"  {node['stop']}", style="bold red")
     if node["failure"]:
         label.append(f" ({printable(node['failure']['message'])})", style="red")

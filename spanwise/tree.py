@@ -21,10 +21,10 @@ from typing import Any, Literal
 Path = tuple[int, ...]
 """Names a node by the child numbers that lead to it from the root, ``()``."""
 
-Stop = Literal["prompt", "call", "answer", "malformed", "length", "budget", "failure"]
-"""Why a turn ended. ``call`` alone is followed by another turn.
+Stop = Literal["prompt", "continue", "answer", "malformed", "length", "budget", "failure"]
+"""Why a turn ended. ``continue`` alone is followed by another turn.
 
-``prompt``: the root. ``call``: a tool was called. ``answer``: a final answer.
+``prompt``: the root. ``continue``: a tool was called. ``answer``: a final answer.
 ``malformed``: neither could be read from the turn. ``length``: cut by the token
 limit. ``budget``: no turn or tool call was left. ``failure``: see ``Node.failure``.
 """
@@ -76,8 +76,8 @@ class Node:
     """One turn: what the model sampled and what the environment answered.
 
     Example:
-      >>> turn = Node(path=(0,), tokens=(7, 8), logprobs=(-1.0, -2.0),
-      ...             sampling_logprobs=(-1.0, -2.0), observation=(9,), stop="call")
+      >>> turn = Node(path=(0,), tokens=(7, 8), engine_logprobs=(-1.0, -2.0),
+      ...             sampling_logprobs=(-1.0, -2.0), observation=(9,), stop="continue")
       >>> turn.entropy
       1.5
     """
@@ -86,7 +86,7 @@ class Node:
     tokens: tuple[int, ...] = ()
     """Sampled by the model."""
 
-    logprobs: tuple[float, ...] = ()
+    engine_logprobs: tuple[float, ...] = ()
     """Of ``tokens`` under the model at temperature 1, as the engine reported."""
 
     sampling_logprobs: tuple[float, ...] = ()
@@ -114,15 +114,16 @@ class Node:
     """What the environment says of the turn: query, documents, answer, exact match."""
 
     def __post_init__(self) -> None:
-        if not len(self.tokens) == len(self.logprobs) == len(self.sampling_logprobs):
+        if not len(self.tokens) == len(self.engine_logprobs) == len(self.sampling_logprobs):
             raise ValueError(
-                f"node {self.path}: {len(self.tokens)} tokens, {len(self.logprobs)} logprobs "
-                f"and {len(self.sampling_logprobs)} sampling_logprobs; all three must match"
+                f"node {self.path}: {len(self.tokens)} tokens, {len(self.engine_logprobs)} "
+                f"engine_logprobs and {len(self.sampling_logprobs)} sampling_logprobs; "
+                "all three must match"
             )
 
     @property
     def is_leaf(self) -> bool:
-        return self.stop not in ("prompt", "call")
+        return self.stop not in ("prompt", "continue")
 
     @property
     def is_right(self) -> bool:
@@ -141,7 +142,9 @@ class Node:
 
         One sample's estimate of the turn's entropy per token (AT²PO, arXiv 2601.04767).
         """
-        return -sum(self.logprobs) / len(self.logprobs) if self.logprobs else 0.0
+        return (
+            -sum(self.engine_logprobs) / len(self.engine_logprobs) if self.engine_logprobs else 0.0
+        )
 
 
 @dataclass(frozen=True)
@@ -185,10 +188,10 @@ class Tree:
 
     Example:
       >>> def turn(*path, stop, reward=None):
-      ...     return Node(path=path, tokens=(1,), logprobs=(-1.0,),
+      ...     return Node(path=path, tokens=(1,), engine_logprobs=(-1.0,),
       ...                 sampling_logprobs=(-1.0,), stop=stop, reward=reward)
       >>> tree = Tree(task_id="t", nodes=(Node(path=(), observation=(5, 6), stop="prompt"),
-      ...     turn(0, stop="call"), turn(0, 0, stop="answer", reward=1.0),
+      ...     turn(0, stop="continue"), turn(0, 0, stop="answer", reward=1.0),
       ...     turn(0, 1, stop="answer", reward=0.0)))
       >>> [branch.leaf.reward for branch in tree.branches()]
       [1.0, 0.0]

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from spanwise.envs.search import MultiHopSearch
-from spanwise.rollout.base import prompt_tokens
+from spanwise.envs.search.environment import MultiHopSearch
+from spanwise.rollout.tree_builder import prompt_tokens
 from spanwise.samplers.base import Completion, Request, Sampler, Sampling
 
 

@@ -15,10 +15,10 @@ def turn(*path: int, tokens: tuple[int, ...], observation: tuple[int, ...] = (),
     return Node(
         path=path,
         tokens=tokens,
-        logprobs=logprobs,
+        engine_logprobs=logprobs,
         sampling_logprobs=logprobs,
         observation=observation,
-        **({"stop": "call"} if observation else {"stop": "answer", "reward": 0.0}) | rest,
+        **({"stop": "continue"} if observation else {"stop": "answer", "reward": 0.0}) | rest,
     )
 
 
@@ -69,7 +69,7 @@ def test_rows_by_hand() -> None:
     assert batch.leaves.tolist() == [2, 3, 6]
     assert batch.num_excluded == 1
     assert batch.num_model_tokens == 3 + 5 + 1
-    assert batch.rollout_logprobs[1].tolist() == pytest.approx(
+    assert batch.engine_logprobs[1].tolist() == pytest.approx(
         [0, 0, -0.1, -0.2, 0, -0.4, -0.5, -0.6]
     )
     # H of a node: mean of 0.1 and 0.2; 0.3; mean of 0.4, 0.5, 0.6

@@ -12,7 +12,7 @@ import pytest
 from spanwise.cli import main
 from spanwise.models.loading import SHIPPED
 from spanwise.samplers.base import EngineError
-from spanwise.samplers.transformers import TransformersEngine
+from spanwise.samplers.embedded.engine import TransformersEngine
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -220,7 +220,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from spanwise.credit import GroupAdvantage
-from spanwise.envs.search import MultiHopSearch
+from spanwise.envs.search.environment import MultiHopSearch
 from spanwise.recipes.search import grpo_search
 
 

@@ -21,7 +21,7 @@ def tree(*rows: tuple[tuple[float, ...], float, str], name: str = "t") -> Tree:
             Node(
                 path=(i,),
                 tokens=tuple(range(1, len(logprobs) + 1)),
-                logprobs=logprobs,
+                engine_logprobs=logprobs,
                 sampling_logprobs=logprobs,
                 stop=stop,  # pyright: ignore[reportArgumentType]
                 reward=reward,
@@ -94,13 +94,13 @@ class Letters:
 
 def test_delimiters_are_looked_up_in_the_vocabulary() -> None:
     # tokens 1 2 3 4 are "b;c\n": a boundary after the second, or at the end
-    advantage = by(by="delimiter", delimiter=";").prepared(Letters())
+    advantage = by(by="delimiter", delimiter=";").bind(Letters())
     assert credit(advantage) == pytest.approx([0.3, 0.4, 0.4, 0.1], abs=1e-6)
-    newline = by(by="delimiter").prepared(Letters())
+    newline = by(by="delimiter").bind(Letters())
     assert credit(newline) == pytest.approx([0.5, 0.6, 0.4, 0.1], abs=1e-6)
     with pytest.raises(ValueError, match="no token's text has the delimiter"):
-        by(by="delimiter", delimiter="?").prepared(Letters())
-    with pytest.raises(ValueError, match="prepared"):
+        by(by="delimiter", delimiter="?").bind(Letters())
+    with pytest.raises(ValueError, match="bind"):
         by(by="delimiter")(BATCH)
 
 
@@ -134,7 +134,7 @@ def test_whitening_counts_the_tokens_that_are_trained() -> None:
         tree(((0.9,) * 2, 0.5, "answer"), name="b"),
     ]
     batch = Batch.from_trees(trees)
-    batch = replace(batch, values=torch.zeros_like(batch.rollout_logprobs))
+    batch = replace(batch, values=torch.zeros_like(batch.engine_logprobs))
     white = SpanAdvantage()(batch)
     assert white[batch.mask].mean() == pytest.approx(0, abs=1e-6)
     assert white[batch.mask].std() == pytest.approx(1, abs=1e-5)
@@ -178,10 +178,10 @@ def test_rewards_of_single_tokens_reach_every_kind_of_credit() -> None:
 
 
 def test_segment_statistics_and_node_values() -> None:
-    figures = PLAIN.figures(BATCH)
+    figures = PLAIN.metrics(BATCH)
     assert figures["credit/num_spans"] == 2 and figures["credit/span_length_mean"] == 2
     assert PLAIN.node_values(BATCH).tolist() == [0.0, 0.5]  # the root, then the turn
-    assert GroupAdvantage().figures(BATCH) == {}
+    assert GroupAdvantage().metrics(BATCH) == {}
 
 
 def test_what_is_missing_is_named() -> None:

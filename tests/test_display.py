@@ -5,8 +5,8 @@ import io
 from rich.console import Console
 
 from spanwise.display import Display, printable, results_table, tree_to_show, tree_view
-from spanwise.runlog import tree_record
-from tests.test_runlog import TREE
+from spanwise.run.folder import tree_record
+from tests.run.test_folder import TREE
 
 
 def shown(renderable: object) -> str:
@@ -76,7 +76,7 @@ def test_results_before_and_after() -> None:
 
 def test_progress_prints_lines_where_there_is_no_terminal() -> None:
     console = Console(file=io.StringIO(), width=120, force_terminal=False)
-    metrics = {"chain/exact_match": 0.5, "tool_calls": 2.0, "turn_entropy": 0.3}
+    metrics = {"unforked/exact_match": 0.5, "tool_calls": 2.0, "turn_entropy": 0.3}
     with Display(console).steps(40) as progress:
         for step in range(1, 41):
             progress.step({"step": step, **metrics})

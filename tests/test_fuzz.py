@@ -3,15 +3,15 @@
 import pytest
 
 from bench import fuzz
-from spanwise.envs.search import SearchEnvironment
-from spanwise.runlog import RunError
+from spanwise.envs.search.environment import SearchEnvironment
+from spanwise.run.folder import RunError
 
 
 def test_turns_of_any_kind_are_answered():
     found = fuzz.turns_found(range(3000))
     assert not found.crashes
     # By the rules, near them, and far off: all are there.
-    assert min(found.outcomes[stop] for stop in ("call", "answer", "malformed")) > 100
+    assert min(found.outcomes[stop] for stop in ("continue", "answer", "malformed")) > 100
 
 
 def test_damaged_run_folders_are_read_or_refused():

@@ -5,33 +5,36 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "spanwise"
 LAYERS = [
+    "errors",
     "kernels",
     "spans",
     "advantages",
     "losses",
     "tree",
     "batch",
+    "partitions",
     "credit",
+    "runtime",
+    "run",
+    "models",
     "tools",
     "envs",
-    "models",
     "samplers",
     "rollout",
     "testing",
-    "provenance",
-    "runlog",
+    "learn",
     "display",
     "viewer",
-    "compare",
-    "trackers",
     "train",
     "recipes",
+    "toys",
     "study",
     "cli",
     "__main__",
@@ -59,11 +62,22 @@ def imported(file: Path) -> set[str]:
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 
+def module_of(file: Path) -> str:
+    parts = file.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(("spanwise", *(part for part in parts if part != "__init__")))
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_up(file: Path) -> None:
-    own = ".".join(("spanwise", *file.relative_to(PACKAGE).with_suffix("").parts))
+    own = module_of(file)
     down = {name for name in imported(file) if layer_of(name) > layer_of(own)}
     assert not down, f"{own} imports what comes after it: {sorted(down)}"
+
+
+def test_no_two_files_import_each_other() -> None:
+    """Not through others either, nor where only a type checker looks."""
+    graph = {module_of(file): imported(file) for file in FILES}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, naming the circle
 
 
 def test_only_the_command_line_knows_tyro() -> None:
@@ -87,7 +101,7 @@ def test_the_core_loads_torch_alone(module: str) -> None:
 
 def test_tree_and_run_folder_need_the_standard_library_alone() -> None:
     script = (
-        "import sys, spanwise.tree, spanwise.runlog\n"
+        "import sys, spanwise.tree, spanwise.run.folder\n"
         "third = {m.split('.')[0] for m in sys.modules} - set(sys.stdlib_module_names)\n"
         "print('torch' in third, 'numpy' in third, 'rich' in third)\n"
     )

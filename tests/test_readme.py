@@ -60,7 +60,7 @@ def of_rewards(*rewards: float) -> Tree:
         Node(
             path=(i,),
             tokens=(1,),
-            logprobs=(-1.0,),
+            engine_logprobs=(-1.0,),
             sampling_logprobs=(-1.0,),
             stop="answer",
             reward=reward,

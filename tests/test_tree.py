@@ -9,7 +9,7 @@ def turn(*path: int, stop: Stop = "answer", tokens: int = 1, observation: int = 
     return Node(
         path=path,
         tokens=(1,) * tokens,
-        logprobs=(-1.0,) * tokens,
+        engine_logprobs=(-1.0,) * tokens,
         sampling_logprobs=(-1.0,) * tokens,
         observation=(9,) * observation,
         stop=stop,
@@ -25,7 +25,7 @@ def test_tokens_are_counted_once_or_for_each_branch() -> None:
         task_id="t",
         nodes=(
             ROOT,  # 3
-            turn(0, stop="call", tokens=4, observation=2),  # 6
+            turn(0, stop="continue", tokens=4, observation=2),  # 6
             turn(0, 0, tokens=5),
             turn(0, 1, tokens=7),
             turn(1, tokens=2),
@@ -55,7 +55,13 @@ def test_what_is_no_tree_is_refused(nodes: tuple[Node, ...], message: str) -> No
 
 def test_log_probs_must_match_the_tokens() -> None:
     with pytest.raises(ValueError, match="must match"):
-        Node(path=(0,), tokens=(1, 2), logprobs=(0.0,), sampling_logprobs=(0.0, 0.0), stop="call")
+        Node(
+            path=(0,),
+            tokens=(1, 2),
+            engine_logprobs=(0.0,),
+            sampling_logprobs=(0.0, 0.0),
+            stop="continue",
+        )
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@
 of one prompt, ``tree`` gives every turn of a search tree its own credit.
 """
 
+from spanwise.advantages.explained_variance import explained_variance
 from spanwise.advantages.group import (
     centred_advantages,
     global_advantages,
@@ -34,6 +35,7 @@ __all__ = [
     "centred_advantages",
     "child_mean_values",
     "child_softmax_values",
+    "explained_variance",
     "gather_nodes",
     "global_advantages",
     "group_advantages",

@@ -5,20 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Literal, cast, get_args
 
+from spanwise.errors import SpanwiseError
+from spanwise.models.tokenizer import Tokenizer
 from spanwise.tree import Failure, Stop
 
 Split = Literal["train", "dev", "test"]
 
 REPLY_STOPS = tuple(stop for stop in get_args(Stop) if stop != "prompt")
-
-
-class Tokenizer(Protocol):
-    """The part of a Hugging Face tokenizer that environments and rollouts use."""
-
-    def encode(self, text: str, **options: Any) -> list[int]: ...
-    def decode(self, token_ids: Any, **options: Any) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +48,7 @@ class Reply:
     """The environment's answer to a turn."""
 
     stop: Stop
-    """``call``: the trajectory goes on after ``observation``; else it ends here."""
+    """``continue``: the trajectory goes on after ``observation``; else it ends here."""
 
     observation: str = ""
     reward: float | None = None
@@ -67,14 +62,16 @@ class Reply:
 
     def __post_init__(self) -> None:
         if self.stop not in REPLY_STOPS:
-            raise ValueError(f"a reply's stop is one of {', '.join(REPLY_STOPS)}, not {self.stop}")
+            raise SpanwiseError(
+                f"a reply's stop is one of {', '.join(REPLY_STOPS)}, not {self.stop}"
+            )
         failure, outcome = cast("tuple[object, object]", (self.failure, self.outcome))
         if not isinstance(failure, Failure | None) or not isinstance(outcome, Mapping):
-            raise ValueError("a reply's failure must be a Failure, and its outcome a mapping")
-        if self.stop == "call" and not self.observation:
-            raise ValueError("a reply that goes on needs an observation")
-        if self.stop != "call" and (self.reward is None) == (self.failure is None):
-            raise ValueError("a reply that ends needs a reward, or a failure that says why not")
+            raise SpanwiseError("a reply's failure must be a Failure, and its outcome a mapping")
+        if self.stop == "continue" and not self.observation:
+            raise SpanwiseError("a reply that goes on needs an observation")
+        if self.stop != "continue" and (self.reward is None) == (self.failure is None):
+            raise SpanwiseError("a reply that ends needs a reward, or a failure that says why not")
 
 
 class Environment(ABC):

@@ -21,7 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from spanwise.envs.base import Environment, Reply, Split, Task, Tokenizer, Turn
+from spanwise.envs.base import Environment, Reply, Split, Task, Turn
+from spanwise.errors import SpanwiseError
+from spanwise.models.tokenizer import Tokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -116,7 +118,7 @@ def worked_text(steps: Sequence[str], answer: int | str) -> str:
 def check_lengths(min_numbers: int, max_numbers: int) -> None:
     """Refuse lengths for which there are no steps or no letters."""
     if not 2 <= min_numbers <= max_numbers <= len(LETTERS) + 1:
-        raise ValueError(
+        raise SpanwiseError(
             f"a chain needs 2 <= min_numbers <= max_numbers <= {len(LETTERS) + 1}, got "
             f"{min_numbers} and {max_numbers}"
         )
@@ -152,7 +154,7 @@ class ChainSums(Environment):
         space = sum(20**n for n in range(self.min_numbers, self.max_numbers + 1)) // 2
         wanted = self.train_questions + self.dev_questions + self.test_questions
         if min(self.train_questions, self.dev_questions, self.test_questions) < 1 or wanted > space:
-            raise ValueError(
+            raise SpanwiseError(
                 f"there must be at least one question in each split and at most {space} in all, "
                 f"got {self.train_questions}, {self.dev_questions} and {self.test_questions}"
             )
@@ -196,7 +198,7 @@ class ChainSums(Environment):
         text = " ".join(WORDS)
         back = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False))
         if back.split() != text.split():
-            raise ValueError(
+            raise SpanwiseError(
                 f"this tokenizer reads {text!r} back as {back!r}; chain sums need one that keeps "
                 "digits and signs as they are"
             )

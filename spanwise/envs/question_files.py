@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from spanwise.envs.math_scoring import INSTALL_HINT
+from spanwise.envs.math.scoring import INSTALL_HINT
+from spanwise.errors import SpanwiseError
 
 QUESTION_COLUMNS = ("question", "prompt", "problem")
 ANSWER_COLUMNS = ("answer", "answers", "solution", "reward_model.ground_truth")
@@ -49,11 +50,11 @@ def file_rows(file: Path, columns: Columns, max_row_bytes: int = MAX_ROW_BYTES) 
     """
     readers = {".jsonl": _jsonl, ".parquet": _parquet}
     if file.suffix not in readers:
-        raise ValueError(f"{file}: questions are read from .jsonl and .parquet files")
+        raise SpanwiseError(f"{file}: questions are read from .jsonl and .parquet files")
     try:
         return _rows(readers[file.suffix](file, max_row_bytes), str(file), columns, max_row_bytes)
     except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+        raise SpanwiseError(f"{file} cannot be read: {error}") from error
 
 
 def dataset_rows(name: str, split: str, columns: Columns, max_row_bytes: int) -> list[Row]:
@@ -65,7 +66,7 @@ def dataset_rows(name: str, split: str, columns: Columns, max_row_bytes: int) ->
     try:
         datasets = importlib.import_module("datasets")
     except ImportError as error:
-        raise ValueError(
+        raise SpanwiseError(
             f"data set {name!r} is read by the package datasets, which is not installed: "
             f"{INSTALL_HINT}"
         ) from error
@@ -73,7 +74,7 @@ def dataset_rows(name: str, split: str, columns: Columns, max_row_bytes: int) ->
         loaded: Any = datasets.load_dataset(name, split=split)
     except Exception as error:  # it raises of every kind: connection, name, access, format
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ValueError(
+        raise SpanwiseError(
             f"data set {name!r}, split {split!r}, cannot be loaded ({reason}); without the hub, "
             "download it elsewhere and set train_file to its .parquet file"
         ) from error
@@ -86,18 +87,18 @@ def _jsonl(file: Path, max_row_bytes: int) -> Iterator[tuple[int, Any]]:
         for number, line in enumerate(iter(lambda: lines.readline(max_row_bytes + 2), b""), 1):
             where = f"{file}, row {number}"
             if len(line.rstrip(b"\r\n")) > max_row_bytes:
-                raise ValueError(_too_long(where, max_row_bytes))
+                raise SpanwiseError(_too_long(where, max_row_bytes))
             if not line.strip():
                 continue
             try:
                 yield number, json.loads(line.decode("utf-8"))
             except UnicodeDecodeError as error:
-                raise ValueError(
+                raise SpanwiseError(
                     f"{where}: not UTF-8: byte {error.start + 1} of the row is "
                     f"0x{line[error.start]:02x}{_column_at(line[: error.start])}"
                 ) from error
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"{where}: not JSON: {error}") from error
+                raise SpanwiseError(f"{where}: not JSON: {error}") from error
 
 
 def _column_at(before: bytes) -> str:
@@ -111,7 +112,7 @@ def _parquet(file: Path, max_row_bytes: int) -> Iterator[tuple[int, Any]]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ValueError(
+        raise SpanwiseError(
             f"{file} is read by pyarrow, which is not installed: {INSTALL_HINT}"
         ) from error
     number = 0
@@ -122,7 +123,7 @@ def _parquet(file: Path, max_row_bytes: int) -> Iterator[tuple[int, Any]]:
                     number += 1
                     yield number, row
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}, row {number + 1} or later: not parquet: {error}") from error
+        raise SpanwiseError(f"{file}, row {number + 1} or later: not parquet: {error}") from error
 
 
 def _rows(
@@ -132,13 +133,13 @@ def _rows(
         _row(number, row, f"{source}, row {number}", columns, max_row_bytes) for number, row in raw
     ]
     if not rows:
-        raise ValueError(f"{source} has no rows")
+        raise SpanwiseError(f"{source} has no rows")
     return rows
 
 
 def _row(number: int, row: Any, where: str, columns: Columns, max_row_bytes: int) -> Row:
     if not isinstance(row, dict):
-        raise ValueError(f"{where}: must be an object with columns, is {type(row).__name__}")
+        raise SpanwiseError(f"{where}: must be an object with columns, is {type(row).__name__}")
     fields = cast(dict[str, Any], row)
     column, value = _found(fields, columns.question, where)
     question, earlier = _question(value, f"{where}, column {column!r}")
@@ -148,11 +149,11 @@ def _row(number: int, row: Any, where: str, columns: Columns, max_row_bytes: int
     try:
         size = sum(len(text.encode("utf-8")) for text in texts)
     except UnicodeEncodeError as error:
-        raise ValueError(
+        raise SpanwiseError(
             f"{where}: {error.object[error.start]!a} is half a character, which no tokenizer reads"
         ) from error
     if size > max_row_bytes:
-        raise ValueError(_too_long(where, max_row_bytes))
+        raise SpanwiseError(_too_long(where, max_row_bytes))
     return Row(number=number, question=question, answers=answers, earlier_messages=earlier)
 
 
@@ -167,7 +168,7 @@ def _found(fields: dict[str, Any], names: Sequence[str], where: str) -> tuple[st
             return name, value
     several = f"none of the columns {', '.join(names)}"
     wanted = several if len(names) > 1 else f"no column {names[0]!r}"
-    raise ValueError(f"{where}: {wanted}; there are {', '.join(map(str, fields))}")
+    raise SpanwiseError(f"{where}: {wanted}; there are {', '.join(map(str, fields))}")
 
 
 def _question(value: Any, where: str) -> tuple[str, tuple[Mapping[str, str], ...]]:
@@ -178,9 +179,9 @@ def _question(value: Any, where: str) -> tuple[str, tuple[Mapping[str, str], ...
         parts = cast(dict[str, Any], message) if isinstance(message, dict) else {}
         role, content = parts.get("role"), parts.get("content")
         if not (isinstance(role, str) and isinstance(content, str) and content.strip()):
-            raise ValueError(f"{where}: every message needs a role and a content, both text")
+            raise SpanwiseError(f"{where}: every message needs a role and a content, both text")
     if not messages or messages[-1]["role"] != "user":
-        raise ValueError(
+        raise SpanwiseError(
             f"{where}: must hold a question, or messages of which the last is a user's"
         )
     earlier = tuple({"role": m["role"], "content": m["content"]} for m in messages[:-1])
@@ -194,7 +195,9 @@ def _answers(value: Any, where: str) -> tuple[str, ...]:
         for v in values
     )
     if not answers or not all(answers):
-        raise ValueError(f"{where}: must hold an answer or a list of answers, none of them empty")
+        raise SpanwiseError(
+            f"{where}: must hold an answer or a list of answers, none of them empty"
+        )
     return answers
 
 

@@ -6,7 +6,6 @@ Losses come per token, 0 where masked; ``aggregate`` turns them into one number.
 from spanwise.losses.aggregate import mean_by_constant, mean_by_sample, mean_by_token
 from spanwise.losses.importance import importance_ratio, importance_weights, within_bound
 from spanwise.losses.kl import kl_k1, kl_k2, kl_k3
-from spanwise.losses.logprobs import logprobs_and_entropies
 from spanwise.losses.ratio import Ratio, span_ratio, token_gradient_ratio
 from spanwise.losses.surrogate import clipped_surrogate
 from spanwise.losses.value import value_loss
@@ -20,7 +19,6 @@ __all__ = [
     "kl_k1",
     "kl_k2",
     "kl_k3",
-    "logprobs_and_entropies",
     "mean_by_constant",
     "mean_by_sample",
     "mean_by_token",

@@ -27,7 +27,7 @@ MAX_LOG_RATIO = 20.0
 """Nats at which a span's log-ratio is cut, on either side, so that the ratio is finite."""
 
 
-def importance_ratio(logprobs: Tensor, drawn_logprobs: Tensor, spans: Tensor) -> Tensor:
+def importance_ratio(logprobs: Tensor, sampling_logprobs: Tensor, spans: Tensor) -> Tensor:
     """How much likelier a span is under the policy than where it was drawn from.
 
         r_k = exp( sum over the tokens t of span k of (logp_t - drawn_t) )
@@ -41,7 +41,7 @@ def importance_ratio(logprobs: Tensor, drawn_logprobs: Tensor, spans: Tensor) ->
     Args:
       logprobs: ``[N, T]`` float, under the policy at the start of the update; ignored where
         masked, NaN included.
-      drawn_logprobs: ``[N, T]`` float, under the distribution drawn from; likewise.
+      sampling_logprobs: ``[N, T]`` float, under the distribution drawn from; likewise.
       spans: ``[N, T]`` int64 span numbers, -1 where masked.
 
     Returns:
@@ -57,16 +57,16 @@ def importance_ratio(logprobs: Tensor, drawn_logprobs: Tensor, spans: Tensor) ->
       >>> [round(r, 4) for r in ratio[0].tolist()]
       [4.0, 4.0, 1.0, 3.6]
     """
-    require_same_shape(logprobs=logprobs, drawn_logprobs=drawn_logprobs, spans=spans)
+    require_same_shape(logprobs=logprobs, sampling_logprobs=sampling_logprobs, spans=spans)
     dtype = torch.promote_types(logprobs.dtype, torch.float32)
-    differences = logprobs.detach().to(dtype) - drawn_logprobs.detach()
+    differences = logprobs.detach().to(dtype) - sampling_logprobs.detach()
     log_ratios = torch.where(mask_of(spans), differences, 0)
     sums = span_means(log_ratios, spans) * span_lengths(spans)
     return sums.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
 def importance_weights(
-    logprobs: Tensor, drawn_logprobs: Tensor, spans: Tensor, *, truncate: float
+    logprobs: Tensor, sampling_logprobs: Tensor, spans: Tensor, *, truncate: float
 ) -> Tensor:
     """The importance ratio, cut from above.
 
@@ -82,7 +82,7 @@ def importance_weights(
 
     Args:
       logprobs: As in ``importance_ratio``, like all other tensors.
-      drawn_logprobs: ``[N, T]``.
+      sampling_logprobs: ``[N, T]``.
       spans: ``[N, T]``.
       truncate: The largest weight, above 0.
 
@@ -100,11 +100,11 @@ def importance_weights(
     """
     if not truncate > 0:
         raise ValueError(f"truncate is the largest weight, above 0, got {truncate}")
-    return importance_ratio(logprobs, drawn_logprobs, spans).clamp(max=truncate)
+    return importance_ratio(logprobs, sampling_logprobs, spans).clamp(max=truncate)
 
 
 def within_bound(
-    logprobs: Tensor, drawn_logprobs: Tensor, spans: Tensor, *, bound: float
+    logprobs: Tensor, sampling_logprobs: Tensor, spans: Tensor, *, bound: float
 ) -> Tensor:
     """Which tokens lie in spans that both distributions find about as likely.
 
@@ -115,7 +115,7 @@ def within_bound(
 
     Args:
       logprobs: As in ``importance_ratio``, like all other tensors.
-      drawn_logprobs: ``[N, T]``.
+      sampling_logprobs: ``[N, T]``.
       spans: ``[N, T]``.
       bound: At least 1.
 
@@ -138,5 +138,5 @@ def within_bound(
         )
     if math.isinf(bound):
         return mask_of(spans)
-    ratio = importance_ratio(logprobs, drawn_logprobs, spans)
+    ratio = importance_ratio(logprobs, sampling_logprobs, spans)
     return mask_of(spans) & (ratio >= 1 / bound) & (ratio <= bound)

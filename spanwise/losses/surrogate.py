@@ -50,7 +50,7 @@ def clipped_surrogate(
       - ``ratio_mean``, ``ratio_min``, ``ratio_max``;
       - ``clip_share_low`` and ``clip_share_high``: share of the tokens whose gradient is cut
         because a negative (positive) advantage meets a ratio below (above) the range;
-      - ``clip_span_share_low`` and ``_high``: the same, every span counting once (by the
+      - ``clip_frac/span_low`` and ``_high``: the same, every span counting once (by the
         share of its tokens that are cut);
       - ``approx_kl``: k3 estimate of KL(old || trained) per token, in nats.
 
@@ -175,8 +175,8 @@ def _metrics(sums: Tensor) -> dict[str, Tensor]:
         "ratio_max": extremes[:, 1].amax(),
         "clip_share_low": low / num_tokens,
         "clip_share_high": high / num_tokens,
-        "clip_span_share_low": low_spans / num_spans,
-        "clip_span_share_high": high_spans / num_spans,
+        "clip_frac/span_low": low_spans / num_spans,
+        "clip_frac/span_high": high_spans / num_spans,
         "approx_kl": estimates / num_tokens,
     }
     return {name: figure.float() for name, figure in metrics.items()}

@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from spanwise.models.execution import run_alike
+from spanwise.errors import SpanwiseError
+from spanwise.models.execution import match_compilation
 from spanwise.models.loading import ModelError
-from spanwise.models.lora import own_copy
+from spanwise.models.lora import copy_trainable
 from spanwise.models.packing import TokenTree
-from spanwise.models.sharding import gathered, part_like, whole
+from spanwise.models.sharding import gathered, shard_like, whole
 from spanwise.models.tree_attention import TrunkCost, hidden_states
 
 CRITIC_FILE = "critic.safetensors"
@@ -102,7 +103,7 @@ class ValueModel(torch.nn.Module, ABC):
           ValueError: if ``mask`` is True on a row's first token, which nothing precedes.
         """
         if bool(mask[:, 0].any()):
-            raise ValueError("the first token of a row has nothing before it to be valued from")
+            raise SpanwiseError("the first token of a row has nothing before it to be valued from")
         hidden = self.hidden(tokens, lengths, tree).to(self.head.weight.dtype)
         first = self.head if self.inner is None else self.inner
         of_hidden, of_surprise = first.weight.split(
@@ -148,7 +149,7 @@ class ValueModel(torch.nn.Module, ABC):
             own = self._own_state()
             if weights.keys() != own.keys():
                 raise RuntimeError("other weights")
-            parts = {name: part_like(weights[name], own[name]) for name in own}
+            parts = {name: shard_like(weights[name], own[name]) for name in own}
             self.load_state_dict(parts, strict=False)
         except RuntimeError as error:
             raise ModelError(
@@ -167,8 +168,8 @@ class SeparateCritic(ValueModel):
         trunk = policy.base_model
         like = next(trunk.parameters())
         super().__init__(_hidden_size(policy), like, reads_surprise=reads_surprise)
-        self.trunk = own_copy(trunk)
-        run_alike(trunk, self.trunk)
+        self.trunk = copy_trainable(trunk)
+        match_compilation(trunk, self.trunk)
 
     def cost(self) -> TrunkCost:
         return TrunkCost.of(self.trunk)
@@ -250,37 +251,6 @@ def surprise_features(logprobs: Tensor, mask: Tensor) -> Tensor:
     surprise = torch.where(mask, -logprobs.detach(), 0)
     sums = surprise.cumsum(1).clamp(min=0).log1p()
     return 10 * torch.stack([surprise, surprise.cummax(1).values, sums], -1)
-
-
-def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> float:
-    """The share of the targets' variance that the values account for.
-
-        1 - Var(G - V) / Var(G)
-
-    Limits: 1 for values that equal the targets up to a constant; 0 for constant values;
-    below 0 for values worse than that. 0 by convention if the targets are all alike but for
-    rounding.
-
-    Args:
-      values: ``[N, T]`` float; ignored where masked.
-      targets: ``[N, T]`` float, what was to be predicted.
-      mask: ``[N, T]`` bool, True on the tokens that count.
-
-    Example:
-      >>> explained_variance(torch.tensor([[0.0, 1.0, 9.0]]), torch.tensor([[0.0, 2.0, 0.0]]),
-      ...                    torch.tensor([[True, True, False]]))
-      0.75
-    """
-    wanted = targets[mask].double()
-    predicted = values[mask].double()
-    missed = wanted - predicted
-    if wanted.numel() == 0:
-        return 0.0
-    # Targets are sums with the values in them, so they are rounded where the values are large.
-    scale = float(torch.maximum(wanted.abs(), predicted.abs()).max())
-    if float(wanted.max() - wanted.min()) <= 8 * torch.finfo(targets.dtype).eps * scale:
-        return 0.0
-    return float(1 - missed.var(correction=0) / wanted.var(correction=0))
 
 
 def _in_rows(x: Tensor, tokens: Tensor, tree: TokenTree | None) -> Tensor:

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from spanwise.errors import SpanwiseError
+
 
 def compile_layers(model: torch.nn.Module) -> None:
     """Run each decoder layer through ``torch.compile``, once for all shapes.
 
     Layer by layer, so that one compilation serves all layers; masks and the output layer
-    stay as they are. A copy of the model is not compiled: see ``run_alike``.
+    stay as they are. A copy of the model is not compiled: see ``match_compilation``.
 
     Raises:
       ValueError: if the model's layers are not known to transformers as such.
@@ -35,7 +37,7 @@ def checkpoint_gradients(model: Any) -> None:
         layer.training = True
 
 
-def run_alike(model: torch.nn.Module, copied: torch.nn.Module) -> None:
+def match_compilation(model: torch.nn.Module, copied: torch.nn.Module) -> None:
     """Compile the layers of a copy if the model's are."""
     if any(layer._compiled_call_impl is not None for layer in model.modules()):
         compile_layers(copied)
@@ -44,5 +46,5 @@ def run_alike(model: torch.nn.Module, copied: torch.nn.Module) -> None:
 def _layers(model: torch.nn.Module, how: str) -> list[GradientCheckpointingLayer]:
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
-        raise ValueError(f"the layers of {type(model).__name__} cannot be {how}; leave that out")
+        raise SpanwiseError(f"the layers of {type(model).__name__} cannot be {how}; leave that out")
     return layers

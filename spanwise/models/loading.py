@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
+from spanwise.errors import SpanwiseError
 from spanwise.models.execution import checkpoint_gradients, compile_layers
 from spanwise.models.lora import (
     ADAPTER_CONFIG,
@@ -34,7 +35,7 @@ SHIPPED = Path(__file__).parent.parent / "assets"
 """Small models that come with the package, by name."""
 
 
-class ModelError(ValueError):
+class ModelError(SpanwiseError):
     """A model or tokenizer cannot be used; the message says why and what to do."""
 
 
@@ -200,13 +201,13 @@ class Model:
         )
         model, report = loaded
         for name, found, wanted in sorted(report["mismatched_keys"]):
-            raise ValueError(
+            raise SpanwiseError(
                 f"{name} has the shape {list(found)} and its config.json asks for {list(wanted)}"
             )
         trunk = f"{model.base_model_prefix}."
         if missing := sorted(k for k in report["missing_keys"] if head or k.startswith(trunk)):
             more = f" and {len(missing) - 1} more" if missing[1:] else ""
-            raise ValueError(f"its weights lack {missing[0]}{more}")
+            raise SpanwiseError(f"its weights lack {missing[0]}{more}")
         return model
 
     def _base(self) -> str:
@@ -219,7 +220,7 @@ class Model:
         source = Path(self.resolve())
         if settings := adapter_settings(source):
             if self.lora.rank not in (0, settings.get("r")):
-                raise ValueError(
+                raise SpanwiseError(
                     f"its adapter has rank {settings.get('r')}, not {self.lora.rank}; leave out "
                     "lora.rank"
                 )

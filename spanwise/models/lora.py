@@ -19,6 +19,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from spanwise.errors import SpanwiseError
+
 M = TypeVar("M", bound=torch.nn.Module)
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -46,7 +48,7 @@ class LoRA:
 
     def __post_init__(self) -> None:
         if self.rank < 0 or self.alpha < 1:
-            raise ValueError(
+            raise SpanwiseError(
                 f"lora needs rank >= 0 and alpha >= 1, got {self.rank} and {self.alpha}"
             )
 
@@ -64,7 +66,7 @@ def add_adapter(model: Any, lora: LoRA) -> None:
 
     linear = linear_layers(model)
     if unknown := sorted(set(lora.targets) - set(linear)):
-        raise ValueError(
+        raise SpanwiseError(
             f"lora.targets names {', '.join(unknown)}; the linear layers of this model are "
             f"{', '.join(linear)}"
         )
@@ -93,17 +95,17 @@ def load_adapter(model: Any, folder: Path) -> None:
     settings = adapter_settings(folder)
     kind = "DoRA" if settings.get("use_dora") else settings.get("peft_type")
     if kind != "LORA":
-        raise ValueError(f"{folder} holds an adapter of the kind {kind}; LoRA is supported")
+        raise SpanwiseError(f"{folder} holds an adapter of the kind {kind}; LoRA is supported")
     try:
         report = model.load_adapter(str(folder), is_trainable=True)
     except RuntimeError as error:  # it speaks of a report that it has logged
-        raise ValueError(f"the adapter in {folder} has weights of other shapes") from error
+        raise SpanwiseError(f"the adapter in {folder} has weights of other shapes") from error
     if lacking := sorted(report.missing_keys):  # transformers would leave them as drawn
-        raise ValueError(f"the adapter in {folder} lacks {lacking[0]}")
+        raise SpanwiseError(f"the adapter in {folder} lacks {lacking[0]}")
     if left_over := sorted(report.unexpected_keys):
-        raise ValueError(f"the model has no place for {left_over[0]} of the adapter in {folder}")
+        raise SpanwiseError(f"the model has no place for {left_over[0]} of the adapter in {folder}")
     if more := _beyond_lora(model):
-        raise ValueError(
+        raise SpanwiseError(
             f"the adapter in {folder} is more than LoRA on linear layers: it also has {more}"
         )
     _in_float32(model)
@@ -121,9 +123,9 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     try:
         settings: Any = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
+        raise SpanwiseError(f"{file} is not JSON: {error}") from error
     if not isinstance(settings, dict):
-        raise ValueError(f"{file} is no JSON object")
+        raise SpanwiseError(f"{file} is no JSON object")
     return cast("dict[str, Any]", settings)
 
 
@@ -144,7 +146,7 @@ def trained_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-def own_copy(model: M) -> M:
+def copy_trainable(model: M) -> M:
     """A copy with trained weights of its own; weights that stay as they are, are shared.
 
     Of a model that is trained as a whole, all is copied; of one with an adapter, the adapter.
@@ -205,4 +207,4 @@ def require_peft() -> None:
     try:
         import peft  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError:
-        raise ValueError('LoRA needs peft: pip install "spanwise[lora]"') from None
+        raise SpanwiseError('LoRA needs peft: pip install "spanwise[lora]"') from None

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from spanwise.losses.logprobs import logprobs_and_entropies
+from spanwise.errors import SpanwiseError
+from spanwise.models.logprobs import logprobs_and_entropies
 from spanwise.models.packing import TokenTree
 from spanwise.models.sharding import gathered
 from spanwise.models.tree_attention import hidden_states
@@ -52,12 +53,12 @@ def _token_scores(
     model: Any, tokens: Tensor, mask: Tensor, lengths: Tensor, tree: TokenTree | None
 ) -> Scores:
     if bool(mask[:, 0].any()):
-        raise ValueError("the first token of a row has no prediction; it cannot be scored")
+        raise SpanwiseError("the first token of a row has no prediction; it cannot be scored")
     hidden = hidden_states(model.base_model, tokens, lengths, tree)
     rows, columns = mask.nonzero(as_tuple=True)
     head = model.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear):
-        raise ValueError(
+        raise SpanwiseError(
             f"log-probs are computed from a linear output layer, and {type(model).__name__} "
             f"has a {type(head).__name__}"
         )

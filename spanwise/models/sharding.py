@@ -6,6 +6,7 @@ weights of a layer are gathered while it is computed; gradients are summed, not 
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from types import MethodType
@@ -21,6 +22,8 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from spanwise.models.lora import copy_trainable
 
 T = TypeVar("T")
 
@@ -65,7 +68,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def part_like(tensor: Tensor, split: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, split: Tensor) -> Tensor:
     """This process's part of a whole tensor, split as another is."""
     if not isinstance(split, DTensor):
         return tensor
@@ -84,9 +87,34 @@ def copy_whole(source: torch.nn.Module, to: torch.nn.Module) -> None:
 
 
 @torch.no_grad()
-def copy_parts(source: torch.nn.Module, to: torch.nn.Module) -> None:
+def scatter(source: torch.nn.Module, to: torch.nn.Module) -> None:
     """Write the trained weights of an ordinary model into a split one, each rank its part."""
     weights = dict(source.named_parameters())
     for name, part in to.named_parameters():
         if part.requires_grad:
-            part.copy_(part_like(weights[name], part))
+            part.copy_(shard_like(weights[name], part))
+
+
+def split(model: torch.nn.Module, mesh: DeviceMesh | None) -> None:
+    """Split a model over the processes of a mesh, if there is one; build its optimizer after."""
+    if mesh is not None:
+        shard(model, mesh)
+
+
+def copy_to_sample_from(model: Any, mesh: DeviceMesh | None, *, apart: bool = False) -> Any:
+    """A model that stays whole when ``model`` is split: itself if it is not going to be.
+
+    Args:
+      model: Not split yet.
+      mesh: Over which it is going to be split; None: it is not.
+      apart: Have a copy in any case; frozen weights are shared if nothing is split.
+    """
+    if mesh is None:
+        return copy_trainable(model).requires_grad_(False) if apart else model
+    return copy.deepcopy(model).requires_grad_(False)
+
+
+def refresh(whole_model: Any, model: Any) -> None:
+    """Bring the model from ``copy_to_sample_from`` up to date."""
+    if whole_model is not model:
+        copy_whole(model, whole_model)

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from spanwise.errors import SpanwiseError
+
 if TYPE_CHECKING:
     from spanwise.train.config import TrainConfig
 
@@ -31,7 +33,7 @@ _MODULES = {
 }
 
 
-class UnknownRecipe(ValueError):
+class UnknownRecipe(SpanwiseError):
     """There is no such recipe."""
 
 

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 from spanwise.credit import GroupAdvantage, Segments, SpanAdvantage
 from spanwise.envs.chain import ChainSums
+from spanwise.learn.critic import NoCritic, ValueHead
+from spanwise.learn.objective import Objective
+from spanwise.learn.update import Update
 from spanwise.models.loading import Model
 from spanwise.rollout.chains import Chains
-from spanwise.samplers.transformers import TransformersEngine
+from spanwise.samplers.embedded.engine import TransformersEngine
 from spanwise.train.config import TrainConfig
-from spanwise.train.critic import NoCritic, ValueHead
 from spanwise.train.evaluate import Evaluation
-from spanwise.train.objective import Objective
-from spanwise.train.update import Update
 
 
 def sae_chain() -> TrainConfig:
@@ -25,7 +25,9 @@ def sae_chain() -> TrainConfig:
         rollout=Chains(num_chains=8, max_turn_tokens=128, max_response_tokens=128),
         advantage=SpanAdvantage(segments=Segments(by="probability", delimiter=";")),
         critic=ValueHead(reads_surprise=True, learning_rate=1e-3, pretraining_steps=12),
-        objective=Objective(ratio_span="token", average="token", clip_low=0.2, clip_high=0.28),
+        objective=Objective(
+            ratio_span="token", loss_aggregation="token", clip_low=0.2, clip_high=0.28
+        ),
         update=Update(learning_rate=1e-4, prompts_per_minibatch=8),
         evaluation=Evaluation(group_by="length"),
         steps=32,

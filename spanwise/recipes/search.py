@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from spanwise.credit import GroupAdvantage, TreeAdvantage
-from spanwise.envs.retrieval_qa import RetrievalQA
-from spanwise.envs.search import MultiHopSearch
+from spanwise.envs.search.environment import MultiHopSearch
+from spanwise.envs.search.retrieval_qa import RetrievalQA
+from spanwise.learn.objective import Objective
+from spanwise.learn.update import Update
 from spanwise.models.loading import Model
 from spanwise.rollout.chains import Chains
 from spanwise.rollout.tree_search import TreeSearch
-from spanwise.samplers.transformers import TransformersEngine
+from spanwise.samplers.embedded.engine import TransformersEngine
 from spanwise.train.config import TrainConfig
-from spanwise.train.objective import Objective
-from spanwise.train.update import Update
 
 
 def at2po_search() -> TrainConfig:

@@ -1,17 +1,18 @@
 """Rollouts: a Sampler driven through an Environment gives a Tree."""
 
-from spanwise.rollout.base import Rollout, Site
+from spanwise.rollout.base import Rollout
 from spanwise.rollout.chains import Chains
+from spanwise.rollout.context import RolloutContext
 from spanwise.rollout.failures import FailurePolicy, RunStopped
-from spanwise.rollout.running import run_rollouts
 from spanwise.rollout.tree_search import TreeSearch
+from spanwise.runtime.event_loop import run_rollouts
 
 __all__ = [
     "Chains",
     "FailurePolicy",
     "Rollout",
+    "RolloutContext",
     "RunStopped",
-    "Site",
     "TreeSearch",
     "run_rollouts",
 ]

@@ -1,48 +1,15 @@
-"""A Sampler driven through an Environment gives a Tree."""
+"""The settings of a rollout: how the trajectories of one prompt are sampled."""
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
-from spanwise.envs.base import Environment, Reply, Task, Tokenizer, Turn
-from spanwise.rollout.calls import Caller, failed
-from spanwise.rollout.failures import FailurePolicy, RunStopped
-from spanwise.rollout.seeds import seed_of
-from spanwise.samplers.base import Completion, Request, Sampler, Sampling
-from spanwise.tree import Expansion, Failure, Node, Path, Tree
-
-
-class Journal(ABC):
-    """Remembers finished turns, so that a run that was killed does not sample them again."""
-
-    @abstractmethod
-    def lookup(self, step: int, task_id: str, path: Path) -> Node | None:
-        """The turn at ``path``, if it was finished before."""
-
-    @abstractmethod
-    def write(self, step: int, task_id: str, node: Node) -> Node:
-        """Remember a turn; returns it as ``lookup`` will."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Site:
-    """Where rollouts happen: what stays the same from one tree to the next."""
-
-    env: Environment
-    sampler: Sampler
-    tokenizer: Any
-    seed: int
-    """Of the run."""
-
-    failures: FailurePolicy = FailurePolicy()
-    """What becomes of calls that fail."""
-
-    journal: Journal | None = None
-    """Where finished turns are remembered; None: nowhere."""
+from spanwise.envs.base import Task
+from spanwise.errors import SpanwiseError
+from spanwise.rollout.context import RolloutContext
+from spanwise.samplers.base import Sampling
+from spanwise.tree import Tree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,144 +25,11 @@ class Rollout(ABC):
 
     def __post_init__(self) -> None:
         if self.max_turn_tokens < 1 or self.max_response_tokens < 1:
-            raise ValueError(
+            raise SpanwiseError(
                 "rollout.max_turn_tokens and max_response_tokens must be at least 1, got "
                 f"{self.max_turn_tokens} and {self.max_response_tokens}"
             )
 
     @abstractmethod
-    async def __call__(self, site: Site, task: Task, *, step: int) -> Tree:
-        """Sample one tree. The same site, task and step give the same tree."""
-
-
-class Growth:
-    """One tree while it grows: chains are added to it until it is frozen.
-
-    Chains grow at the same time and each writes only its own nodes, so a slow tool
-    holds up its own chain alone.
-    """
-
-    def __init__(self, rollout: Rollout, site: Site, task: Task, step: int) -> None:
-        self.rollout, self.site, self.task, self.step = rollout, site, task, step
-        try:
-            prompt = prompt_tokens(site.tokenizer, site.env, task)
-        except Exception as error:
-            raise RunStopped(
-                f"the prompt of task {task.id} cannot be rendered: {type(error).__name__}: {error}"
-            ) from error
-        self.nodes: dict[Path, Node] = {
-            (): Node(path=(), observation=prompt, stop="prompt", observation_text=task.question)
-        }
-
-    def next_child(self, parent: Path) -> Path:
-        """The path of a child that does not exist yet."""
-        return (*parent, sum(path[:-1] == parent for path in self.nodes if path))
-
-    async def chains(self, starts: Sequence[tuple[Path, Expansion | None]]) -> None:
-        """Grow a chain from each start, all at once."""
-        async with asyncio.TaskGroup() as group:
-            for path, expansion in starts:
-                group.create_task(self.chain(path, expansion))
-
-    async def chain(self, path: Path, expansion: Expansion | None = None) -> None:
-        """Sample the turn at ``path`` and go on to the end of the trajectory."""
-        while True:
-            node = await self._remembered_turn(path)
-            self.nodes[path] = replace(node, expansion=expansion)
-            if node.is_leaf:
-                return
-            path, expansion = (*path, 0), None
-
-    async def _remembered_turn(self, path: Path) -> Node:
-        """The turn from the journal, or sampled and put there; one that failed is not kept."""
-        journal, task_id = self.site.journal, self.task.id
-        if journal is None:
-            return await self.turn(path)
-        if (node := journal.lookup(self.step, task_id, path)) is not None:
-            return node
-        node = await self.turn(path)
-        return node if node.failure else journal.write(self.step, task_id, node)
-
-    async def turn(self, path: Path) -> Node:
-        """Sample one turn and have the environment answer it."""
-        before = [self.nodes[path[:depth]] for depth in range(len(path))]
-        context = tuple(t for n in before for t in (*n.tokens, *n.observation))
-        room = self._room(len(context))
-        request = Request(
-            prompt=context,
-            seed=seed_of(self.site.seed, self.step, self.task.id, path, 0),
-            max_tokens=min(self.rollout.max_turn_tokens, room),
-            stop=self.site.env.stop_strings,
-            sampling=self.rollout.sampling,
-            tree=f"{self.step}:{self.task.id}",
-        )
-        caller = Caller(self.site, self.task, self.step, path)
-        completion = await caller.completion(request)
-        if isinstance(completion, Failure):
-            faults = tuple(caller.faults)
-            return Node(path=path, stop="failure", failure=completion, faults=faults)
-        text = self.site.tokenizer.decode(completion.tokens, skip_special_tokens=False)
-        turns = [Turn(text=n.text, outcome=n.outcome) for n in before[1:]]
-        turns.append(Turn(text=text, truncated=completion.finish == "length"))
-        reply = await caller.reply(turns)
-        reply, observation = self._rendered(reply)
-        if reply.stop == "call" and self._room(len(context + completion.tokens + observation)) < 1:
-            turns[-1] = replace(turns[-1], truncated=True)
-            reply, observation = await caller.reply(turns), ()
-            if reply.stop == "call":
-                message = "the environment goes on after a turn that the limit cut"
-                failure = Failure(kind="length_limit", message=message)
-                reply = Reply(stop="failure", failure=failure, outcome=reply.outcome)
-        if turns[-1].truncated and reply.reward is not None:
-            reply = replace(reply, stop="length")  # whatever the environment calls it
-        node = _node(path, completion, text, reply, observation)
-        return replace(node, faults=tuple(caller.faults))
-
-    def _rendered(self, reply: Reply) -> tuple[Reply, tuple[int, ...]]:
-        """The reply and its observation's tokens, or a failure if it cannot be rendered."""
-        try:
-            tokens = observation_tokens(self.site.tokenizer, self.site.env, reply.observation)
-        except Exception as error:
-            failure = failed("tool_error", error)
-            return Reply(stop="failure", failure=failure, outcome=reply.outcome), ()
-        return reply, tokens
-
-    def _room(self, used: int) -> int:
-        return len(self.nodes[()].observation) + self.rollout.max_response_tokens - used
-
-    def freeze(self) -> Tree:
-        """The tree as it is now."""
-        return Tree(task_id=self.task.id, nodes=tuple(self.nodes[p] for p in sorted(self.nodes)))
-
-
-def prompt_tokens(tokenizer: Any, env: Environment, task: Task) -> tuple[int, ...]:
-    """The task's chat, through the tokenizer's own chat template."""
-    return encode(tokenizer, env.prompt(task, tokenizer))
-
-
-def observation_tokens(tokenizer: Any, env: Environment, observation: str) -> tuple[int, ...]:
-    """What follows a turn, as the environment renders it."""
-    return encode(tokenizer, env.rendered(observation, tokenizer)) if observation else ()
-
-
-def encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """Text that did not come from the model, to tokens, once."""
-    return tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
-
-
-def _node(
-    path: Path, completion: Completion, text: str, reply: Reply, observation: tuple[int, ...]
-) -> Node:
-    return Node(
-        path=path,
-        tokens=completion.tokens,
-        logprobs=completion.logprobs,
-        sampling_logprobs=completion.sampling_logprobs,
-        observation=observation,
-        stop=reply.stop,
-        reward=reply.reward,
-        failure=reply.failure,
-        text=text,
-        observation_text=reply.observation if observation else "",
-        outcome=reply.outcome,
-    )
+    async def __call__(self, context: RolloutContext, task: Task, *, step: int) -> Tree:
+        """Sample one tree. The same context, task and step give the same tree."""

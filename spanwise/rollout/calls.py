@@ -7,34 +7,32 @@ import json
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from spanwise.envs.base import Reply, Task, Turn
+from spanwise.rollout.context import RolloutContext
 from spanwise.rollout.failures import RunStopped
-from spanwise.rollout.waits import Call, waiting
+from spanwise.runtime.waits import Call, waiting
 from spanwise.samplers.base import Completion, Request
 from spanwise.tools.base import ToolError
 from spanwise.tools.output import MAX_CHARACTERS, shortened_text, shown_text
 from spanwise.tree import Failure, FailureKind, Path
 
-if TYPE_CHECKING:
-    from spanwise.rollout.base import Site
-
 T = TypeVar("T")
 
 
-class Caller:
+class CallRunner:
     """Makes the calls of one node, and keeps what went wrong and was got over.
 
     Args:
-      site: Engine, environment and policy.
+      context: Engine, environment and policy.
       task: The prompt.
       step: Of the run.
       path: Of the node.
     """
 
-    def __init__(self, site: Site, task: Task, step: int, path: Path) -> None:
-        self._site, self._task, self._step, self._path = site, task, step, path
+    def __init__(self, context: RolloutContext, task: Task, step: int, path: Path) -> None:
+        self._site, self._task, self._step, self._path = context, task, step, path
         self.faults: list[Failure] = []
 
     async def completion(self, request: Request) -> Completion | Failure:
@@ -49,7 +47,7 @@ class Caller:
             return reply
         self.faults.append(replace(failure, then="shown"))
         return Reply(
-            stop="call",
+            stop="continue",
             observation=self._site.env.failure_text(failure),
             outcome={**reply.outcome, "failure": failure.kind},
         )
@@ -77,9 +75,9 @@ class Caller:
         with waiting(self._call("engine", attempt)):
             try:
                 sampled = _not_exiting(self._site.sampler.sample(request))
-                completion = await within(sampled, deadline_s)
+                completion = await with_deadline(sampled, deadline_s)
                 fault = _fault_of(completion, request)
-            except LateError as error:
+            except DeadlineExceeded as error:
                 return failed("engine_timeout", error)
             except Exception as error:
                 return failed("engine_error", error)
@@ -90,10 +88,10 @@ class Caller:
         with waiting(self._call("environment", attempt)):
             try:
                 replied = _not_exiting(self._site.env.reply(self._task, turns))
-                reply = await within(replied, deadline_s)
+                reply = await with_deadline(replied, deadline_s)
             except ToolError as error:
                 return _ended(error.failure())
-            except LateError as error:
+            except DeadlineExceeded as error:
                 return _ended(failed("reward_timeout", error))
             except Exception as error:
                 return _ended(failed("reward_error", error))
@@ -127,7 +125,7 @@ class Caller:
             message = f"{len(observation)} characters were cut to {MAX_CHARACTERS}"
             self.faults.append(Failure(kind="overlong_output", message=message, then="cut"))
         text = shown_text(shortened_text(observation))
-        if reply.stop == "call" and not text:
+        if reply.stop == "continue" and not text:
             message = "the observation holds control characters alone"
             return _ended(Failure(kind="tool_error", message=message), reply)
         return reply if text == observation else replace(reply, observation=text)
@@ -159,7 +157,7 @@ def _fault_of(completion: object, request: Request) -> str | None:
         return f"the engine returned {len(tokens)} tokens, not 1 to {request.max_tokens}"
     if not all(type(token) is int and token >= 0 for token in tokens):
         return "the engine returned what is no token id"
-    for logprobs in (completion.logprobs, completion.sampling_logprobs):
+    for logprobs in (completion.engine_logprobs, completion.sampling_logprobs):
         if len(logprobs) != len(tokens):
             return f"the engine returned {len(logprobs)} log-probs of {len(tokens)} tokens"
         if not all(map(math.isfinite, logprobs)):
@@ -174,11 +172,11 @@ def _is_finite(number: float) -> bool:
         return False
 
 
-class LateError(TimeoutError):
+class DeadlineExceeded(TimeoutError):
     """There was no result before the deadline."""
 
 
-async def within(awaitable: Awaitable[T], deadline_s: float) -> T:
+async def with_deadline(awaitable: Awaitable[T], deadline_s: float) -> T:
     """The result of something awaitable, if it comes before the deadline.
 
     At the deadline it is cancelled and left behind: unlike ``asyncio.wait_for``, this does
@@ -186,7 +184,7 @@ async def within(awaitable: Awaitable[T], deadline_s: float) -> T:
     is beyond its reach.
 
     Raises:
-      LateError: at the deadline.
+      DeadlineExceeded: at the deadline.
       RuntimeError: if the awaitable cancelled itself.
     """
     task = asyncio.ensure_future(awaitable)
@@ -198,7 +196,7 @@ async def within(awaitable: Awaitable[T], deadline_s: float) -> T:
     if not done:
         task.add_done_callback(_forgotten)
         task.cancel()
-        raise LateError(f"no result in {deadline_s:g} s")
+        raise DeadlineExceeded(f"no result in {deadline_s:g} s")
     if task.cancelled():
         raise RuntimeError("the call cancelled itself")
     return task.result()

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spanwise.envs.base import Task
-from spanwise.rollout.base import Growth, Rollout, Site
+from spanwise.errors import SpanwiseError
+from spanwise.rollout.base import Rollout
+from spanwise.rollout.context import RolloutContext
+from spanwise.rollout.tree_builder import TreeBuilder
 from spanwise.tree import Tree
 
 
@@ -18,9 +21,9 @@ class Chains(Rollout):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_chains < 1:
-            raise ValueError(f"num_chains must be at least 1, got {self.num_chains}")
+            raise SpanwiseError(f"num_chains must be at least 1, got {self.num_chains}")
 
-    async def __call__(self, site: Site, task: Task, *, step: int) -> Tree:
-        growth = Growth(self, site, task, step)
-        await growth.chains([((i,), None) for i in range(self.num_chains)])
-        return growth.freeze()
+    async def __call__(self, context: RolloutContext, task: Task, *, step: int) -> Tree:
+        builder = TreeBuilder(self, context, task, step)
+        await builder.chains([((i,), None) for i in range(self.num_chains)])
+        return builder.freeze()

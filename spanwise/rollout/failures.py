@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from spanwise.errors import SpanwiseError
 from spanwise.tree import Failure, FailureKind, Tree
 
 SHOWABLE: frozenset[FailureKind] = frozenset(
@@ -19,7 +20,7 @@ FEW_CALLS = 20
 """Fewer tool calls than this say nothing of the tool."""
 
 
-class RunStopped(ValueError):
+class RunStopped(SpanwiseError):
     """Something outside the model is broken and the run does not go on. One clear line."""
 
 
@@ -64,17 +65,17 @@ class FailurePolicy:
 
     def __post_init__(self) -> None:
         if self.retries < 0 or self.backoff_s < 0 or not 0 <= self.max_excluded <= 1:
-            raise ValueError(
+            raise SpanwiseError(
                 "failures needs retries >= 0, backoff_s >= 0 and max_excluded from 0 to 1, got "
                 f"{self.retries}, {self.backoff_s} and {self.max_excluded}"
             )
         if self.reply_deadline_s <= 0 or self.engine_deadline_s <= 0:
-            raise ValueError(
+            raise SpanwiseError(
                 "reply_deadline_s and engine_deadline_s must be positive, got "
                 f"{self.reply_deadline_s} and {self.engine_deadline_s}"
             )
         if unfit := sorted(set(self.show) - SHOWABLE):
-            raise ValueError(
+            raise SpanwiseError(
                 f"failures.show cannot hold {unfit[0]}: a trajectory goes on only after "
                 f"{', '.join(sorted(SHOWABLE))}"
             )
@@ -96,7 +97,7 @@ class FailurePolicy:
         """
         leaves = [leaf for tree in trees for leaf in tree.leaves()]
         lost = [leaf.failure for leaf in leaves if leaf.failure is not None]
-        calls = [node for tree in trees for node in tree.nodes if node.stop == "call"]
+        calls = [node for tree in trees for node in tree.nodes if node.stop == "continue"]
         shown = [f for node in calls for f in node.faults if f.then == "shown"]
         if len(lost) > self.max_excluded * len(leaves):
             self._stop(lost, len(leaves), "branches")

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from spanwise.envs.base import Task
-from spanwise.rollout.base import Growth, Rollout, Site
-from spanwise.rollout.seeds import seed_of
+from spanwise.errors import SpanwiseError
+from spanwise.rollout.base import Rollout
+from spanwise.rollout.context import RolloutContext
+from spanwise.rollout.tree_builder import TreeBuilder
+from spanwise.runtime.seeds import seed_of
 from spanwise.tree import Expansion, Node, Path, Tree
 
 Ranked = list[tuple[Path, float]]
@@ -47,7 +50,7 @@ class TreeSearch(Rollout):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_chains < 1 or self.num_rounds < 0 or self.num_expansions < 0:
-            raise ValueError(
+            raise SpanwiseError(
                 "tree search needs num_chains >= 1, num_rounds >= 0 and num_expansions >= 0, got "
                 f"{self.num_chains}, {self.num_rounds} and {self.num_expansions}"
             )
@@ -56,14 +59,14 @@ class TreeSearch(Rollout):
     def num_leaves(self) -> int:
         return self.num_chains + self.num_rounds * self.num_expansions
 
-    async def __call__(self, site: Site, task: Task, *, step: int) -> Tree:
-        growth = Growth(self, site, task, step)
-        await growth.chains([((i,), None) for i in range(self.num_chains)])
+    async def __call__(self, context: RolloutContext, task: Task, *, step: int) -> Tree:
+        builder = TreeBuilder(self, context, task, step)
+        await builder.chains([((i,), None) for i in range(self.num_chains)])
         for number in range(1, self.num_rounds + 1):
-            seed = seed_of(site.seed, step, task.id, "choose", number)
-            ranked = self.rank(list(growth.nodes.values()), seed)
-            await growth.chains(_siblings(growth, go_round(ranked, self.num_expansions), number))
-        return growth.freeze()
+            seed = seed_of(context.seed, step, task.id, "choose", number)
+            ranked = self.rank(list(builder.nodes.values()), seed)
+            await builder.chains(_siblings(builder, cycle(ranked, self.num_expansions), number))
+        return builder.freeze()
 
     def rank(self, nodes: Sequence[Node], seed: int) -> Ranked:
         """The turns that may be sampled anew, best first.
@@ -74,7 +77,7 @@ class TreeSearch(Rollout):
         """
         if self.choose == "entropy":
             return by_entropy(nodes, self.sibling_penalty)
-        candidates = sorted(n.path for n in nodes if n.stop == "call")
+        candidates = sorted(n.path for n in nodes if n.stop == "continue")
         random.Random(seed).shuffle(candidates)
         return [(path, 0.0) for path in candidates]
 
@@ -84,12 +87,12 @@ def by_entropy(nodes: Sequence[Node], sibling_penalty: float) -> Ranked:
 
     ``b(n)`` is the number of siblings of ``n``. Ties go to the smaller path. The root is
     no turn and no candidate, although the official code counts it with ``H = 0``; it is
-    forked as a last resort (see ``go_round``).
+    forked as a last resort (see ``cycle``).
 
     Example:
       >>> def call(*path, logprob):
-      ...     return Node(path=path, tokens=(1,), logprobs=(logprob,),
-      ...                 sampling_logprobs=(logprob,), stop="call")
+      ...     return Node(path=path, tokens=(1,), engine_logprobs=(logprob,),
+      ...                 sampling_logprobs=(logprob,), stop="continue")
       >>> by_entropy([call(0, logprob=-0.5), call(1, logprob=-0.5), call(0, 0, logprob=-0.48)],
       ...            sibling_penalty=0.05)
       [((0, 0), 0.48), ((0,), 0.45), ((1,), 0.45)]
@@ -101,31 +104,31 @@ def by_entropy(nodes: Sequence[Node], sibling_penalty: float) -> Ranked:
     scored = [
         (n.path, n.entropy - sibling_penalty * siblings[n.path[:-1]])
         for n in nodes
-        if n.stop == "call"
+        if n.stop == "continue"
     ]
     return sorted(scored, key=lambda item: (-item[1], item[0]))
 
 
-def go_round(ranked: Ranked, count: int) -> Ranked:
+def cycle(ranked: Ranked, count: int) -> Ranked:
     """The first ``count``, going round again if there are fewer; the root if there are none.
 
     Example:
-      >>> go_round([((0,), 0.5), ((1,), 0.2)], 3)
+      >>> cycle([((0,), 0.5), ((1,), 0.2)], 3)
       [((0,), 0.5), ((1,), 0.2), ((0,), 0.5)]
-      >>> go_round([], 2)
+      >>> cycle([], 2)
       [((), 0.0), ((), 0.0)]
     """
     ranked = ranked or [((), 0.0)]
     return [ranked[i % len(ranked)] for i in range(count)]
 
 
-def _siblings(growth: Growth, chosen: Ranked, number: int) -> list[tuple[Path, Expansion]]:
+def _siblings(builder: TreeBuilder, chosen: Ranked, number: int) -> list[tuple[Path, Expansion]]:
     """A fresh path beside each chosen node (below it, for the root)."""
     added: dict[Path, int] = {}
     starts: list[tuple[Path, Expansion]] = []
     for path, score in chosen:
         parent = path[:-1]
-        first = growth.next_child(parent)
+        first = builder.next_child(parent)
         child = (*parent, first[-1] + added.get(parent, 0))
         added[parent] = added.get(parent, 0) + 1
         starts.append((child, Expansion(round=number, of=path, score=score)))

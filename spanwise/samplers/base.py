@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from spanwise.errors import SpanwiseError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -22,7 +24,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise ValueError(
+            raise SpanwiseError(
                 f"sampling needs temperature >= 0, 0 < top_p <= 1 and top_k >= 0, got {self}"
             )
 
@@ -50,7 +52,7 @@ class Completion:
     """The sampled turn. The token that stopped it is part of it."""
 
     tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
+    engine_logprobs: tuple[float, ...]
     """Of the tokens under the model at temperature 1."""
 
     sampling_logprobs: tuple[float, ...]
@@ -74,7 +76,7 @@ class Sampler(ABC):
     def update_weights(self, model: Any) -> None:
         """Sample from ``model`` as it is now; nothing cached from before is used."""
 
-    def rest(self) -> None:
+    def pause(self) -> None:
         """Nothing is sampled until the policy has been updated: memory may be given back."""
 
     def close(self) -> None:

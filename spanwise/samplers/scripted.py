@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from spanwise.envs.base import Tokenizer
+from spanwise.errors import SpanwiseError
+from spanwise.models.tokenizer import Tokenizer
 from spanwise.samplers.base import Completion, Request, Sampler
 from spanwise.samplers.stops import decoded
 
@@ -56,7 +57,7 @@ class ScriptedSampler(Sampler):
         tokens = self._tokenizer.encode(text, add_special_tokens=False)
         logprobs = [self._logprob] * len(tokens) if given is None else list(given)
         if len(logprobs) != len(tokens):
-            raise ValueError(
+            raise SpanwiseError(
                 f"the script gave {len(logprobs)} logprobs for the {len(tokens)} tokens of {text!r}"
             )
         length = self._stopped_length(tokens, request.stop)
@@ -66,7 +67,10 @@ class ScriptedSampler(Sampler):
             length, finish = request.max_tokens, "length"
         kept = tuple(logprobs[:length])
         return Completion(
-            tokens=tuple(tokens[:length]), logprobs=kept, sampling_logprobs=kept, finish=finish
+            tokens=tuple(tokens[:length]),
+            engine_logprobs=kept,
+            sampling_logprobs=kept,
+            finish=finish,
         )
 
     def update_weights(self, model: Any) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from spanwise.envs.base import Tokenizer
+from spanwise.errors import SpanwiseError
+from spanwise.models.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
 
@@ -60,7 +61,7 @@ class StopFinder:
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], texts: Sequence[str]) -> None:
         if not all(stop):
-            raise ValueError(f"a stop string must not be empty, got {stop!r}")
+            raise SpanwiseError(f"a stop string must not be empty, got {stop!r}")
         self._tokenizer = tokenizer
         self._stop = stop
         ends = {s[-1] for s in stop}

@@ -10,12 +10,12 @@ from pathlib import Path
 from spanwise.credit import Segments, SpanAdvantage
 from spanwise.display import Display
 from spanwise.models.loading import ModelError
-from spanwise.rollout.base import Site
-from spanwise.runlog import RunError, RunLog
+from spanwise.rollout.context import RolloutContext
+from spanwise.run.folder import RunError, RunFolder
+from spanwise.runtime.distributed import ALONE
 from spanwise.study.correlation import CorrelationStudy, correlation_study
 from spanwise.study.report import correlation_record, correlation_table, write_correlation
 from spanwise.train.config import TrainConfig
-from spanwise.train.ranks import ALONE
 
 PROMPTS_PER_LINE = 20
 """Progress is shown at every so many prompts."""
@@ -64,7 +64,7 @@ def run_correlation(
     assert critic is not None  # a span advantage has one: the configuration says so
     critic.model.restore(path)
     sampler = config.sampler.build(policy, tokenizer)
-    site = Site(
+    context = RolloutContext(
         env=config.env,
         sampler=sampler,
         tokenizer=tokenizer,
@@ -81,7 +81,7 @@ def run_correlation(
             line = f"prompt {done}/{total}, about {seconds_left:.0f} s left"
             console.print(line, highlight=False)
 
-    result = correlation_study(study, config, site, policy, critic.model, progress)
+    result = correlation_study(study, config, context, policy, critic.model, progress)
     sampler.close()
     console.print(correlation_table(result))
     settings = CorrelationStudy(
@@ -95,15 +95,15 @@ def run_correlation(
     console.print(f"results  {folder}/correlation.json, correlation.svg", highlight=False)
 
 
-def _checkpoint(folder: Path) -> tuple[RunLog, Path]:
+def _checkpoint(folder: Path) -> tuple[RunFolder, Path]:
     """The run, and which of its checkpoints is meant."""
     if folder.parent.name == "checkpoints" and not (folder / "checkpoints").is_dir():
-        return RunLog.open(folder.parent.parent), folder
-    log = RunLog.open(folder)
+        return RunFolder.open(folder.parent.parent), folder
+    log = RunFolder.open(folder)
     return log, log.checkpoint_path("final")
 
 
-def _results(log: RunLog, path: Path) -> Path:
+def _results(log: RunFolder, path: Path) -> Path:
     """Where the results of a checkpoint go, each to a place of its own."""
     final = path.name == log.checkpoint_path("final").name
     return log.folder / "study" if final else log.folder / "study" / path.name

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from spanwise.envs.base import Task
-from spanwise.rollout.base import Growth, Rollout, Site
-from spanwise.rollout.seeds import seed_of
+from spanwise.rollout.base import Rollout
+from spanwise.rollout.context import RolloutContext
+from spanwise.rollout.tree_builder import TreeBuilder
+from spanwise.runtime.seeds import seed_of
 from spanwise.samplers.base import Completion, Request, Sampler
 from spanwise.tree import Branch
 
@@ -25,14 +27,20 @@ class Place:
 
 
 async def continuation_rewards(
-    site: Site, rollout: Rollout, task: Task, branch: Branch, place: Place, count: int, seed: int
+    context: RolloutContext,
+    rollout: Rollout,
+    task: Task,
+    branch: Branch,
+    place: Place,
+    count: int,
+    seed: int,
 ) -> list[float]:
     """Rewards of fresh trajectories that share everything before a place.
 
     A stop string that begins before the place and ends after it is not seen by the sampler.
 
     Args:
-      site: Where; its own seed is not used.
+      context: Where; its own seed is not used.
       rollout: For sampling and length limits, as in training.
       task: Whose branch it is.
       branch: The rollout that the trajectories set out from.
@@ -44,24 +52,24 @@ async def continuation_rewards(
       One reward for each trajectory that has one, in order.
     """
     grown = [
-        _continue(site, rollout, task, branch, place, seed_of(seed, task.id, i))
+        _continue(context, rollout, task, branch, place, seed_of(seed, task.id, i))
         for i in range(count)
     ]
     return [reward for reward in await asyncio.gather(*grown) if reward is not None]
 
 
 async def _continue(
-    site: Site, rollout: Rollout, task: Task, branch: Branch, place: Place, seed: int
+    context: RolloutContext, rollout: Rollout, task: Task, branch: Branch, place: Place, seed: int
 ) -> float | None:
     turn = branch.turns[place.turn]
     before = branch.nodes[: place.turn + 1]
-    context = tuple(t for n in before for t in (*n.tokens, *n.observation))
-    forced = _Forced(site.sampler, context, turn.tokens[: place.offset])
+    prefix = tuple(t for n in before for t in (*n.tokens, *n.observation))
+    forced = _Forced(context.sampler, prefix, turn.tokens[: place.offset])
     path = (0,) * (place.turn + 1)
-    growth = Growth(rollout, replace(site, sampler=forced, seed=seed), task, 0)
-    growth.nodes = {(0,) * depth: replace(n, path=(0,) * depth) for depth, n in enumerate(before)}
-    await growth.chain(path)
-    return growth.freeze().leaves()[0].reward
+    builder = TreeBuilder(rollout, replace(context, sampler=forced, seed=seed), task, 0)
+    builder.nodes = {(0,) * depth: replace(n, path=(0,) * depth) for depth, n in enumerate(before)}
+    await builder.chain(path)
+    return builder.freeze().leaves()[0].reward
 
 
 class _Forced(Sampler):
@@ -84,7 +92,7 @@ class _Forced(Sampler):
         blank = (0.0,) * len(self._prefix)
         return Completion(
             tokens=self._prefix + rest.tokens,
-            logprobs=blank + rest.logprobs,
+            engine_logprobs=blank + rest.engine_logprobs,
             sampling_logprobs=blank + rest.sampling_logprobs,
             finish=rest.finish,
         )

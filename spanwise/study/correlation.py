@@ -17,14 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spanwise.advantages import explained_variance
 from spanwise.batch import Batch
 from spanwise.credit import Segments, SpanAdvantage
 from spanwise.envs.base import Split, Task
-from spanwise.models.critic import ValueModel, explained_variance
-from spanwise.rollout.base import Site
+from spanwise.errors import SpanwiseError
+from spanwise.models.critic import ValueModel
 from spanwise.rollout.chains import Chains
-from spanwise.rollout.running import run_rollouts
-from spanwise.rollout.seeds import seed_of
+from spanwise.rollout.context import RolloutContext
+from spanwise.runtime.event_loop import run_rollouts
+from spanwise.runtime.seeds import seed_of
 from spanwise.study.continuations import Place, continuation_rewards
 from spanwise.study.statistics import interval, pearson, resample_weights, spearman
 from spanwise.train.config import TrainConfig
@@ -60,7 +62,7 @@ class CorrelationStudy:
 
     def __post_init__(self) -> None:
         if min(self.num_prompts, self.num_continuations) < 2 or self.num_resamples < 1:
-            raise ValueError(
+            raise SpanwiseError(
                 "the study needs at least 2 prompts, 2 continuations and 1 resample, got "
                 f"{self.num_prompts}, {self.num_continuations} and {self.num_resamples}"
             )
@@ -138,7 +140,7 @@ class Truth:
 def correlation_study(
     study: CorrelationStudy,
     config: TrainConfig,
-    site: Site,
+    context: RolloutContext,
     policy: Any,
     critic: ValueModel,
     progress: Callable[[int, int, float], None] = lambda done, total, seconds_left: None,
@@ -148,7 +150,7 @@ def correlation_study(
     Args:
       study: Its size.
       config: The run's: tasks, sampling and limits.
-      site: Samples from ``policy``.
+      context: Samples from ``policy``.
       policy: Causal language model of transformers.
       critic: Fitted to it.
       progress: Told prompts done, prompts in all and the seconds that are left.
@@ -158,25 +160,25 @@ def correlation_study(
     """
     tasks = config.env.tasks(study.split)[: study.num_prompts]
     if len(tasks) < study.num_prompts:
-        raise ValueError(
+        raise SpanwiseError(
             f"the {study.split} split has {len(tasks)} prompts, not {study.num_prompts}; "
             "take fewer, or another split"
         )
-    site = replace(site, seed=seed_of(study.seed, "rollouts"))
-    trees = run_rollouts(_rollouts(site, config, tasks))
+    context = replace(context, seed=seed_of(study.seed, "rollouts"))
+    trees = run_rollouts(_rollouts(context, config, tasks))
     scored = [i for i, tree in enumerate(trees) if tree.leaves()[0].reward is not None]
     tasks, trees = [tasks[i] for i in scored], [trees[i] for i in scored]
     batch = Batch.from_trees(trees)
-    batch = config.update.checked(policy, batch, critic).scored(policy, batch, critic=critic)
+    batch = config.update.validate(policy, batch, critic).score(policy, batch, critic=critic)
     batch = replace(batch, end_values=None)
-    found = true_advantages(study, config, site, tasks, trees, batch, progress)
+    found = true_advantages(study, config, context, tasks, trees, batch, progress)
 
     assert batch.values is not None
     returns = batch.rewards[:, None].expand_as(batch.values)
     halves = [half[batch.mask] for half in found.halves]
     between = float(pearson(halves[0], halves[1], torch.ones(1, len(halves[0]))))
     return CorrelationResult(
-        agreements=agreements(study, site, batch, found.advantages),
+        agreements=agreements(study, context, batch, found.advantages),
         num_prompts=batch.num_rows,
         num_tokens=batch.num_model_tokens,
         num_spans=found.num_spans,
@@ -188,12 +190,14 @@ def correlation_study(
     )
 
 
-def agreements(study: CorrelationStudy, site: Site, batch: Batch, truth: Tensor) -> list[Agreement]:
+def agreements(
+    study: CorrelationStudy, context: RolloutContext, batch: Batch, truth: Tensor
+) -> list[Agreement]:
     """Every estimator's correlation with the truth, over all model tokens of a batch.
 
     Args:
       study: Estimators and resamples.
-      site: For the tokenizer.
+      context: For the tokenizer.
       batch: One rollout for each prompt, with values and entropies.
       truth: ``[N, T]``.
     """
@@ -203,7 +207,7 @@ def agreements(study: CorrelationStudy, site: Site, batch: Batch, truth: Tensor)
     weights = resample_weights(prompts, study.num_resamples, study.seed)
     wanted = truth[batch.mask]
     estimates = {
-        name: estimator.prepared(site.tokenizer)(batch)[batch.mask]
+        name: estimator.bind(context.tokenizer)(batch)[batch.mask]
         for name, estimator in study.estimators().items()
     }
     reference = pearson(estimates[REFERENCE], wanted, ones)
@@ -228,7 +232,7 @@ def agreements(study: CorrelationStudy, site: Site, batch: Batch, truth: Tensor)
 def true_advantages(
     study: CorrelationStudy,
     config: TrainConfig,
-    site: Site,
+    context: RolloutContext,
     tasks: Sequence[Task],
     trees: Sequence[Tree],
     batch: Batch,
@@ -238,14 +242,14 @@ def true_advantages(
 
     The value after the last span is the rollout's own reward.
     """
-    spans = study.truth.prepared(site.tokenizer)(batch)
-    whole = torch.zeros_like(batch.rollout_logprobs)
+    spans = study.truth.bind(context.tokenizer)(batch)
+    whole = torch.zeros_like(batch.engine_logprobs)
     halves = (whole.clone(), whole.clone())
     started, num_spans, failed = time.monotonic(), 0, 0
     for row, (task, tree) in enumerate(zip(tasks, trees, strict=True)):
         numbers = spans[row][batch.mask[row]]
         values, lost = run_rollouts(
-            _end_values(study, config, site, task, next(tree.branches()), numbers)
+            _end_values(study, config, context, task, next(tree.branches()), numbers)
         )
         for target, of_span in zip((whole, *halves), values.diff(dim=1), strict=True):
             target[row, batch.mask[row]] = of_span[numbers]
@@ -259,7 +263,7 @@ def true_advantages(
 async def _end_values(
     study: CorrelationStudy,
     config: TrainConfig,
-    site: Site,
+    context: RolloutContext,
     task: Task,
     branch: Branch,
     numbers: Tensor,
@@ -277,7 +281,7 @@ async def _end_values(
     rewards = await asyncio.gather(
         *(
             continuation_rewards(
-                site,
+                context,
                 config.rollout,
                 task,
                 branch,
@@ -299,11 +303,13 @@ async def _end_values(
 
 def _mean(rewards: Sequence[float], task: Task) -> float:
     if not rewards:
-        raise ValueError(f"no continuation of task {task.id} could be scored")
+        raise SpanwiseError(f"no continuation of task {task.id} could be scored")
     return sum(rewards) / len(rewards)
 
 
-async def _rollouts(site: Site, config: TrainConfig, tasks: Sequence[Task]) -> list[Tree]:
+async def _rollouts(
+    context: RolloutContext, config: TrainConfig, tasks: Sequence[Task]
+) -> list[Tree]:
     limits = config.rollout
     chain = Chains(
         num_chains=1,
@@ -311,4 +317,4 @@ async def _rollouts(site: Site, config: TrainConfig, tasks: Sequence[Task]) -> l
         max_turn_tokens=limits.max_turn_tokens,
         max_response_tokens=limits.max_response_tokens,
     )
-    return list(await asyncio.gather(*(chain(site, task, step=0) for task in tasks)))
+    return list(await asyncio.gather(*(chain(context, task, step=0) for task in tasks)))

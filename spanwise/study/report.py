@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from spanwise.provenance import provenance
+from spanwise.runtime.provenance import provenance
 from spanwise.study.correlation import Agreement, CorrelationResult, CorrelationStudy
 
 

@@ -46,7 +46,7 @@ def check_advantage(advantage: Callable[[Batch], Tensor]) -> None:
     numbers worked by hand.
 
     Args:
-      advantage: Called with batches that have ``values``, ``end_values``, ``logprobs``,
+      advantage: Called with batches that have ``values``, ``end_values``, ``old_logprobs``,
         ``token_entropies`` and ``reference_logprobs``. It must heed the rewards.
 
     Raises:
@@ -184,10 +184,10 @@ def example_batch(seed: int, *, observation_length: int = 2, reverse_trees: bool
         return Node(
             path=path,
             tokens=tuple(range(1, length + 1)),
-            logprobs=logprobs,
+            engine_logprobs=logprobs,
             sampling_logprobs=logprobs,
             observation=() if leaf else (9,) * observation_length,
-            stop="failure" if failed else "answer" if leaf else "call",
+            stop="failure" if failed else "answer" if leaf else "continue",
             reward=reward,
             failure=Failure(kind="tool_error", message="made to fail") if failed else None,
         )
@@ -223,7 +223,7 @@ def example_batch(seed: int, *, observation_length: int = 2, reverse_trees: bool
         batch,
         values=values,
         end_values=torch.where(rows % 2 == 0, end_values[rows], 0),
-        logprobs=-3 * logprobs,
+        old_logprobs=-3 * logprobs,
         token_entropies=entropies,
         reference_logprobs=-3 * reference,
     )

@@ -109,7 +109,7 @@ async def _check_replies(environment: Environment, task: Task, texts: Sequence[s
     goes_on = [
         (Turn(text=history[0].text, outcome=reply.outcome),)
         for history, reply in zip(histories, replies, strict=True)
-        if reply.stop == "call"
+        if reply.stop == "continue"
     ]
     seconds = [(*first, Turn(text=text)) for first in goes_on for text in texts]
     replies += [await _reply(environment, task, history) for history in seconds]
@@ -158,7 +158,7 @@ async def _solved(
     for _ in range(MAX_TURNS):
         text = solve(task, tuple(turns))
         reply = await _reply(environment, task, (*turns, Turn(text=text)))
-        if reply.stop != "call":
+        if reply.stop != "continue":
             require(reply.reward is not None, f"task {task.id}: solve ended in {reply.failure}")
             return float(reply.reward or 0.0)
         turns.append(Turn(text=text, outcome=reply.outcome))

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from spanwise.envs.base import Environment, Reply, Split, Task, Tokenizer, Turn
-from spanwise.rollout.waits import current_call
+from spanwise.envs.base import Environment, Reply, Split, Task, Turn
+from spanwise.models.tokenizer import Tokenizer
+from spanwise.runtime.waits import current_call
 from spanwise.samplers.base import Completion, Engine, EngineError, Request, Sampler
 from spanwise.tools.base import Tool, ToolCrash, ToolError
 from spanwise.tree import Failure
@@ -232,7 +233,7 @@ class FaultySampler(Sampler):
         blank = (float("nan"),) * len(completion.tokens)
         return Completion(
             tokens=completion.tokens,
-            logprobs=blank,
+            engine_logprobs=blank,
             sampling_logprobs=blank,
             finish=completion.finish,
         )
@@ -241,9 +242,9 @@ class FaultySampler(Sampler):
         """Of the engine inside."""
         self._sampler.update_weights(model)
 
-    def rest(self) -> None:
+    def pause(self) -> None:
         """Of the engine inside."""
-        self._sampler.rest()
+        self._sampler.pause()
 
     def close(self) -> None:
         """Of the engine inside."""

@@ -37,7 +37,7 @@ def check_sampler(
       never ``stop``;
     - the seed alone decides: a request gives the same turn alone, beside others, in another
       order and once more; at temperature 0 the seed decides nothing;
-    - ``logprobs`` are those of temperature 1 however a token was drawn; there, where nothing
+    - ``engine_logprobs`` are those of temperature 1 however a token was drawn; there, where nothing
       is cut off, ``sampling_logprobs`` are the same;
     - over ``num_draws`` seeds tokens are drawn as often as their ``sampling_logprobs`` say (by
       chi-square tests, each of which fails a right one once in 30,000 times), and a token has
@@ -102,7 +102,7 @@ def _check_form(request: Request, completion: Completion) -> None:
         1 <= len(tokens) <= limit,
         f"a turn has 1 to max_tokens = {limit} tokens, got {len(tokens)}",
     )
-    for name in ("logprobs", "sampling_logprobs"):
+    for name in ("engine_logprobs", "sampling_logprobs"):
         given: tuple[float, ...] = getattr(completion, name)
         require(
             len(given) == len(tokens), f"{len(tokens)} tokens have {len(given)} {name}, not as many"
@@ -123,7 +123,7 @@ def _check_form(request: Request, completion: Completion) -> None:
         "without stop strings no turn can finish with stop",
     )
     if request.sampling == AT_1:
-        pairs = zip(completion.logprobs, completion.sampling_logprobs, strict=True)
+        pairs = zip(completion.engine_logprobs, completion.sampling_logprobs, strict=True)
         require(
             all(abs(a - b) <= ROUNDING for a, b in pairs),
             "at temperature 1, with nothing cut off, logprobs and sampling_logprobs must agree",
@@ -159,7 +159,7 @@ async def _check_company(
                 alone.tokens == other.tokens and alone.finish == other.finish,
                 "a turn must not depend on what else is sampled: the seed alone decides",
             )
-            pairs = zip(alone.logprobs, other.logprobs, strict=True)
+            pairs = zip(alone.engine_logprobs, other.engine_logprobs, strict=True)
             require(
                 all(abs(a - b) <= ROUNDING for a, b in pairs),
                 "log-probs must not depend on what else is sampled",
@@ -191,7 +191,7 @@ async def _check_distribution(sampler: Sampler, prompt: tuple[int, ...], num_dra
         f"after token {first} token", ((c.tokens[1], c.sampling_logprobs[1]) for c in seconds)
     )
     for completion in await turns((*prompt, first), 1, AT_1):
-        token, logprob = completion.tokens[0], completion.logprobs[0]
+        token, logprob = completion.tokens[0], completion.engine_logprobs[0]
         known = of_second.get(token, logprob)
         require(
             abs(known - logprob) <= 10 * ROUNDING,  # other kernels: a cache against a prompt
@@ -202,7 +202,7 @@ async def _check_distribution(sampler: Sampler, prompt: tuple[int, ...], num_dra
 
 def _check_colder(turns: Sequence[Completion], at_1: Mapping[int, float]) -> None:
     """Turns of one token, against the log-probs at temperature 1 of those tokens."""
-    draws = [(c.tokens[0], c.logprobs[0], c.sampling_logprobs[0]) for c in turns]
+    draws = [(c.tokens[0], c.engine_logprobs[0], c.sampling_logprobs[0]) for c in turns]
     _checked_frequencies(
         "at temperature 0.7 and top_p 0.9 token", ((token, drawn) for token, _, drawn in draws)
     )

@@ -18,10 +18,10 @@ MAX_RUNNING = 128
 """Threads that make calls at once, in one event loop; other calls wait for one of them to end,
 which does not count towards their deadlines."""
 
-MAX_LEFT_BEHIND = 64
+MAX_ABANDONED = 64
 """With so many threads past their deadlines no call is begun: each keeps its memory.
 
-There are then never more than ``MAX_RUNNING + MAX_LEFT_BEHIND`` threads of tools.
+There are then never more than ``MAX_RUNNING + MAX_ABANDONED`` threads of tools.
 """
 
 LOOK_S = 0.25
@@ -75,7 +75,7 @@ class ToolCrash(ToolError):
 
 
 class Tool(ABC):
-    """One tool: text in, text out. ``call`` runs in a thread of its own.
+    """One tool: text in, text out. ``continue`` runs in a thread of its own.
 
     Subclasses are frozen keyword-only dataclasses; ``deadline_s`` is an option.
     """
@@ -114,7 +114,7 @@ async def run_with_deadline(function: Callable[[], T], deadline_s: float) -> T:
 
     Raises:
       TimeoutError: at the deadline, although the thread may still run.
-      ToolError: at once, if ``MAX_LEFT_BEHIND`` earlier calls still run after theirs.
+      ToolError: at once, if ``MAX_ABANDONED`` earlier calls still run after theirs.
     """
     places, loop = _room.places(), asyncio.get_running_loop()
     _check_left_behind()
@@ -135,10 +135,10 @@ async def run_with_deadline(function: Callable[[], T], deadline_s: float) -> T:
 
 
 def _check_left_behind() -> None:
-    if (hanging := left_behind()) >= MAX_LEFT_BEHIND:
+    if (hanging := abandoned_threads()) >= MAX_ABANDONED:
         raise ToolError(
             f"{hanging} calls hang although their deadlines are over; no other is begun before "
-            f"fewer than {MAX_LEFT_BEHIND} do"
+            f"fewer than {MAX_ABANDONED} do"
         )
 
 
@@ -183,7 +183,7 @@ async def in_thread(function: Callable[[], T], deadline_s: float | None = None) 
         raise
 
 
-def left_behind() -> int:
+def abandoned_threads() -> int:
     """Threads that still run a call which nobody waits for any more."""
     _left.difference_update([thread for thread in _left if not thread.is_alive()])
     return len(_left)

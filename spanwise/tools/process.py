@@ -23,6 +23,7 @@ from functools import cached_property
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, cast
 
+from spanwise.errors import SpanwiseError
 from spanwise.tools.base import Room, Tool, ToolCrash, ToolError, ToolTimeout, in_thread
 
 MAX_BYTES = 16_000_000
@@ -193,11 +194,11 @@ class ProcessTool(Tool):
 
     def __post_init__(self) -> None:
         if self.num_processes < 1:
-            raise ValueError(f"num_processes must be at least 1, got {self.num_processes}")
+            raise SpanwiseError(f"num_processes must be at least 1, got {self.num_processes}")
         try:
             pickle.dumps(self.tool)
         except Exception as error:
-            raise ValueError(
+            raise SpanwiseError(
                 f"{type(self.tool).__name__} cannot be sent to another process ({error}): define "
                 "it in a module that can be imported, with fields that can be pickled"
             ) from error

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import bm25s
 import numpy as np
 
+from spanwise.errors import SpanwiseError
 from spanwise.tools.base import Tool, ToolError
 
 MAX_REPLY_BYTES = 1_000_000
@@ -71,7 +72,7 @@ class DocumentIndex:
         titles = [search_terms(document.title) for document in documents]
         texts = [search_terms(document.text) for document in documents]
         if not any(titles) or not any(texts):
-            raise ValueError(
+            raise SpanwiseError(
                 f"cannot index {len(documents)} documents: no words in their titles or texts"
             )
         self.documents = tuple(documents)
@@ -146,7 +147,7 @@ class RetrieverClient(Tool):
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ValueError(
+            raise SpanwiseError(
                 f"retriever address {self.url!r} must look like http://127.0.0.1:8000/retrieve"
             )
 

@@ -1,7 +1,7 @@
 """The training loop and its settings."""
 
+from spanwise.runtime.signals import Stopped
 from spanwise.train.config import TrainConfig
 from spanwise.train.loop import train
-from spanwise.train.stopping import Stopped
 
 __all__ = ["Stopped", "TrainConfig", "train"]

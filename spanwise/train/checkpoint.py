@@ -30,12 +30,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from spanwise.errors import SpanwiseError
+from spanwise.learn.learner import Learner
 from spanwise.models.critic import CRITIC_FILE
 from spanwise.models.lora import ADAPTER_CONFIG
-from spanwise.models.sharding import part_like, whole
-from spanwise.runlog import RunError, writing
-from spanwise.train.learner import Learner
-from spanwise.train.run import RunState
+from spanwise.models.sharding import shard_like, whole
+from spanwise.run.folder import RunError, writing
+from spanwise.train.state import RunState
 
 SCHEMA = 1
 MANIFEST, STATE = "manifest.json", "state.json"
@@ -59,8 +60,8 @@ def save_weights(folder: Path, learner: Learner, tokenizer: Any) -> None:
       CheckpointError: if the folder cannot be written.
     """
     weights = _Weights.of(learner)
-    if learner.ranks.leads:
-        with written_whole(folder):
+    if learner.ranks.is_main:
+        with atomic_directory(folder):
             weights.save(partial_path(folder), tokenizer)
 
 
@@ -85,9 +86,9 @@ def write_checkpoint(
     moments = {OPTIMIZER: _optimizer_tensors(learner.model, learner.optimizer)}
     if critic is not None:
         moments[CRITIC_OPTIMIZER] = _optimizer_tensors(critic.model, critic.optimizer)
-    if not learner.ranks.leads:
+    if not learner.ranks.is_main:
         return
-    with written_whole(folder):
+    with atomic_directory(folder):
         partial = partial_path(folder)
         weights.save(partial, tokenizer)
         for name, tensors in moments.items():
@@ -95,7 +96,7 @@ def write_checkpoint(
         record = {
             **dataclasses.asdict(state),
             "kl_coefficient": learner.kl.coefficient,
-            "skips_in_a_row": learner.skips.in_a_row,
+            "skips_in_a_row": learner.nonfinite.in_a_row,
         }
         _write(partial / STATE, record)
         files = {path.name: fingerprint(path) for path in sorted(partial.iterdir())}
@@ -120,7 +121,7 @@ def read_checkpoint(folder: Path, learner: Learner, settings: Mapping[str, Any])
         record = dict(json.loads((folder / STATE).read_text(encoding="utf-8")))
         coefficient = float(record.pop("kl_coefficient"))
         kl = dataclasses.replace(learner.kl, coefficient=coefficient)
-        skips = int(record.pop("skips_in_a_row"))
+        nonfinite = int(record.pop("skips_in_a_row"))
         state = RunState(**record)
         state.check()
         learner.load_policy(lambda policy: _load_policy(policy, folder))
@@ -131,7 +132,7 @@ def read_checkpoint(folder: Path, learner: Learner, settings: Mapping[str, Any])
     except UNFIT as error:
         raise CheckpointError(f"{folder} does not fit this run: {error}") from error
     learner.kl = kl
-    learner.skips.in_a_row = skips
+    learner.nonfinite.in_a_row = nonfinite
     return state
 
 
@@ -225,7 +226,7 @@ def remove_old(parent: Path, keep: int) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def set_aside(parent: Path, used: Path) -> None:
+def quarantine(parent: Path, used: Path) -> None:
     """Rename the checkpoints newer than the one in use, which were found to be of no use.
 
     Else they would count among the newest, and good ones be removed in their place.
@@ -250,7 +251,7 @@ def partial_path(folder: Path) -> Path:
 
 
 @contextmanager
-def written_whole(folder: Path) -> Generator[None]:
+def atomic_directory(folder: Path) -> Generator[None]:
     """While this lasts, ``partial_path(folder)`` is filled; then it takes the folder's place.
 
     Raises:
@@ -284,7 +285,7 @@ class _Weights:
     def of(cls, learner: Learner) -> _Weights:
         """Every rank has to ask."""
         critic = None if learner.critic is None else learner.critic.model.weights()
-        return cls(policy=learner.whole_policy(), critic=critic)
+        return cls(policy=learner.full_policy(), critic=critic)
 
     def save(self, folder: Path, tokenizer: Any) -> None:
         self.policy.save_pretrained(folder)
@@ -305,7 +306,7 @@ def _load_policy(model: Any, folder: Path) -> None:
         weights = {name.removeprefix("base_model.model."): saved[name] for name in saved}
         own: dict[str, Tensor] = get_peft_model_state_dict(model)
         if wrong := sorted(weights.keys() ^ own.keys()):
-            raise ValueError(f"its weights are others: {', '.join(wrong[:3])}")
+            raise SpanwiseError(f"its weights are others: {', '.join(wrong[:3])}")
         set_peft_model_state_dict(model, weights)
         return
     read, found = type(model).from_pretrained(
@@ -316,7 +317,7 @@ def _load_policy(model: Any, folder: Path) -> None:
         output_loading_info=True,
     )
     if wrong := sorted(str(name) for names in found.values() for name in names):
-        raise ValueError(f"its weights are others: {', '.join(wrong[:3])}")
+        raise SpanwiseError(f"its weights are others: {', '.join(wrong[:3])}")
     model.load_state_dict(read.state_dict())
 
 
@@ -339,8 +340,8 @@ def _load_optimizer(file: Path, model: Any, optimizer: torch.optim.Optimizer) ->
         name, _, key = label.rpartition("/")
         number = numbers[name]
         if tensor.dim() and tensor.shape != parameters[number].shape:
-            raise ValueError(f"{label} has the shape {tuple(tensor.shape)}")
-        part = part_like(tensor, parameters[number]) if tensor.dim() else tensor
+            raise SpanwiseError(f"{label} has the shape {tuple(tensor.shape)}")
+        part = shard_like(tensor, parameters[number]) if tensor.dim() else tensor
         states.setdefault(number, {})[key] = part
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": states, "param_groups": groups})

@@ -10,19 +10,20 @@ from typing import Any, Literal
 
 from spanwise.credit import Advantage
 from spanwise.envs.base import Environment
+from spanwise.errors import SpanwiseError
+from spanwise.learn.critic import Critic, NoCritic
+from spanwise.learn.importance_correction import ImportanceCorrection
+from spanwise.learn.objective import Objective
+from spanwise.learn.reward_shaping import KLPenalty, Overlong
+from spanwise.learn.update import Update
 from spanwise.models.loading import Model
 from spanwise.rollout.base import Rollout
 from spanwise.rollout.failures import FailurePolicy
-from spanwise.rollout.watchdog import Watchdog
+from spanwise.run.trackers import TrackerName
+from spanwise.runtime.distributed import Processes
+from spanwise.runtime.watchdog import Watchdog
 from spanwise.samplers.base import Engine
-from spanwise.trackers import TrackerName
-from spanwise.train.critic import Critic, NoCritic
 from spanwise.train.evaluate import Evaluation
-from spanwise.train.mismatch import Mismatch
-from spanwise.train.objective import Objective
-from spanwise.train.ranks import Processes
-from spanwise.train.shaping import KLPenalty, Overlong
-from spanwise.train.update import Update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         if self.every < 0 or self.keep < 1:
-            raise ValueError(
+            raise SpanwiseError(
                 f"checkpoints need every >= 0 and keep >= 1, got {self.every} and {self.keep}"
             )
 
@@ -70,7 +71,7 @@ class TrainConfig:
     kl: KLPenalty = KLPenalty()
     """What it costs to move away from the starting model."""
 
-    mismatch: Mismatch = Mismatch()
+    importance: ImportanceCorrection = ImportanceCorrection()
     """What is done where the engine's log-probs are not the trainer's."""
 
     objective: Objective = Objective()
@@ -97,11 +98,11 @@ class TrainConfig:
     prompts_per_step: int = 64
     """Trees of each batch."""
 
-    refill_rounds: int = 0
+    dynamic_sampling_rounds: int = 0
     """Leave out prompts whose branches all score alike and sample others in their place,
     up to so many times a step; 0 trains on all that was sampled."""
 
-    steps_off: Literal[0, 1] = 0
+    max_off_policy_steps: Literal[0, 1] = 0
     """1: sample the next step while this one is trained on, from the weights before its
     update. Needs a correction of the mismatch."""
 
@@ -122,51 +123,55 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.prompts_per_step < 1:
-            raise ValueError(
+            raise SpanwiseError(
                 f"steps and prompts_per_step must be at least 1, got {self.steps} and "
                 f"{self.prompts_per_step}"
             )
         if self.rollout.sampling.temperature == 0:
-            raise ValueError(
+            raise SpanwiseError(
                 "rollout.sampling.temperature is 0: all branches would be the same, and none better"
             )
         if self.keep_trees_every < 0:
-            raise ValueError(f"keep_trees_every must be at least 0, got {self.keep_trees_every}")
-        if self.steps_off and not self.mismatch.corrects:
-            raise ValueError(
-                "steps_off=1 trains on what older weights sampled; have that corrected with "
-                "mismatch.truncate, such as 2, or mismatch.mask"
+            raise SpanwiseError(f"keep_trees_every must be at least 0, got {self.keep_trees_every}")
+        if self.max_off_policy_steps and not self.importance.corrects:
+            raise SpanwiseError(
+                "max_off_policy_steps=1 trains on what older weights sampled; have that corrected "
+                "with importance.tis_cap, such as 2, or importance.rejection_bound"
             )
-        if self.refill_rounds < 0:
-            raise ValueError(f"refill_rounds must be at least 0, got {self.refill_rounds}")
+        if self.dynamic_sampling_rounds < 0:
+            raise SpanwiseError(
+                f"dynamic_sampling_rounds must be at least 0, got {self.dynamic_sampling_rounds}"
+            )
         has_critic, credit = not isinstance(self.critic, NoCritic), type(self.advantage).__name__
         if self.advantage.needs_values and not has_critic:
-            raise ValueError(f"{credit} needs values: give the recipe a critic, ValueHead()")
+            raise SpanwiseError(f"{credit} needs values: give the recipe a critic, ValueHead()")
         if has_critic and not self.advantage.needs_values:
-            raise ValueError(f"{credit} reads no values: leave out the critic")
+            raise SpanwiseError(f"{credit} reads no values: leave out the critic")
         limit, penalty = self.rollout.max_response_tokens, self.overlong.penalty_tokens
         if penalty > limit:
-            raise ValueError(
+            raise SpanwiseError(
                 f"overlong.penalty_tokens, the last so many before the limit, is {penalty}, and "
                 f"rollout.max_response_tokens is {limit}"
             )
-        if self.overlong.truncated == "bootstrap" and not has_critic:
-            raise ValueError('overlong.truncated="bootstrap" needs a critic to bootstrap from')
+        if self.overlong.on_truncation == "bootstrap" and not has_critic:
+            raise SpanwiseError(
+                'overlong.on_truncation="bootstrap" needs a critic to bootstrap from'
+            )
 
 
-def resolved(config: Any) -> Any:
+def to_json(config: Any) -> Any:
     """A configuration as plain JSON values, each component with its class name.
 
     Example:
-      >>> resolved(Objective(ratio_span="whole"))["ratio_span"]
+      >>> to_json(Objective(ratio_span="whole"))["ratio_span"]
       'whole'
     """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        values = {f.name: resolved(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        values = {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
         return {"class": type(config).__name__, **values}
     if isinstance(config, dict):
-        return {str(k): resolved(v) for k, v in config.items()}
+        return {str(k): to_json(v) for k, v in config.items()}
     if isinstance(config, list | tuple):
-        return [resolved(v) for v in config]
+        return [to_json(v) for v in config]
     infinite = isinstance(config, float) and not math.isfinite(config)  # JSON has no such number
     return str(config) if infinite or isinstance(config, Path) else config

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from spanwise.envs.base import Environment, Split, Task
-from spanwise.rollout.base import Rollout, Site
+from spanwise.errors import SpanwiseError
+from spanwise.rollout.base import Rollout
 from spanwise.rollout.chains import Chains
-from spanwise.rollout.running import run_rollouts
+from spanwise.rollout.context import RolloutContext
+from spanwise.runtime.distributed import ALONE, Ranks
+from spanwise.runtime.event_loop import run_rollouts
 from spanwise.samplers.base import Sampling
-from spanwise.train.ranks import ALONE, Ranks
 from spanwise.tree import Node
 
 
@@ -35,7 +37,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if self.num_tasks < 1 or self.every < 0:
-            raise ValueError(
+            raise SpanwiseError(
                 "evaluation needs num_tasks >= 1 and every >= 0, got "
                 f"{self.num_tasks} and {self.every}"
             )
@@ -48,7 +50,7 @@ class Evaluation:
         """
         tasks = env.tasks(self.split)[: self.num_tasks]
         if not tasks:
-            raise ValueError(f"the environment has no {self.split} questions to be measured on")
+            raise SpanwiseError(f"the environment has no {self.split} questions to be measured on")
         return tasks
 
 
@@ -96,22 +98,24 @@ class Measured:
         }
 
 
-def measure(site: Site, rollout: Rollout, evaluation: Evaluation, ranks: Ranks = ALONE) -> Measured:
+def measure(
+    context: RolloutContext, rollout: Rollout, evaluation: Evaluation, ranks: Ranks = ALONE
+) -> Measured:
     """Answer the held-out tasks twice, sampled and greedily.
 
     Args:
-      site: Where; its seed decides the draws, the same before and after training.
+      context: Where; its seed decides the draws, the same before and after training.
       rollout: For its length limits.
       evaluation: Which tasks, and how they are sampled.
       ranks: Among which the tasks are shared out; each gets the whole result.
 
     Raises:
-      RunStopped: if too much fails, by ``site.failures``.
+      RunStopped: if too much fails, by ``context.failures``.
     """
-    tasks = evaluation.tasks(site.env)
-    sampled = run_rollouts(_answer(site, rollout, tasks, evaluation.sampling, ranks))
+    tasks = evaluation.tasks(context.env)
+    sampled = run_rollouts(_answer(context, rollout, tasks, evaluation.sampling, ranks))
     certain = replace(evaluation.sampling, temperature=0)
-    greedy = run_rollouts(_answer(site, rollout, tasks, certain, ranks))
+    greedy = run_rollouts(_answer(context, rollout, tasks, certain, ranks))
     return Measured(
         sampled=_scores(tasks, sampled, evaluation.group_by),
         greedy=_scores(tasks, greedy, evaluation.group_by),
@@ -127,7 +131,11 @@ class _Answers:
 
 
 async def _answer(
-    site: Site, rollout: Rollout, tasks: Sequence[Task], sampling: Sampling, ranks: Ranks
+    context: RolloutContext,
+    rollout: Rollout,
+    tasks: Sequence[Task],
+    sampling: Sampling,
+    ranks: Ranks,
 ) -> _Answers:
     chain = Chains(
         num_chains=1,
@@ -135,8 +143,8 @@ async def _answer(
         max_turn_tokens=rollout.max_turn_tokens,
         max_response_tokens=rollout.max_response_tokens,
     )
-    trees = await ranks.spread(lambda task: chain(site, task, step=0), tasks)
-    site.failures.check(trees)
+    trees = await ranks.map(lambda task: chain(context, task, step=0), tasks)
+    context.failures.check(trees)
     tokens = sum(len(node.tokens) for tree in trees for node in tree.nodes)
     return _Answers(leaves=[tree.leaves()[0] for tree in trees], tokens=tokens)
 

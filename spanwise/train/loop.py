@@ -11,29 +11,31 @@ from pathlib import Path
 from typing import Any
 
 from spanwise.display import Display
-from spanwise.rollout.base import Site
+from spanwise.errors import SpanwiseError
+from spanwise.learn.critic import still_rising
+from spanwise.learn.learner import Learner
+from spanwise.learn.nonfinite import NonfiniteError
+from spanwise.rollout.context import RolloutContext
 from spanwise.rollout.failures import RunStopped
-from spanwise.rollout.running import run_rollouts
-from spanwise.rollout.seeds import seed_of
-from spanwise.rollout.waits import Work, waiting
-from spanwise.runlog import RunError, RunLog
+from spanwise.rollout.journal import StepJournal
+from spanwise.run.folder import RunError, RunFolder
+from spanwise.run.lock import locked
+from spanwise.run.trackers import check_trackers, open_trackers
+from spanwise.runtime.event_loop import run_rollouts
+from spanwise.runtime.seeds import seed_of
+from spanwise.runtime.signals import Stopped, StopSignals
+from spanwise.runtime.waits import Work, waiting
 from spanwise.samplers.base import EngineError
-from spanwise.trackers import check_trackers, open_trackers
 from spanwise.train.checkpoint import save_weights
-from spanwise.train.config import TrainConfig, resolved
-from spanwise.train.critic import still_rising
+from spanwise.train.config import TrainConfig, to_json
 from spanwise.train.evaluate import measure
-from spanwise.train.journal import StepJournal
-from spanwise.train.learner import Learner
-from spanwise.train.lock import locked
-from spanwise.train.memory import check_memory
+from spanwise.train.memory_check import check_memory
 from spanwise.train.metrics import failure_summary, packing_summary, tree_metrics
-from spanwise.train.not_finite import NotFiniteError, save_for_study
-from spanwise.train.records import records, token_arrays
-from spanwise.train.resume import go_back, is_saved, save_state, unfinished
-from spanwise.train.run import Clock, Run, RunState
-from spanwise.train.sampling import Sampled, draw_tasks, rollouts, sample_step
-from spanwise.train.stopping import Stopped, StopSignals
+from spanwise.train.nonfinite_batch import save_for_study
+from spanwise.train.resume import is_saved, open_for_resume, restore, save_state
+from spanwise.train.state import Clock, Run, RunState
+from spanwise.train.task_sampling import Sampled, draw_tasks, rollouts, sample_step
+from spanwise.train.tree_records import records, token_arrays
 
 LAST_STEPS = 5
 """The explained variance of a run is the mean over so many of its last steps."""
@@ -47,7 +49,7 @@ def train(
     display: Display,
     arguments: Sequence[str] = (),
     resume: bool = False,
-) -> RunLog:
+) -> RunFolder:
     """Train, measure before and after, and leave a run folder.
 
     Args:
@@ -76,8 +78,8 @@ def train(
         with StopSignals(run.ranks) as signals, config.watchdog.watching(run.tell):
             try:
                 if resume:
-                    go_back(run, display)
-                trained_to_the_end(run, display, signals)
+                    restore(run, display)
+                run_training(run, display, signals)
             except asyncio.CancelledError:
                 signals.check()
                 raise
@@ -85,8 +87,8 @@ def train(
         if run.state.settled and run.state.before is not None and not is_saved(run):
             save_state(run)
         raise
-    except NotFiniteError as error:
-        raise ended_by(error, run) from error
+    except NonfiniteError as error:
+        raise nonfinite_error(error, run) from error
     except (RunStopped, EngineError) as error:  # too much failed, or no weights were taken
         raise RunStopped(
             f"{error}. Once that is mended, go on: spanwise train --resume {folder}"
@@ -102,8 +104,10 @@ def start(
     """A run with all its parts; what can be refused is refused before the model is read."""
     config.sampler.check()
     ranks = config.processes.join(config.model.device)
-    if config.steps_off and ranks.size > 1:
-        raise ValueError(f"steps_off=1 is for one process, and there are {ranks.size}")
+    if config.max_off_policy_steps and ranks.size > 1:
+        raise SpanwiseError(
+            f"max_off_policy_steps=1 is for one process, and there are {ranks.size}"
+        )
     pool = config.env.tasks("train")  # before the tokenizer, which may have to be downloaded
     draw_tasks(pool, config.prompts_per_step, config.seed, 1)  # refuses too small a pool
     config.evaluation.tasks(config.env)  # refuses a split without questions
@@ -111,22 +115,22 @@ def start(
     config.env.check(tokenizer)
     config.critic.check(config.model, tokenizer)
     check_memory(config, ranks)
-    advantage = config.advantage.prepared(tokenizer)
-    settings = resolved(config)
+    advantage = config.advantage.bind(tokenizer)
+    settings = to_json(config)
     check_trackers(config.trackers)
-    log = unfinished(folder, settings) if resume else RunLog(folder)
+    log = open_for_resume(folder, settings) if resume else RunFolder(folder)
     with contextlib.ExitStack() as undone:  # if anything below fails
         lock, trackers = None, []
-        if ranks.leads:
+        if ranks.is_main:
             lock = undone.enter_context(locked(folder))
             if not resume:
                 record = {"recipe": recipe, "arguments": list(arguments), "config": settings}
-                log = RunLog.create(folder, record)
+                log = RunFolder.create(folder, record)
                 undone.callback(log.discard)
         learner = Learner(config, config.model.load(), advantage, ranks)
-        sampler = config.sampler.build(learner.whole_policy(), tokenizer)
+        sampler = config.sampler.build(learner.full_policy(), tokenizer)
         undone.callback(sampler.close)
-        if ranks.leads:
+        if ranks.is_main:
             trackers = open_trackers(config.trackers, folder, settings)
         undone.pop_all()
     return Run(
@@ -137,7 +141,7 @@ def start(
         trackers=trackers,
         tokenizer=tokenizer,
         settings=settings,
-        site=Site(
+        context=RolloutContext(
             env=config.env,
             sampler=sampler,
             tokenizer=tokenizer,
@@ -152,38 +156,40 @@ def start(
     )
 
 
-def trained_to_the_end(run: Run, display: Display, signals: StopSignals) -> None:
+def run_training(run: Run, display: Display, signals: StopSignals) -> None:
     """Take a run from where it is to its end; a signal stops it between two steps."""
     config, state = run.config, run.state
     if state.before is None:
         with display.waiting("measuring the model before training"):
-            state.before = measure(run.site, config.rollout, config.evaluation, run.ranks).summary()
+            state.before = measure(
+                run.context, config.rollout, config.evaluation, run.ranks
+            ).summary()
     if not state.critic_fitted:
         pretrain_critic(run, display, signals)
     with display.steps(config.steps, done=state.step) as progress:
         for step in range(state.step + 1, config.steps + 1):
             signals.check()
             metrics = train_step(run, step, signals)
-            state.step, state.held_out = step, metrics.get("held_out/exact_match")
+            state.step, state.held_out = step, metrics.get("eval/exact_match")
             run.write(metrics)
             state.settled = True
             if is_due(step, config.checkpoints.every, config.steps):
                 save_state(run)
-                run.journal.clear(but=step + 1 if config.steps_off else None)
+                run.journal.clear(but=step + 1 if config.max_off_policy_steps else None)
             progress.step(metrics)
     signals.check()
     with display.waiting("measuring the model after training"):
-        after = measure(run.site, config.rollout, config.evaluation, run.ranks).summary()
+        after = measure(run.context, config.rollout, config.evaluation, run.ranks).summary()
     with waiting(Work(name="saving of the finished model", step=state.step)):
         save_weights(run.log.checkpoint_path("final"), run.learner, run.tokenizer)
-    if run.ranks.leads:
+    if run.ranks.is_main:
         run.log.write_summary(summary(run, after))
 
 
-def ended_by(error: NotFiniteError, run: Run) -> RunError:
+def nonfinite_error(error: NonfiniteError, run: Run) -> RunError:
     """What to tell of a run that is not finite; its last minibatch is written down."""
     step, where = run.state.step + 1, ""
-    if run.ranks.leads:
+    if run.ranks.is_main:
         where = f"; the last minibatch is in {save_for_study(error.rows, run.log.folder, step)}"
     return RunError(
         f"{error} in step {step}{where}. A lower learning rate or a smaller clip range may help"
@@ -196,20 +202,20 @@ def train_step(run: Run, step: int, signals: StopSignals) -> dict[str, Any]:
     A batch without a reward trains nothing, and ``no_signal`` counts it.
     """
     config, learner, clock = run.config, run.learner, Clock()
-    sampled = run.ahead.take() or sampled_trees(run, step)
+    sampled = run.prefetcher.take() or sampled_trees(run, step)
     signals.check()  # before anything that a stop cut short is trained on
-    if config.steps_off and step < config.steps:
-        run.ahead.begin(lambda: sampled_trees(run, step + 1))
+    if config.max_off_policy_steps and step < config.steps:
+        run.prefetcher.begin(lambda: sampled_trees(run, step + 1))
     else:
-        run.site.sampler.rest()
+        run.context.sampler.pause()
     clock.lap("rollout")
 
     with waiting(Work(name="scoring", step=step)):
         batch = learner.batch(sampled.trees)
     metrics = {"step": step, **tree_metrics(sampled.all_trees, batch)}
-    if config.steps_off:
-        metrics["staleness"] = min(step - 1, config.steps_off)
-    if config.refill_rounds:
+    if config.max_off_policy_steps:
+        metrics["staleness"] = min(step - 1, config.max_off_policy_steps)
+    if config.dynamic_sampling_rounds:
         metrics["dropped_prompts"] = len(sampled.all_trees) - len(sampled.trees)
     clock.lap("scoring")
     if batch is None:
@@ -220,22 +226,22 @@ def train_step(run: Run, step: int, signals: StopSignals) -> dict[str, Any]:
         run.state.settled = False
         with waiting(Work(name="update", step=step)):
             metrics |= learner.update(batch, advantages, seed=seed_of(config.seed, step, "update"))
-            run.ahead.settle()
-            run.site.sampler.update_weights(learner.whole_policy())
+            run.prefetcher.settle()
+            run.context.sampler.update_weights(learner.full_policy())
         clock.lap("update")
         if is_due(step, config.keep_trees_every, config.steps):
             values = learner.advantage.node_values(batch)
             arrays = token_arrays(learner, batch, advantages)
-            if run.ranks.leads:
+            if run.ranks.is_main:
                 kept = records(sampled.trees, sampled.tasks, batch, arrays, values)
                 run.log.write_trees(step, kept)
             clock.lap("record")
-    run.ahead.settle()
+    run.prefetcher.settle()
 
     if is_due(step, config.evaluation.every, config.steps + 1):
-        held_out = measure(run.site, config.rollout, config.evaluation, run.ranks).summary()
-        metrics["held_out/exact_match"] = held_out["exact_match"]
-        metrics["held_out/greedy"] = held_out["greedy"]
+        held_out = measure(run.context, config.rollout, config.evaluation, run.ranks).summary()
+        metrics["eval/exact_match"] = held_out["exact_match"]
+        metrics["eval/greedy"] = held_out["greedy"]
         clock.lap("evaluation")
     run.count(metrics, clock.total(), epochs=config.update.epochs)
     return {**metrics, "total_sampled_tokens": run.state.sampled_tokens, **clock.seconds()}
@@ -243,7 +249,7 @@ def train_step(run: Run, step: int, signals: StopSignals) -> dict[str, Any]:
 
 def sampled_trees(run: Run, step: int) -> Sampled:
     """The trees of a step from the weights that the sampler has now."""
-    return run_rollouts(sample_step(run.training_site(), run.config, run.pool, step, run.ranks))
+    return run_rollouts(sample_step(run.training_context(), run.config, run.pool, step, run.ranks))
 
 
 def pretrain_critic(run: Run, display: Display, signals: StopSignals) -> None:
@@ -278,9 +284,9 @@ def critic_step(run: Run, number: int, signals: StopSignals) -> dict[str, Any]:
     config, learner, clock = run.config, run.learner, Clock()
     step = 1 - number  # draws of their own: training steps count from 1
     tasks = draw_tasks(run.pool, config.prompts_per_step, config.seed, step)
-    trees = run_rollouts(rollouts(run.training_site(), config, tasks, step, run.ranks))
+    trees = run_rollouts(rollouts(run.training_context(), config, tasks, step, run.ranks))
     signals.check()
-    run.site.sampler.rest()
+    run.context.sampler.pause()
     clock.lap("rollout")
     with waiting(Work(name="scoring", step=step)):
         batch = learner.batch(trees)

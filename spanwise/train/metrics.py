@@ -8,7 +8,7 @@ from typing import Any
 
 from spanwise.batch import Batch
 from spanwise.rollout.failures import failures_in
-from spanwise.tools.base import left_behind
+from spanwise.tools.base import abandoned_threads
 from spanwise.tree import Branch, Tree
 
 
@@ -16,14 +16,14 @@ def tree_metrics(trees: Sequence[Tree], batch: Batch | None) -> dict[str, Any]:
     """Figures of one step's rollouts.
 
     ``reward`` and ``exact_match`` are means over all scored branches. Tree search visits
-    undecided places more often than the policy would, so ``chain/reward`` and
-    ``chain/exact_match`` give the means over the branches that no expansion touched:
+    undecided places more often than the policy would, so ``unforked/reward`` and
+    ``unforked/exact_match`` give the means over the branches that no expansion touched:
     these estimate the policy itself.
 
     ``failures`` and ``failures/KIND`` count what went wrong outside the model, whatever
-    became of it; ``left_behind`` the threads that hang past their deadlines at this moment.
+    became of it; ``abandoned_threads`` the threads that hang past their deadlines at this moment.
 
-    ``unique_to_total`` is the share of all branches' tokens that is left if each shared one
+    ``unique_token_fraction`` is the share of all branches' tokens that is left if each shared one
     counts once; ``row_tokens`` counts the rows to train on, prompts included.
 
     Args:
@@ -40,9 +40,9 @@ def tree_metrics(trees: Sequence[Tree], batch: Batch | None) -> dict[str, Any]:
     return {
         "reward": _mean([b.leaf.reward or 0.0 for b in scored]),
         "exact_match": _mean([_exact_match(b) for b in scored]),
-        "chain/reward": _mean([b.leaf.reward or 0.0 for b in chains]),
-        "chain/exact_match": _mean([_exact_match(b) for b in chains]),
-        "tool_calls": _mean([sum(n.stop == "call" for n in b.turns) for b in scored]),
+        "unforked/reward": _mean([b.leaf.reward or 0.0 for b in chains]),
+        "unforked/exact_match": _mean([_exact_match(b) for b in chains]),
+        "tool_calls": _mean([sum(n.stop == "continue" for n in b.turns) for b in scored]),
         "turn_entropy": _mean([n.entropy for n in turns]),
         "turn_tokens": sampled / max(len(turns), 1),
         "branches": len(branches),
@@ -53,7 +53,7 @@ def tree_metrics(trees: Sequence[Tree], batch: Batch | None) -> dict[str, Any]:
         "trained_tokens": 0 if batch is None else int(batch.loss_mask.sum()),
         "row_tokens": 0 if batch is None else int(batch.lengths[batch.trained].sum()),
         "unique_tokens": unique,
-        "unique_to_total": unique / total,
+        "unique_token_fraction": unique / total,
     }
 
 
@@ -71,7 +71,7 @@ def _failures(trees: Sequence[Tree]) -> dict[str, int]:
     return {
         "failures": len(found),
         "retries": sum(failure.then == "retried" for failure in found),
-        "left_behind": left_behind(),
+        "abandoned_threads": abandoned_threads(),
         **{f"failures/{kind}": count for kind, count in sorted(kinds.items())},
     }
 

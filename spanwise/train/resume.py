@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any, cast
 
 from spanwise.display import Display
-from spanwise.rollout.waits import Work, waiting
-from spanwise.runlog import RunError, RunLog
+from spanwise.run.folder import RunError, RunFolder
+from spanwise.runtime.waits import Work, waiting
 from spanwise.train.checkpoint import (
     newest_usable,
+    quarantine,
     remove_old,
     remove_partial,
-    set_aside,
     write_checkpoint,
 )
-from spanwise.train.run import Run
+from spanwise.train.state import Run
 
 
 def save_state(run: Run) -> None:
@@ -30,7 +30,7 @@ def save_state(run: Run) -> None:
     folder = state_path(run)
     with waiting(Work(name="checkpoint", step=run.state.step)):
         write_checkpoint(folder, run.learner, run.tokenizer, run.state, run.settings)
-    if run.ranks.leads:
+    if run.ranks.is_main:
         remove_old(folder.parent, run.config.checkpoints.keep)
 
 
@@ -47,7 +47,7 @@ def state_path(run: Run) -> Path:
     return run.log.checkpoint_path(name)
 
 
-def go_back(run: Run, display: Display) -> None:
+def restore(run: Run, display: Display) -> None:
     """Bring a new run of the same settings to the newest checkpoint of its folder.
 
     Without one it begins anew, but for the turns in the journal. Every rank reads the
@@ -62,7 +62,7 @@ def go_back(run: Run, display: Display) -> None:
         display.console.print(text, highlight=False)
 
     parent = run.log.checkpoint_path("final").parent
-    if run.ranks.leads:
+    if run.ranks.is_main:
         remove_partial(parent)
     state = newest_usable(parent, run.learner, run.settings, tell)
     if state is None:
@@ -70,19 +70,19 @@ def go_back(run: Run, display: Display) -> None:
     else:
         vars(run.state).update(vars(state))
         tell(f"going on after step {state.step}")
-        run.site.sampler.update_weights(run.learner.whole_policy())
-    if run.ranks.leads:
-        set_aside(parent, state_path(run))
-        run.log.go_back(run.state.step, run.state.metrics_bytes)
+        run.context.sampler.update_weights(run.learner.full_policy())
+    if run.ranks.is_main:
+        quarantine(parent, state_path(run))
+        run.log.restore(run.state.step, run.state.metrics_bytes)
 
 
-def unfinished(folder: Path, settings: dict[str, Any]) -> RunLog:
+def open_for_resume(folder: Path, settings: dict[str, Any]) -> RunFolder:
     """The log of a run that can be gone on with.
 
     Raises:
       RunError: if there is none, it is finished, or its settings are others now.
     """
-    log = RunLog.open(folder)
+    log = RunFolder.open(folder)
     if log.summary_path.exists():
         raise RunError(f"{folder} is finished; there is nothing to resume")
     recorded = log.read_config().get("config")

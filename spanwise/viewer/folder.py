@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spanwise.runlog import SCHEMA, RunError, RunLog
+from spanwise.run.folder import SCHEMA, RunError, RunFolder
 from spanwise.viewer.records import DamagedLine, overview, parsed_line, readable_record
 from spanwise.viewer.vocabulary import add_pieces, read_vocabulary
 
@@ -26,7 +26,7 @@ STEPS_KEPT = 64
 """Steps whose lines are remembered."""
 
 QUIET_S = 120.0
-"""An unfinished run that has written nothing for so long is no longer called live."""
+"""An open_for_resume run that has written nothing for so long is no longer called live."""
 
 _STEP_FILE = re.compile(r"step_(\d{1,9})\.jsonl")
 
@@ -45,7 +45,7 @@ class StepIndex:
     """The overview of each; None for a line that cannot be read."""
 
 
-class RunFolder:
+class ViewedRun:
     """Reads one run folder.
 
     Args:
@@ -57,7 +57,7 @@ class RunFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
-        self.log = RunLog(self.folder)
+        self.log = RunFolder(self.folder)
         if not self.folder.is_dir():
             raise RunError(f"there is no run folder {folder}")
         if not any((self.folder / n).exists() for n in ("config.json", "metrics.jsonl", "trees")):
@@ -228,7 +228,7 @@ def _read_index(path: Path, stamp: tuple[int, int]) -> StepIndex:
     return StepIndex(stamp=stamp, places=places, trees=trees)
 
 
-def named(folders: list[RunFolder]) -> list[str]:
+def named(folders: list[ViewedRun]) -> list[str]:
     """A name for each: of the folder, with as many parents as tell them apart.
 
     Raises:

@@ -12,8 +12,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from spanwise.errors import SpanwiseError
+
 PER_TOKEN = (
-    "logprobs",
+    "engine_logprobs",
     "sampling_logprobs",
     "values",
     "advantages",
@@ -24,10 +26,10 @@ PER_TOKEN = (
 )
 """Arrays of a node that stand beside its ``tokens``; the page shows those that are there."""
 
-STOPS = ("prompt", "call", "answer", "malformed", "length", "budget", "failure")
+STOPS = ("prompt", "continue", "answer", "malformed", "length", "budget", "failure")
 
 
-class DamagedLine(ValueError):
+class DamagedLine(SpanwiseError):
     """A line is no record of a tree."""
 
 
@@ -81,7 +83,7 @@ def readable_record(record: Mapping[str, Any]) -> dict[str, Any]:
 def overview(record: Mapping[str, Any]) -> dict[str, Any]:
     """What a list of trees says of one: question, turns and the outcome of each leaf."""
     nodes = record["nodes"]
-    leaves = [node for node in nodes if node["stop"] not in ("prompt", "call")]
+    leaves = [node for node in nodes if node["stop"] not in ("prompt", "continue")]
     advantages = [n["advantage"] for n in nodes if n["advantage"] is not None]
     return {
         "question": record["task"]["question"],

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from spanwise.runlog import RunError
-from spanwise.viewer.folder import RunFolder, named
+from spanwise.run.folder import RunError
+from spanwise.viewer.folder import ViewedRun, named
 
 PORT = 8077
 """Where the page is looked for first."""
@@ -80,11 +80,11 @@ class Viewer:
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
-        self.runs = [RunFolder(folder) for folder in folders]
+        self.runs = [ViewedRun(folder) for folder in folders]
         self.names = named(self.runs)
 
     def states(self) -> list[dict[str, Any]]:
-        """The state of each run (see ``RunFolder.state``) under its name."""
+        """The state of each run (see ``ViewedRun.state``) under its name."""
         return [
             {**run.state(), "name": name} for run, name in zip(self.runs, self.names, strict=True)
         ]

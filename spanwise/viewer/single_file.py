@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from spanwise.runlog import RunError
-from spanwise.viewer.folder import RunFolder
+from spanwise.run.folder import RunError
+from spanwise.viewer.folder import ViewedRun
 from spanwise.viewer.server import SCRIPTS, STYLE, Viewer, page_file
 
 MOST_LINES = 2000
@@ -42,7 +42,7 @@ def export(viewer: Viewer, path: Path) -> None:
         raise RunError(f"cannot write {path}: {error.strerror}") from error
 
 
-def exported_run(run: RunFolder, state: dict[str, Any], budget: int) -> dict[str, Any]:
+def exported_run(run: ViewedRun, state: dict[str, Any], budget: int) -> dict[str, Any]:
     """One run's part of the data: state, metrics, and trees within a budget of characters."""
     lines: list[str] = []
     start, more = 0, True

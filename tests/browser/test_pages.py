@@ -11,7 +11,7 @@ import torch
 
 from spanwise import spans
 from spanwise.advantages import span_advantages
-from spanwise.runlog import tree_record
+from spanwise.run.folder import tree_record
 from spanwise.viewer import Viewer, export
 from tests.viewer.made_runs import (
     BIDI,
@@ -76,7 +76,7 @@ def test_seeds_are_drawn_as_a_median_with_a_band(page: Any, tmp_path: Path) -> N
     assert page.count("[data-panel='0'] polygon") == 1
     # Step 1: rewards .32, .42, .62: median .42, quarters half-way to its neighbours.
     first = page.value(
-        "Charts.spread(Data.runs.map((r) => Data.points(r, 'chain/reward', 'step')))[0]"
+        "Charts.spread(Data.runs.map((r) => Data.points(r, 'unforked/reward', 'step')))[0]"
     )
     assert (first["x"], first["y"]) == (1, pytest.approx(0.42))
     assert (first["low"], first["high"]) == (pytest.approx(0.37), pytest.approx(0.52))

@@ -6,7 +6,7 @@ import pytest
 
 from spanwise.envs.base import Reply, Turn
 from spanwise.envs.chain import ChainSums, Sum, applied
-from spanwise.envs.chain_demonstrations import ChainDemonstrations
+from spanwise.toys.chain_demonstrations import ChainDemonstrations
 
 ENV = ChainSums(train_questions=300, dev_questions=50, test_questions=50)
 TASK = ENV.tasks("test")[0]

@@ -47,8 +47,8 @@ def test_the_four_corners_by_hand():
         "ratio_max": 2.0,
         "clip_share_low": 0.25,
         "clip_share_high": 0.25,
-        "clip_span_share_low": 0.25,
-        "clip_span_share_high": 0.25,
+        "clip_frac/span_low": 0.25,
+        "clip_frac/span_high": 0.25,
         # k3 with r = trained / old: (2 - 1 - ln 2) and (.5 - 1 + ln 2), mean .25
         "approx_kl": 0.25,
     }
@@ -101,7 +101,7 @@ def test_losses_and_shares_equal_the_loop(ratio, batch, dual_clip, high):
     for side in ("low", "high"):
         assert metrics[f"clip_share_{side}"].item() == pytest.approx(cut[side] / max(1, num_tokens))
         by_span = cut_by_span[side] / max(1, num_spans)
-        assert metrics[f"clip_span_share_{side}"].item() == pytest.approx(by_span)
+        assert metrics[f"clip_frac/span_{side}"].item() == pytest.approx(by_span)
 
 
 @pytest.mark.parametrize("clips", [(0.1, 0.2), (1.0, 1e9)])

@@ -6,13 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from spanwise.models.critic import (
-    CRITIC_FILE,
-    SeparateCritic,
-    SharedCritic,
-    explained_variance,
-    surprise_features,
-)
+from spanwise.advantages import explained_variance
+from spanwise.models.critic import CRITIC_FILE, SeparateCritic, SharedCritic, surprise_features
 from spanwise.models.loading import ModelError
 from tests.tiny import tiny_model
 

@@ -16,9 +16,15 @@ from transformers import AutoModelForCausalLM
 from spanwise.cli import main
 from spanwise.models.critic import CRITIC_FILE, SeparateCritic
 from spanwise.models.loading import SHIPPED, Model, ModelError
-from spanwise.models.lora import LoRA, add_adapter, merged_weights, own_copy, trained_parameters
+from spanwise.models.lora import (
+    LoRA,
+    add_adapter,
+    copy_trainable,
+    merged_weights,
+    trained_parameters,
+)
 from spanwise.models.scoring import token_scores
-from spanwise.runlog import RunLog
+from spanwise.run.folder import RunFolder
 from tests.tiny import tiny_model
 
 TOKENS = torch.randint(1, 60, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -71,7 +77,7 @@ def test_the_adapter_alone_is_trained_on_the_layers_named() -> None:
 def test_an_own_copy_moves_alone_and_shares_what_is_frozen() -> None:
     model = adapted()
     scores = logprobs(model).detach()
-    copied = own_copy(model)
+    copied = copy_trainable(model)
     kept = {p.data_ptr() for p in model.parameters()}
     shared = [p.data_ptr() in kept for p in copied.parameters()]
     assert shared == [not p.requires_grad for p in copied.parameters()]
@@ -81,7 +87,7 @@ def test_an_own_copy_moves_alone_and_shares_what_is_frozen() -> None:
     assert torch.equal(logprobs(copied), scores)  # a reference stays where training began
     assert torch.equal(logprobs(model), logprobs(tiny_model()))
     whole = tiny_model()
-    assert not {p.data_ptr() for p in own_copy(whole).parameters()} & {
+    assert not {p.data_ptr() for p in copy_trainable(whole).parameters()} & {
         p.data_ptr() for p in whole.parameters()
     }
 
@@ -204,7 +210,7 @@ def test_an_adapter_of_peft_is_loaded_and_one_that_does_not_fit_is_refused(
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunLog:
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = tmp_path_factory.mktemp("runs") / "lora"
     options = (
         *("--model.lora.rank", "4", "--update.learning-rate", "1e-3", "--kl.coefficient", "0.01"),
@@ -212,10 +218,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunLog:
         *("--rollout.num-chains", "3", "--rollout.num-rounds", "1"),
     )
     assert main(["train", "at2po_search", *options, "--folder", str(folder)]) == 0
-    return RunLog.open(folder)
+    return RunFolder.open(folder)
 
 
-def test_a_run_moves_the_adapter_alone_and_plain_peft_reads_it(run: RunLog) -> None:
+def test_a_run_moves_the_adapter_alone_and_plain_peft_reads_it(run: RunFolder) -> None:
     first, second = run.read_metrics()
     assert first["engine_mismatch"] < 1e-4 and second["engine_mismatch"] < 1e-4
     assert first["kl"] == pytest.approx(0, abs=1e-6) and second["kl"] > 1e-6
@@ -239,7 +245,7 @@ def test_a_run_moves_the_adapter_alone_and_plain_peft_reads_it(run: RunLog) -> N
 
 
 def test_a_run_with_an_adapter_is_evaluated(
-    run: RunLog, capsys: pytest.CaptureFixture[str]
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["eval", str(run.folder), "--num-tasks", "4"]) == 0
     assert "Held-out exact match" in capsys.readouterr().out

@@ -10,12 +10,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from spanwise.learn.learner import Learner
 from spanwise.models.loading import SHIPPED, Model
 from spanwise.models.lora import LoRA, trained_parameters
 from spanwise.models.scoring import token_scores
 from spanwise.recipes.search import at2po_search
 from spanwise.train.checkpoint import save_weights
-from spanwise.train.learner import Learner
 
 CHAT = [{"role": "user", "content": "who is the mother of the father of Ada Beck ?"}]
 
@@ -23,7 +23,7 @@ CHAT = [{"role": "user", "content": "who is the mother of the father of Ada Beck
 def saved(model: Model, folder: Path) -> tuple[Any, Any]:
     """The policy of a learner, moved as training would, and the tokenizer it was saved with."""
     config, tokenizer = at2po_search(), model.load_tokenizer()
-    learner = Learner(config, model.load(), config.advantage.prepared(tokenizer))
+    learner = Learner(config, model.load(), config.advantage.bind(tokenizer))
     learner.model.generation_config.max_new_tokens = 7
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -31,7 +31,7 @@ def saved(model: Model, folder: Path) -> tuple[Any, Any]:
             noise = torch.randn(parameter.shape, generator=draw, dtype=parameter.dtype)
             parameter.add_(noise, alpha=0.02)
     save_weights(folder, learner, tokenizer)
-    return learner.whole_policy(), tokenizer
+    return learner.full_policy(), tokenizer
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from spanwise.envs.base import Reply, Task, Turn
-from spanwise.rollout import Chains, FailurePolicy, RunStopped, Site, run_rollouts
-from spanwise.rollout.calls import LateError, within
-from spanwise.rollout.waits import current_call, open_waits
+from spanwise.rollout import Chains, FailurePolicy, RolloutContext, RunStopped, run_rollouts
+from spanwise.rollout.calls import DeadlineExceeded, with_deadline
+from spanwise.runtime.waits import current_call, open_waits
 from spanwise.samplers.base import Completion, EngineError, Request
 from spanwise.tools.base import ToolCrash, ToolError, ToolTimeout
 from spanwise.tools.output import MAX_CHARACTERS
 from spanwise.train.metrics import tree_metrics
 from spanwise.tree import Node, Tree
-from tests.toys import CharTokenizer, PathSampler, WordGame
+from tests.word_game import CharTokenizer, PathSampler, WordGame
 
 Act = Callable[[int], Awaitable[Reply | None]]
 
@@ -63,7 +63,7 @@ def go_then_win(prompt: str, request: Request) -> str:
 
 
 def grown(act: Act, write: Any = go_then_win, **policy: Any) -> Tree:
-    site = Site(
+    context = RolloutContext(
         env=Acting(act=act),
         sampler=PathSampler(write),
         tokenizer=CharTokenizer(),
@@ -71,7 +71,7 @@ def grown(act: Act, write: Any = go_then_win, **policy: Any) -> Tree:
         failures=FailurePolicy(**{"backoff_s": 0.0, **policy}),
     )
     task = Task(id="task", question="Q:", answers=("win",))
-    return run_rollouts(Chains(num_chains=1)(site, task, step=1))
+    return run_rollouts(Chains(num_chains=1)(context, task, step=1))
 
 
 def story(node: Node) -> list[tuple[str, str]]:
@@ -102,7 +102,7 @@ def test_a_tool_that_fails_for_good_is_told_to_the_model(
     tree = grown(raising(error))
     node, leaf = tree.node((0,)), tree.leaves()[0]
     assert story(node) == [(kind, "retried")] * (attempts - 1) + [(kind, "shown")]
-    assert node.stop == "call" and node.reward is None
+    assert node.stop == "continue" and node.reward is None
     assert kind.replace("_", " ") in node.observation_text
     assert node.observation == tuple(map(ord, node.observation_text))
     assert leaf.path == (0, 0) and leaf.reward == 1.0
@@ -122,11 +122,11 @@ def test_one_failing_branch_leaves_its_siblings_alone() -> None:
         if next(numbers) == 1:
             raise asyncio.CancelledError  # a task that cancels itself, as its own library might
 
-    site = Site(
+    context = RolloutContext(
         env=Acting(act=act), sampler=PathSampler(go_then_win), tokenizer=CharTokenizer(), seed=0
     )
     task = Task(id="task", question="Q:", answers=("win",))
-    leaves = run_rollouts(Chains(num_chains=4)(site, task, step=1)).leaves()
+    leaves = run_rollouts(Chains(num_chains=4)(context, task, step=1)).leaves()
     assert [leaf.reward for leaf in leaves] == [1.0, None, 1.0, 1.0]
     assert story(leaves[1]) == [("reward_error", "excluded")]
 
@@ -147,8 +147,8 @@ def test_one_failing_branch_leaves_its_siblings_alone() -> None:
         (replying(stop="answer", reward=1.0, outcome=None), "reward_error", "a mapping"),
         (replying(stop="answer", reward=1.0, outcome={"f1": math.nan}), "reward_error", "JSON"),
         (replying(stop="answer", reward=1.0, outcome={"a": "\ud800"}), "reward_error", "surrogate"),
-        (replying(stop="call", observation="\x1b[2J\x07"), "tool_error", "control characters"),
-        (replying(stop="call", observation=b"bytes"), "tool_error", "bytes, not text"),
+        (replying(stop="continue", observation="\x1b[2J\x07"), "tool_error", "control characters"),
+        (replying(stop="continue", observation=b"bytes"), "tool_error", "bytes, not text"),
     ],
 )
 def test_a_reply_that_cannot_be_trained_on_is_a_failure(act: Act, kind: str, message: str) -> None:
@@ -161,7 +161,7 @@ def test_a_reply_that_cannot_be_trained_on_is_a_failure(act: Act, kind: str, mes
 
 def test_ten_megabytes_and_terminal_sequences_become_a_short_clean_observation() -> None:
     text = "[\x1b[31m" + "x" * 10_000_000 + "\ud800]"
-    tree = grown(replying(stop="call", observation=text), retries=0)
+    tree = grown(replying(stop="continue", observation=text), retries=0)
     node = tree.node((0,))
     assert story(node) == [("overlong_output", "cut")]
     # With a token a character the observation fills the trajectory, which the limit then ends.
@@ -173,15 +173,15 @@ def test_ten_megabytes_and_terminal_sequences_become_a_short_clean_observation()
         seen.append(prompt)
         return go_then_win(prompt, request)
 
-    site = Site(
-        env=Acting(act=replying(stop="call", observation=text)),
+    context = RolloutContext(
+        env=Acting(act=replying(stop="continue", observation=text)),
         sampler=PathSampler(write),
         tokenizer=CharTokenizer(),
         seed=0,
     )
     chains = Chains(num_chains=1, max_response_tokens=10**6)
     task = Task(id="task", question="Q:", answers=("win",))
-    node = run_rollouts(chains(site, task, step=1)).node((0,))
+    node = run_rollouts(chains(context, task, step=1)).node((0,))
     shown = node.observation_text
     assert len(shown) < MAX_CHARACTERS + 100 and "characters left out" in shown
     assert shown.startswith("[xxx") and shown.endswith("x]") and seen[1].endswith(shown)
@@ -220,20 +220,25 @@ def test_log_probs_that_are_not_finite_are_not_trained_on() -> None:
     ]
 
 
-GOOD = Completion(tokens=(1, 2), logprobs=(-1.0, -1.0), sampling_logprobs=(-1.0,) * 2, finish="eos")
+GOOD = Completion(
+    tokens=(1, 2), engine_logprobs=(-1.0, -1.0), sampling_logprobs=(-1.0,) * 2, finish="eos"
+)
 
 
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
         (None, "returned NoneType"),
-        (replace(GOOD, tokens=(), logprobs=(), sampling_logprobs=()), "0 tokens, not 1 to 64"),
+        (
+            replace(GOOD, tokens=(), engine_logprobs=(), sampling_logprobs=()),
+            "0 tokens, not 1 to 64",
+        ),
         (replace(GOOD, tokens=(1,) * 65), "65 tokens, not 1 to 64"),
         (replace(GOOD, tokens=(1, -1)), "no token id"),
         (replace(GOOD, tokens=(1.0, 2.0)), "no token id"),  # type: ignore[arg-type]
-        (replace(GOOD, logprobs=(-1.0,)), "1 log-probs of 2 tokens"),
+        (replace(GOOD, engine_logprobs=(-1.0,)), "1 log-probs of 2 tokens"),
         (replace(GOOD, sampling_logprobs=(-1.0, -math.inf)), "not finite"),
-        (replace(GOOD, logprobs=("a", "b")), "TypeError"),  # type: ignore[arg-type]
+        (replace(GOOD, engine_logprobs=("a", "b")), "TypeError"),  # type: ignore[arg-type]
         (SystemExit("gone"), "SystemExit"),
     ],
 )
@@ -245,11 +250,11 @@ def test_what_an_engine_may_not_answer_is_a_failure(answer: Any, message: str) -
             return answer
 
     failures = FailurePolicy(retries=0)
-    site = Site(
+    context = RolloutContext(
         env=WordGame(), sampler=Odd(go_then_win), tokenizer=CharTokenizer(), seed=0,
         failures=failures,
     )  # fmt: skip
-    tree = run_rollouts(Chains(num_chains=1)(site, WordGame().tasks("train")[0], step=1))
+    tree = run_rollouts(Chains(num_chains=1)(context, WordGame().tasks("train")[0], step=1))
     [leaf] = tree.leaves()
     assert story(leaf) == [("engine_error", "excluded")]
     assert leaf.failure is not None and message in leaf.failure.message
@@ -269,16 +274,16 @@ class Unrenderable(WordGame):
 
 
 def test_what_cannot_be_rendered_is_a_failure_or_names_the_task() -> None:
-    site = Site(
+    context = RolloutContext(
         env=Unrenderable(), sampler=PathSampler(go_then_win), tokenizer=CharTokenizer(), seed=0
     )
-    first, second = site.env.tasks("train")[:2]
-    leaf = run_rollouts(Chains(num_chains=1)(site, second, step=1)).leaves()[0]
+    first, second = context.env.tasks("train")[:2]
+    leaf = run_rollouts(Chains(num_chains=1)(context, second, step=1)).leaves()[0]
     assert story(leaf) == [("tool_error", "excluded")] and leaf.reward is None
     with pytest.raises(
         RunStopped, match=r"prompt of task train-0 cannot be rendered.*no such role"
     ):
-        run_rollouts(Chains(num_chains=1)(site, first, step=1))
+        run_rollouts(Chains(num_chains=1)(context, first, step=1))
 
 
 def test_deadlines_of_replies_and_of_the_engine() -> None:
@@ -293,7 +298,7 @@ def test_deadlines_of_replies_and_of_the_engine() -> None:
             await asyncio.Event().wait()
             raise AssertionError
 
-    site = Site(
+    context = RolloutContext(
         env=WordGame(),
         sampler=Hanging(go_then_win),
         tokenizer=CharTokenizer(),
@@ -301,7 +306,7 @@ def test_deadlines_of_replies_and_of_the_engine() -> None:
         failures=FailurePolicy(engine_deadline_s=0.02),
     )
     task = Task(id="task", question="Q:", answers=("win",))
-    leaf = run_rollouts(Chains(num_chains=1)(site, task, step=1)).leaves()[0]
+    leaf = run_rollouts(Chains(num_chains=1)(context, task, step=1)).leaves()[0]
     assert story(leaf) == [("engine_timeout", "excluded")]
 
 
@@ -317,8 +322,8 @@ def test_a_coroutine_that_ignores_its_cancellation_is_left_behind() -> None:
         ended.append(True)
 
     async def main() -> str:
-        with pytest.raises(LateError):
-            await within(stubborn(), 0.02)
+        with pytest.raises(DeadlineExceeded):
+            await with_deadline(stubborn(), 0.02)
         return "went on"
 
     assert run_rollouts(main()) == "went on"
@@ -329,11 +334,13 @@ def test_an_environment_that_goes_on_after_the_limit_ends_there() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Endless(WordGame):
         async def reply(self, task: Task, turns: Sequence[Turn]) -> Reply:
-            return Reply(stop="call", observation="x" * 300)
+            return Reply(stop="continue", observation="x" * 300)
 
-    site = Site(env=Endless(), sampler=PathSampler(go_then_win), tokenizer=CharTokenizer(), seed=0)
+    context = RolloutContext(
+        env=Endless(), sampler=PathSampler(go_then_win), tokenizer=CharTokenizer(), seed=0
+    )
     task = Task(id="task", question="Q:", answers=("win",))
-    leaf = run_rollouts(Chains(num_chains=1)(site, task, step=1)).leaves()[0]
+    leaf = run_rollouts(Chains(num_chains=1)(context, task, step=1)).leaves()[0]
     assert story(leaf) == [("length_limit", "excluded")]
 
 
@@ -376,10 +383,12 @@ def test_a_turn_that_the_limit_cut_is_known_as_such_whatever_the_environment_say
         async def reply(self, task: Task, turns: Sequence[Turn]) -> Reply:
             return Reply(stop="answer", reward=0.5)
 
-    site = Site(env=Unaware(), sampler=PathSampler(go_then_win), tokenizer=CharTokenizer(), seed=0)
+    context = RolloutContext(
+        env=Unaware(), sampler=PathSampler(go_then_win), tokenizer=CharTokenizer(), seed=0
+    )
     task = Task(id="task", question="Q:", answers=("win",))
     for limit, stop in ((2, "length"), (20, "answer")):
-        tree = run_rollouts(Chains(num_chains=1, max_turn_tokens=limit)(site, task, step=1))
+        tree = run_rollouts(Chains(num_chains=1, max_turn_tokens=limit)(context, task, step=1))
         assert (tree.leaves()[0].stop, tree.leaves()[0].reward) == (stop, 0.5)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from spanwise.batch import Batch
-from spanwise.envs.retrieval_qa import RetrievalQA
-from spanwise.envs.tool_calls import SEARCH_TOOL
-from spanwise.rollout import Chains, Site
+from spanwise.envs.search.retrieval_qa import RetrievalQA
+from spanwise.envs.search.tool_call_turns import SEARCH_TOOL
+from spanwise.rollout import Chains, RolloutContext
 from spanwise.samplers.base import Request
 from spanwise.samplers.scripted import ScriptedSampler
 from spanwise.tools.base import Tool, ToolError
@@ -53,10 +53,12 @@ def grown(folder: Path, turns: list[str]) -> tuple[Tree, ShelfQA, Any]:
     def script(prompt: str, request: Request) -> str:
         return turns[prompt.count("<|im_start|>assistant") - 1]
 
-    site = Site(env=env, sampler=ScriptedSampler(script, tokenizer), tokenizer=tokenizer, seed=0)
+    context = RolloutContext(
+        env=env, sampler=ScriptedSampler(script, tokenizer), tokenizer=tokenizer, seed=0
+    )
     rollout = Chains(num_chains=2, max_turn_tokens=500, max_response_tokens=5000)
     (task,) = env.tasks("train")
-    return asyncio.run(rollout(site, task, step=1)), env, tokenizer
+    return asyncio.run(rollout(context, task, step=1)), env, tokenizer
 
 
 def test_tokens_are_the_templates_and_the_mask_is_the_models(tmp_path: Path) -> None:
@@ -90,7 +92,7 @@ def test_a_search_that_failed_is_told_as_a_message_of_the_tool(tmp_path: Path) -
     tree, _, tokenizer = grown(tmp_path, [turn("broken"), TURNS[2]])
     assert [leaf.reward for leaf in tree.leaves()] == [1.0, 1.0]
     for node in tree.nodes:
-        if node.stop == "call":
+        if node.stop == "continue":
             assert tokenizer.decode(node.observation) == (
                 "<|im_end|>\n<|im_start|>user\n<tool_response>\nthe search failed, nothing found\n"
                 "</tool_response><|im_end|>\n<|im_start|>assistant\n"

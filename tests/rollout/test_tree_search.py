@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spanwise.envs.base import Task, Turn
-from spanwise.rollout import Chains, FailurePolicy, Rollout, Site, TreeSearch
-from spanwise.rollout.tree_search import by_entropy, go_round
+from spanwise.rollout import Chains, FailurePolicy, Rollout, RolloutContext, TreeSearch
+from spanwise.rollout.tree_search import by_entropy, cycle
 from spanwise.samplers.base import EngineError, Request
 from spanwise.tree import Node, Tree
-from tests.toys import CharTokenizer, PathSampler, WordGame
+from tests.word_game import CharTokenizer, PathSampler, WordGame
 
 TASK = Task(id="task", question="Q:", answers=("win",))
 
@@ -21,14 +21,14 @@ TASK = Task(id="task", question="Q:", answers=("win",))
 def grow(
     rollout: Rollout, sampler: PathSampler, env: WordGame | None = None, seed: int = 0
 ) -> Tree:
-    site = Site(
+    context = RolloutContext(
         env=env or WordGame(),
         sampler=sampler,
         tokenizer=CharTokenizer(),
         seed=seed,
         failures=FailurePolicy(backoff_s=0.0),
     )
-    return asyncio.run(asyncio.wait_for(rollout(site, TASK, step=1), timeout=20))
+    return asyncio.run(asyncio.wait_for(rollout(context, TASK, step=1), timeout=20))
 
 
 def one_call_then_win(prompt: str, request: Request) -> str:
@@ -93,14 +93,18 @@ def test_the_observation_that_opened_a_forked_turn_is_shared_and_its_tool_called
 def test_the_choice_falls_on_entropy_less_the_penalty_for_siblings() -> None:
     def call(*path: int, entropy: float) -> Node:
         return Node(
-            path=path, tokens=(1,), logprobs=(-entropy,), sampling_logprobs=(0.0,), stop="call"
+            path=path,
+            tokens=(1,),
+            engine_logprobs=(-entropy,),
+            sampling_logprobs=(0.0,),
+            stop="continue",
         )
 
     def answer(*path: int, entropy: float) -> Node:
         return Node(
             path=path,
             tokens=(1,),
-            logprobs=(-entropy,),
+            engine_logprobs=(-entropy,),
             sampling_logprobs=(0.0,),
             stop="answer",
             reward=1.0,
@@ -122,7 +126,7 @@ def test_the_choice_falls_on_entropy_less_the_penalty_for_siblings() -> None:
     assert [score for _, score in ranked] == pytest.approx([0.45, 0.41, 0.40, 0.37])
     without_penalty = by_entropy(nodes, 0.0)
     assert [path for path, _ in without_penalty] == [(1,), (0,), (0, 0), (1, 0)]
-    assert [path for path, _ in go_round(ranked, 6)] == [
+    assert [path for path, _ in cycle(ranked, 6)] == [
         (1,), (1, 0), (0,), (0, 0), (1,), (1, 0),
     ]  # fmt: skip
 
@@ -139,7 +143,13 @@ def test_without_a_tool_call_the_search_forks_at_the_prompt() -> None:
 def test_random_choice_is_uniform_over_turns_that_called() -> None:
     search = TreeSearch(choose="random")
     nodes = [
-        Node(path=(i,), tokens=(1,), logprobs=(-float(i),), sampling_logprobs=(0.0,), stop="call")
+        Node(
+            path=(i,),
+            tokens=(1,),
+            engine_logprobs=(-float(i),),
+            sampling_logprobs=(0.0,),
+            stop="continue",
+        )
         for i in range(4)
     ]
     counts = [0] * 4

@@ -37,7 +37,7 @@ def play(script, *, prompt="Q", max_tokens=9, stop=(";",)):
 def test_ends_where_an_engine_would(written, text, finish):
     got, completion = play(lambda prompt, request: written)
     assert (got, completion.finish) == (text, finish)
-    assert completion.logprobs == completion.sampling_logprobs == (-0.5,) * len(text)
+    assert completion.engine_logprobs == completion.sampling_logprobs == (-0.5,) * len(text)
 
 
 def test_the_script_sees_the_prompt_and_the_request():
@@ -47,7 +47,7 @@ def test_the_script_sees_the_prompt_and_the_request():
 
 def test_log_probs_of_the_script():
     _, completion = play(lambda prompt, request: ("ab;d", [-1.0, -2.0, -3.0, -4.0]))
-    assert completion.logprobs == (-1.0, -2.0, -3.0)
+    assert completion.engine_logprobs == (-1.0, -2.0, -3.0)
     with pytest.raises(ValueError, match="1 logprobs for the 2 tokens"):
         play(lambda prompt, request: ("ab", [-1.0]))
 

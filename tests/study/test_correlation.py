@@ -13,14 +13,14 @@ from spanwise.cli import main
 from spanwise.credit import Segments
 from spanwise.envs.base import Task
 from spanwise.models.critic import SeparateCritic
-from spanwise.rollout import Chains, Site
+from spanwise.rollout import Chains, RolloutContext
 from spanwise.samplers.base import Request
 from spanwise.study.continuations import Place, continuation_rewards
 from spanwise.study.correlation import CorrelationStudy, correlation_study
 from spanwise.study.report import correlation_record, correlation_svg, write_correlation
 from spanwise.tree import Branch, Node
-from tests.toys import CharTokenizer, PathSampler, WordGame
 from tests.train.letters import LetterModel, LetterTokenizer, letters
+from tests.word_game import CharTokenizer, PathSampler, WordGame
 
 TASK = Task(id="t", question="Q:", answers=("win",))
 
@@ -31,7 +31,7 @@ def node(*path: int, text: str, stop: str, observation: str = "", **rest: object
     return Node(
         path=path,
         tokens=tokens,
-        logprobs=blank,
+        engine_logprobs=blank,
         sampling_logprobs=blank,
         observation=tuple(map(ord, observation)),
         stop=stop,  # pyright: ignore[reportArgumentType]
@@ -43,7 +43,7 @@ def node(*path: int, text: str, stop: str, observation: str = "", **rest: object
 BRANCH = Branch(
     (
         node(text="", stop="prompt", observation="Q:"),
-        node(3, text="go;", stop="call", observation="[1]"),
+        node(3, text="go;", stop="continue", observation="[1]"),
         node(3, 1, text="lose;", stop="answer", reward=0.0),
     )
 )
@@ -51,8 +51,8 @@ BRANCH = Branch(
 
 def continued(place: Place, write, count: int = 4) -> tuple[list[float], list[Request]]:
     sampler = PathSampler(write)
-    site = Site(env=WordGame(), sampler=sampler, tokenizer=CharTokenizer(), seed=0)
-    found = continuation_rewards(site, Chains(), TASK, BRANCH, place, count, 5)
+    context = RolloutContext(env=WordGame(), sampler=sampler, tokenizer=CharTokenizer(), seed=0)
+    found = continuation_rewards(context, Chains(), TASK, BRANCH, place, count, 5)
     return asyncio.run(found), sampler.requests
 
 
@@ -90,7 +90,7 @@ def study_of_letters(critic_knows: float, **changes: object):
     """A study of the random model, with a critic that knows some of the outcome."""
     policy = LetterModel().load()
     config = letters()
-    site = Site(
+    context = RolloutContext(
         env=config.env,
         sampler=config.sampler.build(policy, LetterTokenizer()),
         tokenizer=LetterTokenizer(),
@@ -117,7 +117,7 @@ def study_of_letters(critic_knows: float, **changes: object):
         num_resamples=100,
     )
     study = replace(study, **changes)
-    return study, correlation_study(study, config, site, policy, Knowing(policy))
+    return study, correlation_study(study, config, context, policy, Knowing(policy))
 
 
 def test_a_critic_that_knows_makes_the_token_level_estimator_true() -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 
 from spanwise.envs.base import Environment, Reply, Task
-from spanwise.envs.search import MultiHopSearch
+from spanwise.envs.search.environment import MultiHopSearch
 from spanwise.testing import check_environment
 
 
@@ -26,7 +26,7 @@ class Guess(Environment):
     async def reply(self, task, turns):
         text = turns[-1].text.strip().rstrip(";")
         if text == "more":
-            return Reply(stop="call", observation="no hint", outcome={"calls": len(turns)})
+            return Reply(stop="continue", observation="no hint", outcome={"calls": len(turns)})
         if text in task.answers:
             return Reply(stop="answer", reward=1.0)
         return Reply(stop="malformed", reward=0.0)
@@ -134,7 +134,7 @@ class Ends(Guess):
 
     async def reply(self, task, turns):
         reply = await super().reply(task, turns)
-        return reply if reply.stop == "call" else replace(reply, **self.said)
+        return reply if reply.stop == "continue" else replace(reply, **self.said)
 
 
 class UnknownStop(Ends):
@@ -172,14 +172,14 @@ class NotAReply(Guess):
 class NeverRight(Guess):
     async def reply(self, task, turns):
         reply = await super().reply(task, turns)
-        return reply if reply.stop == "call" else replace(reply, reward=0.0)
+        return reply if reply.stop == "continue" else replace(reply, reward=0.0)
 
 
 class NeverEnds(Guess):
     async def reply(self, task, turns):
         reply = await super().reply(task, turns)
         if reply.stop == "answer":
-            return Reply(stop="call", observation="go on")
+            return Reply(stop="continue", observation="go on")
         return reply
 
 
@@ -197,7 +197,7 @@ class NeverEnds(Guess):
         (RewritesOutcomes, "leave the turns as they are"),
         (WritesTask, "leave the task as it is"),
         (TellsInTheChat, "same chat after reply"),
-        (UnknownStop, "stop is one of call, answer, .*, not done"),
+        (UnknownStop, "stop is one of continue, answer, .*, not done"),
         (ObservationOfBytes, "the observation is text, got bytes"),
         (RewardOfNaN, "finite number, got nan"),
         (RewardOfText, "finite number, got '1'"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spanwise.samplers.base import Completion, Sampler, Sampling
-from spanwise.samplers.transformers import TransformersEngine
+from spanwise.samplers.embedded.engine import TransformersEngine
 from spanwise.testing import check_sampler
 from tests.samplers.conftest import qwen3
 
@@ -43,7 +43,7 @@ class Letters(Sampler):
                 break
         return Completion(
             tokens=tuple(tokens),
-            logprobs=tuple(logprobs),
+            engine_logprobs=tuple(logprobs),
             sampling_logprobs=tuple(sampling_logprobs),
             finish=finish,
         )
@@ -161,7 +161,7 @@ def shifted(request, completion):
     """Every token has the log-prob of the one after it."""
     moved = {
         name: (*getattr(completion, name)[1:], getattr(completion, name)[0])
-        for name in ("logprobs", "sampling_logprobs")
+        for name in ("engine_logprobs", "sampling_logprobs")
     }
     return replace(completion, **moved)
 
@@ -173,7 +173,9 @@ class Overshoots(Letters):
         done = await super().sample(request)
         if done.finish != "stop" or len(done.tokens) == request.max_tokens:
             return done
-        extra = {name: (*getattr(done, name), -1.0) for name in ("logprobs", "sampling_logprobs")}
+        extra = {
+            name: (*getattr(done, name), -1.0) for name in ("engine_logprobs", "sampling_logprobs")
+        }
         return replace(done, tokens=(*done.tokens, 3), **extra)
 
 
@@ -206,11 +208,16 @@ def test_the_embedded_engine_passes():
         (Changed(shifted), "for one seed and"),
         (Changed(lambda r, c: None), "gives a Completion, got NoneType"),
         (Changed(lambda r, c: replace(c, tokens=torch.tensor(c.tokens))), "a tuple of int"),
-        (Changed(lambda r, c: replace(c, logprobs=c.logprobs[:-1])), "not as many"),
-        (Changed(lambda r, c: replace(c, logprobs=(math.nan,) * len(c.tokens))), "finite"),
-        (Changed(lambda r, c: replace(c, logprobs=tuple(-x for x in c.logprobs))), "not above 0"),
+        (Changed(lambda r, c: replace(c, engine_logprobs=c.engine_logprobs[:-1])), "not as many"),
+        (Changed(lambda r, c: replace(c, engine_logprobs=(math.nan,) * len(c.tokens))), "finite"),
         (
-            Changed(lambda r, c: replace(c, logprobs=tuple(x - 0.1 for x in c.logprobs))),
+            Changed(lambda r, c: replace(c, engine_logprobs=tuple(-x for x in c.engine_logprobs))),
+            "not above 0",
+        ),
+        (
+            Changed(
+                lambda r, c: replace(c, engine_logprobs=tuple(x - 0.1 for x in c.engine_logprobs))
+            ),
             "must agree",
         ),
         (Changed(lambda r, c: replace(c, tokens=())), "1 to"),

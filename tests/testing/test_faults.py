@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from spanwise.envs.base import Environment, Reply, Task, Turn
-from spanwise.rollout import Chains, FailurePolicy, Site, run_rollouts
+from spanwise.rollout import Chains, FailurePolicy, RolloutContext, run_rollouts
 from spanwise.rollout.failures import failures_in
 from spanwise.samplers.base import Request, Sampler
 from spanwise.testing import (
@@ -25,7 +25,7 @@ from spanwise.testing import (
 from spanwise.tools.base import Tool
 from spanwise.train.metrics import tree_metrics
 from spanwise.tree import Node, Tree
-from tests.toys import CharTokenizer, PathSampler, WordGame
+from tests.word_game import CharTokenizer, PathSampler, WordGame
 
 NONE = FaultPlan(rates={})
 
@@ -50,7 +50,7 @@ class ToolGame(WordGame):
             await asyncio.sleep(self.late.random() / 100)
         if turns[-1].text == "go;" and not turns[-1].truncated:
             found = await self.tool(f"{task.id}-{len(turns)}")
-            return Reply(stop="call", observation=found)
+            return Reply(stop="continue", observation=found)
         return await super().reply(task, turns)
 
 
@@ -75,7 +75,7 @@ def forest(
     """Eight trees of step 1."""
     faulty = FaultyTool(tool=Echo(deadline_s=short(tool)), plan=tool, hang_s=1.0)
     game = ToolGame(tool=faulty, late=None if late is None else random.Random(late))
-    site = Site(
+    context = RolloutContext(
         env=FaultyReward(env=game, plan=reward),
         sampler=FaultySampler(PathSampler(three_turns), engine),
         tokenizer=CharTokenizer(),
@@ -91,7 +91,7 @@ def forest(
 
     async def grown() -> list[Tree]:
         tasks = game.tasks("train")
-        return await asyncio.gather(*(chains(site, task, step=1) for task in tasks))
+        return await asyncio.gather(*(chains(context, task, step=1) for task in tasks))
 
     return run_rollouts(grown())
 

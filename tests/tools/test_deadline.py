@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from spanwise.rollout.waits import Call, current_call, waiting
-from spanwise.tools.base import MAX_RUNNING, Tool, ToolError, ToolTimeout, left_behind
+from spanwise.runtime.waits import Call, current_call, waiting
+from spanwise.tools.base import MAX_RUNNING, Tool, ToolError, ToolTimeout, abandoned_threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +86,11 @@ def test_two_hundred_calls_that_hang_take_a_limited_number_of_threads() -> None:
 
     async def main() -> Counter[str]:
         outcomes = await asyncio.gather(*(hangs("q") for _ in range(200)), return_exceptions=True)
-        assert left_behind() == MAX_RUNNING
+        assert abandoned_threads() == MAX_RUNNING
         with pytest.raises(ToolError, match="128 calls hang although their deadlines are over"):
             await quick("q")
         let_go.set()
-        while left_behind():
+        while abandoned_threads():
             await asyncio.sleep(0.01)
         assert await quick("q") == "Q"  # there is room again
         return Counter(type(outcome).__name__ for outcome in outcomes)

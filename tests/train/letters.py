@@ -16,16 +16,16 @@ import torch
 from spanwise.credit import Advantage, GroupAdvantage, SpanAdvantage
 from spanwise.display import Display
 from spanwise.envs.base import Environment, Reply, Task, Turn
+from spanwise.learn.critic import Critic, NoCritic, ValueHead
+from spanwise.learn.objective import Objective
+from spanwise.learn.update import Update
 from spanwise.models.loading import Model
 from spanwise.models.lora import add_adapter
 from spanwise.rollout import Chains
-from spanwise.runlog import RunLog
-from spanwise.samplers.transformers import TransformersEngine
+from spanwise.run.folder import RunFolder
+from spanwise.samplers.embedded.engine import TransformersEngine
 from spanwise.train import TrainConfig, train
-from spanwise.train.critic import Critic, NoCritic, ValueHead
 from spanwise.train.evaluate import Evaluation
-from spanwise.train.objective import Objective
-from spanwise.train.update import Update
 from tests.tiny import tiny_model
 
 SYMBOLS = "abcdefghijklmnop:;"
@@ -99,7 +99,9 @@ def letters(
         rollout=Chains(num_chains=4, max_turn_tokens=6, max_response_tokens=6),
         advantage=advantage,
         critic=critic,
-        objective=Objective(ratio_span="token", average="token", clip_low=0.2, clip_high=0.28),
+        objective=Objective(
+            ratio_span="token", loss_aggregation="token", clip_low=0.2, clip_high=0.28
+        ),
         update=Update(learning_rate=1e-2, prompts_per_minibatch=8),
         evaluation=Evaluation(num_tasks=32),
         steps=2,
@@ -108,5 +110,5 @@ def letters(
     return replace(config, **changes)
 
 
-def run(config: TrainConfig, folder: Path) -> RunLog:
+def run(config: TrainConfig, folder: Path) -> RunFolder:
     return train(config, recipe="letters", folder=folder, display=Display())

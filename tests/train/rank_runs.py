@@ -18,16 +18,16 @@ from rich.console import Console
 from spanwise.credit import TreeAdvantage
 from spanwise.display import Display
 from spanwise.envs.base import Reply, Task, Turn
+from spanwise.learn.critic import NoCritic, ValueHead
+from spanwise.learn.objective import Objective
+from spanwise.learn.reward_shaping import KLPenalty
+from spanwise.learn.update import Update
 from spanwise.models.lora import LoRA
 from spanwise.rollout.tree_search import TreeSearch
+from spanwise.runtime.distributed import Processes, Sharding, leave_group
 from spanwise.train import Stopped, TrainConfig, train
-from spanwise.train.critic import NoCritic, ValueHead
 from spanwise.train.evaluate import Evaluation
-from spanwise.train.objective import Objective
-from spanwise.train.ranks import Processes, Sharding, leave_group
-from spanwise.train.sampling import draw_tasks
-from spanwise.train.shaping import KLPenalty
-from spanwise.train.update import Update
+from spanwise.train.task_sampling import draw_tasks
 from tests.train.letters import Letters, letters
 from tests.train.resumable import with_critic
 
@@ -40,7 +40,7 @@ class TwoTurns(Letters):
 
     async def reply(self, task: Task, turns: Sequence[Turn]) -> Reply:
         if len(turns) == 1 and not turns[0].truncated:
-            return Reply(stop="call", observation="ab:")
+            return Reply(stop="continue", observation="ab:")
         return await super().reply(task, turns)
 
 
@@ -112,7 +112,7 @@ def run_stopped(config: TrainConfig, folder: Path, *, rank: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return draw_tasks(*args)
 
-    with patch("spanwise.train.sampling.draw_tasks", signalled):
+    with patch("spanwise.train.task_sampling.draw_tasks", signalled):
         try:
             run(config, folder)
         except Stopped:

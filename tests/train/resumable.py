@@ -15,15 +15,15 @@ from typing import Any
 import torch
 
 from spanwise.envs.base import Reply, Task, Turn
-from spanwise.runlog import RunLog
+from spanwise.learn.critic import NoCritic, ValueHead
+from spanwise.learn.reward_shaping import KLPenalty
+from spanwise.run.folder import RunFolder
 from spanwise.train.checkpoint import UNUSED
 from spanwise.train.config import Checkpoints, TrainConfig
-from spanwise.train.critic import NoCritic, ValueHead
-from spanwise.train.shaping import KLPenalty
 from tests.train.letters import Letters, letters
 
 ROOT = Path(__file__).parent.parent.parent
-TIMES = ("seconds/", "train_seconds", "peak_memory_mb", "left_behind")
+TIMES = ("seconds/", "train_seconds", "peak_memory_mb", "abandoned_threads")
 """Figures of the process and not of what it learns."""
 
 
@@ -70,9 +70,9 @@ def untimed(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if not name.startswith(TIMES)}
 
 
-def left_behind(folder: Path) -> dict[str, Any]:
+def abandoned_threads(folder: Path) -> dict[str, Any]:
     """All that a finished run left behind and that is to be the same, by file."""
-    log = RunLog.open(folder)
+    log = RunFolder.open(folder)
     found: dict[str, Any] = {
         "metrics": [untimed(line) for line in log.read_metrics()],
         "summary": untimed(log.read_summary()),

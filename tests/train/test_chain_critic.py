@@ -8,14 +8,14 @@ from typing import Any, cast
 
 import pytest
 
+from spanwise.advantages import explained_variance
 from spanwise.batch import Batch
 from spanwise.credit import SpanAdvantage
-from spanwise.envs.chain_demonstrations import ChainDemonstrations
-from spanwise.models.critic import explained_variance
+from spanwise.learn.critic import ValueHead
 from spanwise.models.loading import Model
 from spanwise.recipes.chain import sae_chain
-from spanwise.train.critic import ValueHead
-from spanwise.train.ranks import ALONE
+from spanwise.runtime.distributed import ALONE
+from spanwise.toys.chain_demonstrations import ChainDemonstrations
 from spanwise.tree import Node, Tree
 
 
@@ -32,7 +32,7 @@ def worked(seed: int, tokenizer: Any) -> Tree:
     turn = Node(
         path=(0,),
         tokens=tokens,
-        logprobs=blank,
+        engine_logprobs=blank,
         sampling_logprobs=blank,
         stop="answer",
         reward=float(text.endswith(f"# {drawn.answer} .")),
@@ -46,12 +46,12 @@ def test_both_critics_explain_half_of_the_variance_with_the_recipes_settings(tru
     recipe, model = sae_chain(), Model(path="chain_base")
     policy, tokenizer = model.load(), model.load_tokenizer()
     head = replace(cast(ValueHead, recipe.critic), trunk=trunk)
-    advantage = cast(SpanAdvantage, recipe.advantage).prepared(tokenizer)
+    advantage = cast(SpanAdvantage, recipe.advantage).bind(tokenizer)
     critic = head.build(policy, model, ALONE)
     explained: list[float] = []
     for number in range(12):
         trees = [worked(48 * number + i, tokenizer) for i in range(48)]
-        batch = recipe.update.scored(policy, Batch.from_trees(trees), critic=critic.model)
+        batch = recipe.update.score(policy, Batch.from_trees(trees), critic=critic.model)
         batch = replace(batch, end_values=None)
         targets = advantage.critic_targets(batch)
         assert batch.values is not None

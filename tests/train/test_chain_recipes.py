@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from spanwise.cli import main
-from spanwise.runlog import RunLog
+from spanwise.run.folder import RunFolder
 
 SMALL = [
     *("--steps", "2"),
@@ -17,18 +17,18 @@ SMALL = [
 ]
 
 
-def run(folder: Path, recipe: str, *options: str) -> RunLog:
+def run(folder: Path, recipe: str, *options: str) -> RunFolder:
     assert main(["train", recipe, *SMALL, *options, "--folder", str(folder)]) == 0
-    return RunLog.open(folder)
+    return RunFolder.open(folder)
 
 
 @pytest.fixture(scope="module")
-def sae(tmp_path_factory: pytest.TempPathFactory) -> RunLog:
+def sae(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = tmp_path_factory.mktemp("runs") / "sae"
     return run(folder, "sae_chain", "--critic.pretraining-steps", "2")
 
 
-def test_sae_chain_leaves_what_a_critic_run_should(sae: RunLog) -> None:
+def test_sae_chain_leaves_what_a_critic_run_should(sae: RunFolder) -> None:
     summary, metrics = sae.read_summary(), sae.read_metrics()
     assert len(summary["pretraining_explained_variance"]) == 2
     assert summary["explained_variance"] == pytest.approx(
@@ -66,7 +66,7 @@ def test_grpo_chain_has_no_critic(tmp_path: Path) -> None:
     assert not (log.checkpoint_path("final") / "critic.safetensors").exists()
 
 
-def test_the_correlation_study_of_a_run(sae: RunLog, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_correlation_study_of_a_run(sae: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--num-prompts", "4", "--num-continuations", "2", "--num-resamples", "20"]
     assert main(["study", "correlation", str(sae.folder), *size]) == 0
     assert "SAE start" in capsys.readouterr().out
@@ -77,7 +77,7 @@ def test_the_correlation_study_of_a_run(sae: RunLog, capsys: pytest.CaptureFixtu
 
 
 def test_any_checkpoint_of_a_run_can_be_studied(
-    sae: RunLog, capsys: pytest.CaptureFixture[str]
+    sae: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     size = ["--num-prompts", "2", "--num-continuations", "2", "--num-resamples", "5"]
     final, last = sae.folder / "of_final", sae.checkpoint_path("step_00002")
@@ -93,7 +93,7 @@ def test_any_checkpoint_of_a_run_can_be_studied(
 
 
 def test_results_that_could_not_be_written_are_refused_before_the_study(
-    sae: RunLog, capsys: pytest.CaptureFixture[str]
+    sae: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = sae.config_path / "study"  # below a file
     assert main(["study", "correlation", str(sae.folder), "--folder", str(folder)]) == 2

@@ -17,7 +17,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from spanwise.display import Display
-from spanwise.runlog import RunError, RunLog
+from spanwise.rollout.journal import StepJournal
+from spanwise.run.folder import RunError, RunFolder
+from spanwise.runtime.signals import Stopped, StopSignals
 from spanwise.train import loop, train
 from spanwise.train.checkpoint import (
     CheckpointError,
@@ -26,12 +28,10 @@ from spanwise.train.checkpoint import (
     remove_old,
 )
 from spanwise.train.config import Checkpoints
-from spanwise.train.journal import StepJournal
-from spanwise.train.run import Run
-from spanwise.train.stopping import Stopped, StopSignals
+from spanwise.train.state import Run
 from spanwise.tree import Node
 from tests.train.letters import LetterTokenizer
-from tests.train.resumable import differing, left_behind, plain
+from tests.train.resumable import abandoned_threads, differing, plain
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def stopped(finished: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def resumed(folder: Path) -> RunLog:
+def resumed(folder: Path) -> RunFolder:
     return train(plain(), recipe="r", folder=folder, display=Display(), resume=True)
 
 
@@ -121,7 +121,7 @@ def test_a_bad_checkpoint_is_named_and_the_one_before_is_used(
     said = " ".join(capsys.readouterr().out.split())
     assert message in said.replace("/ ", "/") and "the one before, step_00004" in said
     assert (stopped / "checkpoints" / "step_00006.unused").is_dir()
-    assert differing(left_behind(finished), left_behind(stopped)) == []
+    assert differing(abandoned_threads(finished), abandoned_threads(stopped)) == []
 
 
 def test_with_no_good_checkpoint_the_run_stops_and_says_what_to_do(stopped: Path) -> None:
@@ -174,7 +174,7 @@ def test_without_scores_only_the_newest_are_kept(finished: Path) -> None:
 def test_what_a_killed_write_left_is_removed(stopped: Path, finished: Path) -> None:
     (stopped / "checkpoints" / "step_00006.partial").mkdir()
     resumed(stopped)
-    assert differing(left_behind(finished), left_behind(stopped)) == []
+    assert differing(abandoned_threads(finished), abandoned_threads(stopped)) == []
     assert not list((stopped / "checkpoints").glob("*.partial"))
 
 

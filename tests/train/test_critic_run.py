@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from spanwise.credit import Segments, SpanAdvantage
+from spanwise.learn.critic import ValueHead, still_rising
 from spanwise.models.critic import SeparateCritic
-from spanwise.runlog import tree_of
-from spanwise.train.critic import ValueHead, still_rising
+from spanwise.run.folder import tree_of
 from tests.train.letters import LetterModel, letters, run
 
 CRITIC = ValueHead(learning_rate=1e-2, pretraining_steps=3)

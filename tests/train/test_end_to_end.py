@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from spanwise.cli import main
 from spanwise.models.loading import SHIPPED
-from spanwise.runlog import RunLog, tree_of
+from spanwise.run.folder import RunFolder, tree_of
 
 SMALL = [
     *("--steps", "3"),
@@ -21,17 +21,17 @@ SMALL = [
 ]
 
 
-def run(folder: Path, recipe: str, *options: str) -> RunLog:
+def run(folder: Path, recipe: str, *options: str) -> RunFolder:
     assert main(["train", recipe, *SMALL, *options, "--folder", str(folder)]) == 0
-    return RunLog.open(folder)
+    return RunFolder.open(folder)
 
 
 @pytest.fixture(scope="module")
-def at2po(tmp_path_factory: pytest.TempPathFactory) -> RunLog:
+def at2po(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return run(tmp_path_factory.mktemp("runs") / "at2po", "at2po_search")
 
 
-def test_the_run_folder_has_all_that_it_should(at2po: RunLog) -> None:
+def test_the_run_folder_has_all_that_it_should(at2po: RunFolder) -> None:
     summary = at2po.read_summary()
     assert {"recipe", "seed", "before", "after", "train_seconds"} <= summary.keys()
     for when in ("before", "after"):
@@ -39,10 +39,11 @@ def test_the_run_folder_has_all_that_it_should(at2po: RunLog) -> None:
         assert 0 <= summary[when]["exact_match"] <= 1 and 0 <= summary[when]["greedy"] <= 1
     metrics = at2po.read_metrics()
     assert [m["step"] for m in metrics] == [1, 2, 3]
-    assert ["held_out/greedy" in m for m in metrics] == [False, True, False]
+    assert ["eval/greedy" in m for m in metrics] == [False, True, False]
     expected = {
         "reward", "exact_match", "tool_calls", "turn_entropy", "gradient_norm", "ratio_mean",
-        "ratio/turn_1", "clipped/turn_1", "sampled_tokens", "trained_tokens", "unique_to_total",
+        "ratio/turn_1", "clipped/turn_1", "sampled_tokens", "trained_tokens",
+        "unique_token_fraction",
         "seconds/rollout", "seconds/credit", "seconds/update", "engine_mismatch",
     }  # fmt: skip
     assert expected <= metrics[0].keys()
@@ -52,12 +53,14 @@ def test_the_run_folder_has_all_that_it_should(at2po: RunLog) -> None:
     computed = [m["row_tokens"] * m["computed_to_total"] for m in metrics]
     assert summary["computed_tokens"] == round(sum(computed))
     # Minibatches are trees of one step, and a token that two trees share counts once too.
-    assert all(m["packed"] == 1 and m["computed_to_total"] <= m["unique_to_total"] for m in metrics)
-    assert metrics[0]["branches"] == 4 * 10 and 0 < metrics[0]["unique_to_total"] < 1
+    assert all(
+        m["packed"] == 1 and m["computed_to_total"] <= m["unique_token_fraction"] for m in metrics
+    )
+    assert metrics[0]["branches"] == 4 * 10 and 0 < metrics[0]["unique_token_fraction"] < 1
     assert metrics[0]["engine_mismatch"] < 1e-4  # the sampler's log-probs are the trainer's
 
 
-def test_recorded_trees_hold_the_credit_of_every_turn(at2po: RunLog) -> None:
+def test_recorded_trees_hold_the_credit_of_every_turn(at2po: RunFolder) -> None:
     for record in at2po.read_trees(1):
         tree = tree_of(record)
         assert len(tree.leaves()) == 10
@@ -74,7 +77,7 @@ def test_recorded_trees_hold_the_credit_of_every_turn(at2po: RunLog) -> None:
     assert any(abs(ratio - 1) > 1e-5 for ratio in ratios)  # the step moved something
 
 
-def test_training_moved_the_weights_and_the_checkpoint_has_them(at2po: RunLog) -> None:
+def test_training_moved_the_weights_and_the_checkpoint_has_them(at2po: RunFolder) -> None:
     before = load_file(SHIPPED / "search_base" / "model.safetensors")
     after = load_file(at2po.checkpoint_path("final") / "model.safetensors")
     assert before.keys() == after.keys()
@@ -82,10 +85,10 @@ def test_training_moved_the_weights_and_the_checkpoint_has_them(at2po: RunLog) -
     assert all(moved)
 
 
-def test_the_same_seed_gives_the_same_run(at2po: RunLog, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_run(at2po: RunFolder, tmp_path: Path) -> None:
     again = run(tmp_path / "again", "at2po_search")
 
-    def timeless(log: RunLog) -> list[dict[str, object]]:
+    def timeless(log: RunFolder) -> list[dict[str, object]]:
         return [
             {k: v for k, v in m.items() if not k.startswith("seconds/")} for m in log.read_metrics()
         ]
@@ -99,7 +102,7 @@ def test_the_same_seed_gives_the_same_run(at2po: RunLog, tmp_path: Path) -> None
 
 
 def test_a_finished_run_is_evaluated_and_shown(
-    at2po: RunLog, capsys: pytest.CaptureFixture[str]
+    at2po: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["eval", str(at2po.folder), "--num-tasks", "8"]) == 0
     assert "Held-out exact match" in capsys.readouterr().out

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spanwise.display import Display
-from spanwise.envs.search import MultiHopSearch
+from spanwise.envs.search.environment import MultiHopSearch
 from spanwise.recipes.search import at2po_search
 from spanwise.rollout import FailurePolicy
 from spanwise.testing import FaultPlan, FaultyEngine, FaultyReward, FaultyTool

@@ -11,15 +11,15 @@ import torch
 from transformers import Qwen3Config
 
 from spanwise.cli import main
+from spanwise.learn.critic import ValueHead
+from spanwise.learn.importance_correction import ImportanceCorrection
+from spanwise.learn.reward_shaping import KLPenalty
 from spanwise.models.loading import Model, ModelError
 from spanwise.models.lora import LoRA
 from spanwise.recipes.chain import sae_chain
 from spanwise.recipes.search import at2po_search
-from spanwise.train import memory
-from spanwise.train.critic import ValueHead
-from spanwise.train.mismatch import Mismatch
-from spanwise.train.ranks import Ranks
-from spanwise.train.shaping import KLPenalty
+from spanwise.runtime.distributed import Ranks
+from spanwise.train import memory_check as memory
 
 
 def test_the_weights_are_counted_without_reading_them(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_every_copy_of_the_model_is_counted() -> None:
     assert memory.run_bytes(sae, 10) == 320
     assert memory.run_bytes(replace(sae, critic=ValueHead(trunk="policy")), 10) == 160
     assert memory.run_bytes(replace(at2po, kl=KLPenalty(coefficient=0.1)), 10) == 200
-    ahead = replace(at2po, steps_off=1, mismatch=Mismatch(truncate=2.0))
+    ahead = replace(at2po, max_off_policy_steps=1, importance=ImportanceCorrection(tis_cap=2.0))
     assert memory.run_bytes(ahead, 10) == 200
     short = replace(at2po, model=Model(dtype="bfloat16"), kl=KLPenalty(coefficient=0.1))
     assert memory.run_bytes(short, 10) == 180

@@ -6,18 +6,22 @@ import pytest
 
 from spanwise.batch import Batch
 from spanwise.envs.base import Task
-from spanwise.rollout import Chains, Site
+from spanwise.rollout import Chains, RolloutContext
 from spanwise.samplers.base import Request
 from spanwise.train.evaluate import Evaluation, measure
 from spanwise.train.metrics import tree_metrics
 from spanwise.tree import Expansion, Failure, Node, Tree
-from tests.toys import CharTokenizer, PathSampler, WordGame
+from tests.word_game import CharTokenizer, PathSampler, WordGame
 
 
 def turn(*path: int, tokens: int, logprob: float = -1.0, **rest: Any) -> Node:
     logprobs = (logprob,) * tokens
     return Node(
-        path=path, tokens=(1,) * tokens, logprobs=logprobs, sampling_logprobs=logprobs, **rest
+        path=path,
+        tokens=(1,) * tokens,
+        engine_logprobs=logprobs,
+        sampling_logprobs=logprobs,
+        **rest,
     )
 
 
@@ -25,7 +29,7 @@ TREE = Tree(
     task_id="t",
     nodes=(
         Node(path=(), observation=(5, 6, 7), stop="prompt"),
-        turn(0, tokens=2, stop="call", observation=(9,), logprob=-0.5),
+        turn(0, tokens=2, stop="continue", observation=(9,), logprob=-0.5),
         turn(0, 0, tokens=1, stop="answer", reward=1.0, outcome={"exact_match": 1.0}),
         turn(
             0,
@@ -45,8 +49,8 @@ def test_figures_of_a_hand_made_tree() -> None:
     figures = tree_metrics([TREE], Batch.from_trees([TREE]))
     assert figures["reward"] == pytest.approx(0.0)  # (1 - 1 + 0) / 3 scored branches
     assert figures["exact_match"] == pytest.approx(1 / 3)
-    assert figures["chain/reward"] == pytest.approx(0.5)  # without the expanded branch
-    assert figures["chain/exact_match"] == pytest.approx(0.5)
+    assert figures["unforked/reward"] == pytest.approx(0.5)  # without the expanded branch
+    assert figures["unforked/exact_match"] == pytest.approx(0.5)
     assert figures["tool_calls"] == pytest.approx(2 / 3)
     assert figures["turn_entropy"] == pytest.approx((0.5 + 1 + 1 + 1 + 1) / 5)
     assert figures["turn_tokens"] == pytest.approx((2 + 1 + 3 + 4 + 1) / 5)
@@ -57,7 +61,7 @@ def test_figures_of_a_hand_made_tree() -> None:
     assert figures["row_tokens"] == (3 + 3 + 1) + (3 + 3 + 3) + (3 + 4)  # of scored branches
     assert figures["unique_tokens"] == 3 + 3 + 1 + 3 + 4 + 1
     total = (3 + 3 + 1) + (3 + 3 + 3) + (3 + 4) + (3 + 1)
-    assert figures["unique_to_total"] == pytest.approx(15 / total)
+    assert figures["unique_token_fraction"] == pytest.approx(15 / total)
 
 
 def test_held_out_scores_count_failures_as_wrong_and_by_group() -> None:
@@ -74,8 +78,10 @@ def test_held_out_scores_count_failures_as_wrong_and_by_group() -> None:
                 for i, t in enumerate(super().tasks(split))
             ]
 
-    site = Site(env=Grouped(), sampler=PathSampler(write), tokenizer=CharTokenizer(), seed=0)
-    measured = measure(site, Chains(), Evaluation(num_tasks=6)).summary()
+    context = RolloutContext(
+        env=Grouped(), sampler=PathSampler(write), tokenizer=CharTokenizer(), seed=0
+    )
+    measured = measure(context, Chains(), Evaluation(num_tasks=6)).summary()
     assert measured["n"] == 6 and measured["failed"] == 2
     assert measured["exact_match"] == 3 / 6 and measured["greedy"] == 5 / 6
     assert measured["by_group"]["1"] == {"exact_match": 1.0, "greedy": 1.0, "n": 3}

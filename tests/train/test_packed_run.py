@@ -11,14 +11,14 @@ import torch
 from rich.console import Console
 
 from spanwise.display import Display
+from spanwise.learn.critic import ValueHead
+from spanwise.learn.reward_shaping import KLPenalty
 from spanwise.models.loading import Model
 from spanwise.recipes.chain import sae_chain
 from spanwise.recipes.search import at2po_search
 from spanwise.train import train
 from spanwise.train.config import TrainConfig
-from spanwise.train.critic import ValueHead
 from spanwise.train.evaluate import Evaluation
-from spanwise.train.shaping import KLPenalty
 from tests.tiny import in_precision
 
 AS_LAID_OUT = {"packed", "computed_to_total"}

@@ -11,19 +11,19 @@ import torch
 
 from spanwise.batch import Batch
 from spanwise.credit import GroupAdvantage, Segments, SpanAdvantage
+from spanwise.learn.critic import NoCritic, ValueHead, still_rising
+from spanwise.learn.learner import Learner
+from spanwise.learn.objective import Objective
+from spanwise.learn.reward_shaping import KLPenalty, Overlong
+from spanwise.learn.update import Update
 from spanwise.models.scoring import token_scores
 from spanwise.rollout import Chains
+from spanwise.runtime.distributed import ALONE
 from spanwise.train.config import TrainConfig
-from spanwise.train.critic import NoCritic, ValueHead, still_rising
-from spanwise.train.learner import Learner
-from spanwise.train.objective import Objective
-from spanwise.train.ranks import ALONE
-from spanwise.train.shaping import KLPenalty, Overlong
-from spanwise.train.update import Update
 from spanwise.tree import Tree
+from tests.learn.test_update import random_tree
 from tests.tiny import tiny_model
 from tests.train.letters import letters
-from tests.train.test_update import random_tree
 
 TREES = [random_tree(seed) for seed in range(6)]
 ALIKE = [
@@ -33,7 +33,7 @@ ALIKE = [
     )
     for t in TREES
 ]
-PPO = Objective(ratio_span="token", average="token", clip_low=0.2, clip_high=0.28)
+PPO = Objective(ratio_span="token", loss_aggregation="token", clip_low=0.2, clip_high=0.28)
 BIG = Update(learning_rate=1e-3, prompts_per_minibatch=6, max_gradient_norm=1e9)
 SAE = SpanAdvantage(segments=Segments(threshold=0.6))  # the trees' tokens are likelier than 0.36
 OWN = ValueHead(learning_rate=1e-3, pretraining_steps=0)
@@ -76,10 +76,10 @@ FULL = {
     "own": config(kl=KLPenalty(coefficient=0.1), objective=replace(PPO, entropy_bonus=0.05)),
     "shared": config(
         critic=SHARED,
-        kl=KLPenalty(coefficient=0.1, estimate="k3"),
-        objective=replace(PPO, entropy_bonus=0.05, average="sample", dual_clip=3.0),
+        kl=KLPenalty(coefficient=0.1, estimator="k3"),
+        objective=replace(PPO, entropy_bonus=0.05, loss_aggregation="sample", dual_clip=3.0),
     ),
-    "masked": config(critic=SHARED, overlong=Overlong(truncated="mask")),
+    "masked": config(critic=SHARED, overlong=Overlong(on_truncation="mask")),
 }
 
 
@@ -110,10 +110,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "whiten": {"advantage": replace(SAE, whiten=False)},
     "entropy_bonus": {"objective": replace(PPO, entropy_bonus=0.01)},
     "kl": {"kl": KLPenalty(coefficient=0.1)},
-    "kl.estimate": {"kl": KLPenalty(coefficient=0.1, estimate="k3")},
-    "kl.place": {"kl": KLPenalty(coefficient=0.1, place="reward")},
-    "truncated": {"overlong": Overlong(truncated="mask")},
-    "bootstrap": {"overlong": Overlong(truncated="bootstrap")},
+    "kl.estimator": {"kl": KLPenalty(coefficient=0.1, estimator="k3")},
+    "kl.where": {"kl": KLPenalty(coefficient=0.1, where="reward")},
+    "truncated": {"overlong": Overlong(on_truncation="mask")},
+    "bootstrap": {"overlong": Overlong(on_truncation="bootstrap")},
     "penalty": {
         "overlong": Overlong(penalty_tokens=20),
         "rollout": Chains(max_response_tokens=20),
@@ -154,7 +154,7 @@ def test_a_share_of_0_leaves_the_policy_as_if_there_were_no_critic() -> None:
             head = replace(SHARED, trunk_gradient=share)
             critic = head.build(model, letters().model, ALONE)
             torch.nn.init.normal_(critic.model.head.weight, std=0.1)
-        batch = update.scored(
+        batch = update.score(
             model, Batch.from_trees(TREES), critic=None if critic is None else critic.model
         )
         advantages = 1 + torch.arange(batch.mask.numel()).view_as(batch.mask) % 3
@@ -206,10 +206,10 @@ def test_every_option_of_the_critics_update_matters() -> None:
 
 def test_the_dual_clip_bounds_the_loss_of_a_bad_token() -> None:
     model = tiny_model(dtype=torch.float64)
-    batch = Update().scored(model, Batch.from_trees(TREES))
-    assert batch.logprobs is not None
+    batch = Update().score(model, Batch.from_trees(TREES))
+    assert batch.old_logprobs is not None
     # the policy is 20 times likelier to write every token than it was
-    batch = replace(batch, logprobs=batch.logprobs - torch.tensor(20.0).log() * batch.mask)
+    batch = replace(batch, old_logprobs=batch.old_logprobs - torch.tensor(20.0).log() * batch.mask)
     advantages = -batch.mask.double()
 
     def first_loss(objective: Objective) -> float:
@@ -238,18 +238,18 @@ def test_an_entropy_bonus_spreads_and_a_kl_penalty_holds_back() -> None:
 
     for estimate in ("k2", "k3"):
         model = tiny_model()
-        kl = KLPenalty(coefficient=1.0, estimate=estimate)
-        scored = update.scored(model, batch, reference=reference)
+        kl = KLPenalty(coefficient=1.0, estimator=estimate)
+        scored = update.score(model, batch, reference=reference)
         update(model, update.optimizer(model), scored, nothing, PPO, seed=0, kl=kl)
-        assert scored.logprobs is not None and scored.reference_logprobs is not None
+        assert scored.old_logprobs is not None and scored.reference_logprobs is not None
         with torch.no_grad():
             after = token_scores(model, batch.tokens, batch.mask, batch.lengths).logprobs
-        distance = (scored.logprobs - scored.reference_logprobs)[batch.mask].abs().mean()
+        distance = (scored.old_logprobs - scored.reference_logprobs)[batch.mask].abs().mean()
         assert (after - scored.reference_logprobs)[batch.mask].abs().mean() < 0.7 * distance
 
 
 def test_an_adaptive_coefficient_follows_the_divergence() -> None:
-    kl = KLPenalty(coefficient=0.1, estimate="k3", target=1e-3)  # far exceeded
+    kl = KLPenalty(coefficient=0.1, estimator="k3", target=1e-3)  # far exceeded
     learner, figures = stepped(config(kl=kl))
     assert figures["kl"] > 1e-3 and figures["kl_coefficient"] == 0.1
     assert learner.kl.coefficient == pytest.approx(0.102)
@@ -288,27 +288,29 @@ def test_without_signal_the_policy_stays_and_the_critic_learns() -> None:
         for t in TREES
     ]
     for critic in (OWN, SHARED):
-        learner, figures = stepped(config(critic=critic, overlong=Overlong(truncated="mask")), cut)
+        learner, figures = stepped(
+            config(critic=critic, overlong=Overlong(on_truncation="mask")), cut
+        )
         assert figures["no_signal"] == 1.0
         assert torch.equal(weights(learner.model), weights(tiny_model(dtype=torch.float64)))
 
 
 def test_rows_that_are_masked_out_are_as_if_not_there() -> None:
     """Those left have the same loss as without the others, given the same credit."""
-    settings = config(overlong=Overlong(truncated="mask"))
+    settings = config(overlong=Overlong(on_truncation="mask"))
     learner, _ = stepped(settings, CUT)
     model = tiny_model(dtype=torch.float64)
-    batch = learner.config.update.scored(model, Batch.from_trees(CUT))
+    batch = learner.config.update.score(model, Batch.from_trees(CUT))
     keep = (~batch.truncated).nonzero().squeeze(1)
     assert 0 < len(keep) < batch.num_rows
     masked = replace(batch, trained=~batch.truncated)
     advantages = torch.randn(batch.tokens.shape, dtype=torch.float64)
-    for objective in (PPO, replace(PPO, average="sample", shared_turns="mean")):
+    for objective in (PPO, replace(PPO, loss_aggregation="sample", shared_turns="mean")):
         with_them = _updated(masked, advantages, objective)
         leaves = [n.path for t in CUT for n in t.leaves()]
         assert len(leaves) == batch.num_rows
         trimmed = [_without_cut_leaves(tree) for tree in CUT]
-        alone = Update().scored(model, Batch.from_trees([t for t in trimmed if t is not None]))
+        alone = Update().score(model, Batch.from_trees([t for t in trimmed if t is not None]))
         width = alone.tokens.shape[1]
         without_them = _updated(alone, advantages[keep][:, :width], objective)
         torch.testing.assert_close(with_them, without_them, rtol=0, atol=1e-12)
@@ -358,7 +360,7 @@ def _decided(seed: int) -> Tree:
             Node(
                 path=(i,),
                 tokens=tokens,
-                logprobs=blank,
+                engine_logprobs=blank,
                 sampling_logprobs=blank,
                 stop="answer",
                 reward=reward,
@@ -404,7 +406,7 @@ def test_a_critic_and_a_credit_that_do_not_fit_are_refused() -> None:
         config(
             critic=NoCritic(),
             advantage=GroupAdvantage(),
-            overlong=Overlong(truncated="bootstrap"),
+            overlong=Overlong(on_truncation="bootstrap"),
         )
     with pytest.raises(ValueError, match="trunk_gradient"):
         ValueHead(trunk_gradient=-1.0)

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from spanwise.runlog import RunLog
+from spanwise.run.folder import RunFolder
+from spanwise.runtime.distributed import ALONE, Processes, Ranks, balanced
 from spanwise.train.checkpoint import checkpoint_folders
-from spanwise.train.ranks import ALONE, Processes, Ranks, balanced
 from tests.train.rank_runs import cases, resumed_cases, run, run_cases, run_stopped
-from tests.train.resumable import differing, left_behind
+from tests.train.resumable import abandoned_threads, differing
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,7 +59,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", sorted(cases()))
 def test_two_processes_train_as_one_does(runs: Path, sharding: str, name: str) -> None:
     alone, two = runs / "alone" / "fsdp" / name, runs / sharding / name
-    assert RunLog.open(alone).read_metrics()[-1]["step"] == cases()[name].steps
+    assert RunFolder.open(alone).read_metrics()[-1]["step"] == cases()[name].steps
     assert_same_run(alone, two)
 
 
@@ -72,7 +72,9 @@ def test_another_number_of_processes_goes_on_with_a_run(runs: Path, to: str, nam
 @pytest.mark.parametrize("name", sorted(resumed_cases()))
 def test_two_processes_stop_together_and_go_on_to_the_same_end(runs: Path, name: str) -> None:
     """Byte for byte; one of them had the signal. The checkpoint of the stop displaced another."""
-    whole, stopped = (left_behind(runs / "resumed" / kind / name) for kind in ("whole", "stopped"))
+    whole, stopped = (
+        abandoned_threads(runs / "resumed" / kind / name) for kind in ("whole", "stopped")
+    )
     both = whole.keys() & stopped.keys()
     assert {"metrics", "summary", "checkpoints/step_00004/optimizer.safetensors"} <= both
     assert "checkpoints/step_00003/state.json" in stopped
@@ -81,7 +83,7 @@ def test_two_processes_stop_together_and_go_on_to_the_same_end(runs: Path, name:
 
 def assert_same_run(first: Path, second: Path) -> None:
     """To rounding: every figure of every step, the measurements, and the weights at the end."""
-    one, other = RunLog.open(first), RunLog.open(second)
+    one, other = RunFolder.open(first), RunFolder.open(second)
     lines, others = one.read_metrics(), other.read_metrics()
     assert [line["step"] for line in others] == [line["step"] for line in lines]
     for line, found in zip(lines, others, strict=True):
@@ -107,7 +109,7 @@ def test_the_command_line_under_torchrun(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Held-out exact match") == 1  # one process speaks
-    log = RunLog.open(tmp_path / "run")
+    log = RunFolder.open(tmp_path / "run")
     assert [line["step"] for line in log.read_metrics()] == [1]
     assert len(log.read_trees(1)) == 2
 
@@ -126,7 +128,7 @@ def test_a_signal_to_torchrun_stops_the_run_once(tmp_path: Path) -> None:
     assert out.count("spanwise: stopped by SIGTERM") == 1, error[-3000:]
     assert error.count("spanwise: stopping at the next point") == 1
     names = [path.name for path in checkpoint_folders(tmp_path / "checkpoints")]
-    assert names == [f"step_{RunLog.open(tmp_path).read_metrics()[-1]['step']:05d}"]
+    assert names == [f"step_{RunFolder.open(tmp_path).read_metrics()[-1]['step']:05d}"]
 
 
 def test_a_failing_process_ends_all_with_its_message(tmp_path: Path) -> None:
@@ -156,7 +158,7 @@ def test_work_is_shared_out_evenly_and_each_piece_counts_once(costs: list[int], 
     assert sorted(number for share in shares for number in share) == list(range(len(costs)))
     loads = [sum(costs[number] for number in share) for share in shares]
     assert max(loads) <= sum(costs) / size + max(costs)
-    work = [Ranks(rank=rank, size=size).work(costs) for rank in range(size)]
+    work = [Ranks(rank=rank, size=size).assign(costs) for rank in range(size)]
     assert len({len(own) for own in work}) == 1  # all join in as often
     counted = sorted(number for own in work for number, counts in own if counts)
     assert counted == list(range(len(costs)))
@@ -164,7 +166,7 @@ def test_work_is_shared_out_evenly_and_each_piece_counts_once(costs: list[int], 
 
 def test_one_process_alone_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Processes().join("auto") is ALONE
-    assert ALONE.leads and ALONE.gather("x") == ["x"]
+    assert ALONE.is_main and ALONE.gather("x") == ["x"]
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="names one device for 2 processes"):
         Processes().join("cuda:1")

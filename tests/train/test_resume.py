@@ -18,25 +18,25 @@ import torch
 from spanwise.cli import main
 from spanwise.display import Display
 from spanwise.envs.base import Reply, Task, Turn
+from spanwise.learn.critic import ValueHead
+from spanwise.learn.learner import Learner
+from spanwise.learn.nonfinite import NonfiniteError
 from spanwise.models.execution import checkpoint_gradients
 from spanwise.models.lora import LoRA, add_adapter
-from spanwise.runlog import RunError, RunLog
+from spanwise.run.folder import RunError, RunFolder
 from spanwise.tools.base import Room, run_with_deadline
 from spanwise.train import Stopped, TrainConfig, train
 from spanwise.train import loop as loop_module
 from spanwise.train.checkpoint import CheckpointError, checkpoint_folders
 from spanwise.train.config import Checkpoints
-from spanwise.train.critic import ValueHead
-from spanwise.train.learner import Learner
-from spanwise.train.not_finite import NotFiniteError
 from tests.tiny import tiny_model
 from tests.train.letters import SYMBOLS, LetterModel, Letters
-from tests.train.resumable import ROOT, child, differing, left_behind, plain, with_critic
+from tests.train.resumable import ROOT, abandoned_threads, child, differing, plain, with_critic
 
 RECIPES = {"plain": plain, "with_critic": with_critic}
 
 
-def run(config: TrainConfig, folder: Path, *, resume: bool = False) -> RunLog:
+def run(config: TrainConfig, folder: Path, *, resume: bool = False) -> RunFolder:
     return train(config, recipe="r", folder=folder, display=Display(), resume=resume)
 
 
@@ -91,14 +91,14 @@ def test_a_run_that_ended_anywhere_goes_on_to_the_same_end(
         with pytest.raises(Killed):
             run(make(), tmp_path / "run")
     run(make(), tmp_path / "run", resume=True)
-    assert differing(left_behind(folder), left_behind(tmp_path / "run")) == []
+    assert differing(abandoned_threads(folder), abandoned_threads(tmp_path / "run")) == []
 
 
 def _end_in(where: str, patch: pytest.MonkeyPatch) -> None:
     """Have the run killed in its fourth step, or at its end."""
     owner, name, calls = {
-        "sampling": ("spanwise.train.journal.StepJournal", "write", 4 * 16 * 4 - 30),
-        "update": ("spanwise.train.update.Update", "_apply", 7),
+        "sampling": ("spanwise.rollout.journal.StepJournal", "write", 4 * 16 * 4 - 30),
+        "update": ("spanwise.learn.update.Update", "_apply", 7),
         "checkpoint": ("spanwise.train.checkpoint", "_write", 3),  # the second's state
         "measurement after": ("spanwise.train.loop", "save_weights", 1),
     }[where]
@@ -130,7 +130,7 @@ def test_finished_turns_are_not_sampled_again(
         _end_in("update", patch)
         with pytest.raises(Killed):
             run(plain(), tmp_path / "run")
-    from spanwise.samplers.transformers import TransformersSampler
+    from spanwise.samplers.embedded.engine import TransformersSampler
 
     real, asked = TransformersSampler.sample, [0]
 
@@ -156,7 +156,7 @@ def test_a_torn_last_line_of_the_journal_is_sampled_again(
     newest = max((tmp_path / "run" / "journal").iterdir())
     newest.write_bytes(newest.read_bytes()[:-9])
     run(make(), tmp_path / "run", resume=True)
-    assert differing(left_behind(folder), left_behind(tmp_path / "run")) == []
+    assert differing(abandoned_threads(folder), abandoned_threads(tmp_path / "run")) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -180,14 +180,14 @@ def test_a_signal_stops_the_run_where_it_can_go_on(
         if where == "update":
             patch.setattr(Learner, "batch", signalled)
         else:
-            patch.setattr("spanwise.train.sampling.draw_tasks", signalled)
+            patch.setattr("spanwise.train.task_sampling.draw_tasks", signalled)
         with pytest.raises(Stopped) as stopped:
             run(make(), tmp_path / "run")
     assert stopped.value.number == number
     assert signal.getsignal(number) == before
     assert len(checkpoint_folders(tmp_path / "run" / "checkpoints")) >= 1
     run(make(), tmp_path / "run", resume=True)
-    first, second = left_behind(folder), left_behind(tmp_path / "run")
+    first, second = abandoned_threads(folder), abandoned_threads(tmp_path / "run")
     extra = {name for name in second if name not in first}  # the checkpoint of the stop
     assert [n for n in differing(first, second) if n not in extra] == []
 
@@ -199,7 +199,7 @@ def test_no_draw_reads_a_generator_that_others_use_too(tmp_path: Path) -> None:
         random.seed(seed)
         torch.manual_seed(seed)
         run(plain(), tmp_path / str(seed))
-        found.append(left_behind(tmp_path / str(seed)))
+        found.append(abandoned_threads(tmp_path / str(seed)))
     assert differing(*found) == []
 
 
@@ -209,7 +209,7 @@ def test_the_same_run_however_many_requests_are_in_flight(
 ) -> None:
     many, few = plain(), replace(plain(), sampler=replace(plain().sampler, **changes))
     logs = [run(config, tmp_path / name) for config, name in ((many, "many"), (few, "few"))]
-    first, second = (left_behind(log.folder) for log in logs)
+    first, second = (abandoned_threads(log.folder) for log in logs)
     assert differing(first, second) == []
 
 
@@ -221,7 +221,10 @@ def test_the_same_run_however_many_tools_run_at_once_and_whichever_ends_first(
     run(config, tmp_path / "plain")
     monkeypatch.setattr("spanwise.tools.base._room", Room(num_threads))
     run(replace(config, env=ToolLetters()), tmp_path / "tools")
-    assert differing(left_behind(tmp_path / "plain"), left_behind(tmp_path / "tools")) == []
+    assert (
+        differing(abandoned_threads(tmp_path / "plain"), abandoned_threads(tmp_path / "tools"))
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -246,7 +249,9 @@ def test_models_of_other_precision_and_with_adapters_go_on_too(
         with pytest.raises(Killed):
             run(config, tmp_path / "run")
     run(config, tmp_path / "run", resume=True)
-    assert differing(left_behind(tmp_path / "whole"), left_behind(tmp_path / "run")) == []
+    assert (
+        differing(abandoned_threads(tmp_path / "whole"), abandoned_threads(tmp_path / "run")) == []
+    )
 
 
 def test_what_cannot_be_resumed_is_refused(
@@ -275,7 +280,7 @@ def test_what_cannot_be_resumed_is_refused(
 def test_gradients_that_stay_not_finite_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spanwise.train.critic import FittedCritic
+    from spanwise.learn.critic import FittedCritic
 
     real = FittedCritic.loss
     monkeypatch.setattr(FittedCritic, "loss", lambda self, *a, **k: real(self, *a, **k) * 1e39)
@@ -284,7 +289,7 @@ def test_gradients_that_stay_not_finite_end_the_run(
             replace(with_critic(), critic=replace(with_critic().critic, pretraining_steps=0)),
             tmp_path / "run",
         )
-    assert isinstance(error.value.__cause__, NotFiniteError)
+    assert isinstance(error.value.__cause__, NonfiniteError)
     from safetensors.torch import load_file
 
     tensors = load_file(tmp_path / "run" / "not_finite" / "step_00002.safetensors")
@@ -310,7 +315,7 @@ def test_killed_at_random_moments_and_resumed(recipe: str, tmp_path: Path) -> No
         words = ["--resume", str(folder)]
     else:
         assert main(["train", "--resume", str(folder)]) == 0
-    assert differing(left_behind(tmp_path / "whole"), left_behind(folder)) == []
+    assert differing(abandoned_threads(tmp_path / "whole"), abandoned_threads(folder)) == []
 
 
 def test_a_full_disk_names_the_file_and_leaves_the_checkpoint_before(

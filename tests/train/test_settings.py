@@ -10,17 +10,17 @@ import pytest
 
 from spanwise.credit import Segments, SpanAdvantage
 from spanwise.envs.base import Task
+from spanwise.learn.critic import ValueHead
+from spanwise.learn.objective import Objective
+from spanwise.learn.reward_shaping import KLPenalty, Overlong
+from spanwise.learn.update import Update
 from spanwise.models.loading import Model, ModelError
 from spanwise.recipes.search import at2po_search
 from spanwise.rollout import Chains, TreeSearch
 from spanwise.samplers.base import Sampling
-from spanwise.train.critic import ValueHead
 from spanwise.train.evaluate import Evaluation
-from spanwise.train.objective import Objective
-from spanwise.train.sampling import draw_tasks
-from spanwise.train.shaping import KLPenalty, Overlong
-from spanwise.train.update import Update
-from tests.toys import WordGame
+from spanwise.train.task_sampling import draw_tasks
+from tests.word_game import WordGame
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ from tests.toys import WordGame
         (lambda: Update(tokens_per_microbatch=0), "tokens_per_microbatch"),
         (lambda: Objective(clip_low=2.0), "clip_low"),
         (lambda: Objective(clip_high=-0.1), "clip_high"),
-        (lambda: Objective(average=0), "at least 1 token, got 0"),
+        (lambda: Objective(loss_aggregation=0), "at least 1 token, got 0"),
         (lambda: Objective(dual_clip=0.5), "dual_clip must be above 1"),
         (lambda: Objective(entropy_bonus=float("nan")), "entropy_bonus must be a number"),
         (

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from spanwise import trackers
 from spanwise.display import Display
 from spanwise.models.loading import ModelError
 from spanwise.rollout.failures import FailurePolicy, RunStopped
-from spanwise.runlog import RunError
+from spanwise.run import trackers
+from spanwise.run.folder import RunError
+from spanwise.run.lock import locked
 from spanwise.samplers.base import Engine, EngineError
-from spanwise.samplers.transformers import TransformersSampler
+from spanwise.samplers.embedded.engine import TransformersSampler
 from spanwise.train import TrainConfig, train
-from spanwise.train.lock import locked
 from tests.train.letters import LetterModel, Letters
 from tests.train.resumable import plain
 

@@ -11,40 +11,40 @@ from typing import Any
 import pytest
 
 from spanwise.display import Display
-from spanwise.runlog import RunLog
+from spanwise.learn.critic import NoCritic
+from spanwise.learn.importance_correction import ImportanceCorrection
+from spanwise.learn.update import Update
+from spanwise.run.folder import RunFolder
+from spanwise.runtime.distributed import Processes, Ranks
 from spanwise.train import Stopped, TrainConfig, train
-from spanwise.train.ahead import Ahead
 from spanwise.train.config import Checkpoints
-from spanwise.train.critic import NoCritic
-from spanwise.train.mismatch import Mismatch
-from spanwise.train.ranks import Processes, Ranks
-from spanwise.train.sampling import Sampled, draw_tasks
-from spanwise.train.update import Update
+from spanwise.train.prefetch import Prefetcher
+from spanwise.train.task_sampling import Sampled, draw_tasks
 from tests.train.letters import letters
-from tests.train.resumable import differing, left_behind, with_critic
+from tests.train.resumable import abandoned_threads, differing, with_critic
 
 
 def plain(**changes: Any) -> TrainConfig:
-    config = letters(critic=NoCritic(), steps=3, mismatch=Mismatch(truncate=2.0))
+    config = letters(critic=NoCritic(), steps=3, importance=ImportanceCorrection(tis_cap=2.0))
     return replace(config, **changes)
 
 
-def run(config: TrainConfig, folder: Path, *, resume: bool = False) -> RunLog:
+def run(config: TrainConfig, folder: Path, *, resume: bool = False) -> RunFolder:
     return train(config, recipe="r", folder=folder, display=Display(), resume=resume)
 
 
-def drawn(log: RunLog, step: int) -> list[list[list[int]]]:
+def drawn(log: RunFolder, step: int) -> list[list[list[int]]]:
     """The tokens of every tree of a step."""
     return [[node["tokens"] for node in tree["nodes"]] for tree in log.read_trees(step)]
 
 
 @pytest.fixture(scope="module")
-def off(tmp_path_factory: pytest.TempPathFactory) -> RunLog:
-    return run(plain(steps_off=1), tmp_path_factory.mktemp("off") / "run")
+def off(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return run(plain(max_off_policy_steps=1), tmp_path_factory.mktemp("off") / "run")
 
 
 def test_each_step_is_drawn_from_the_weights_before_the_last_update(
-    off: RunLog, tmp_path: Path
+    off: RunFolder, tmp_path: Path
 ) -> None:
     frozen = run(plain(update=Update(learning_rate=0.0)), tmp_path / "frozen")
     on = run(plain(), tmp_path / "on")
@@ -60,15 +60,17 @@ def test_each_step_is_drawn_from_the_weights_before_the_last_update(
     assert first["importance/max"] < 1.001 < second["importance/max"] <= 2
 
 
-def test_the_same_seed_gives_the_same_run(off: RunLog, tmp_path: Path) -> None:
-    again = run(plain(steps_off=1), tmp_path / "again")
-    assert differing(left_behind(off.folder), left_behind(again.folder)) == []
+def test_the_same_seed_gives_the_same_run(off: RunFolder, tmp_path: Path) -> None:
+    again = run(plain(max_off_policy_steps=1), tmp_path / "again")
+    assert differing(abandoned_threads(off.folder), abandoned_threads(again.folder)) == []
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(with_critic(), mismatch=Mismatch(truncate=2.0), steps_off=1, steps=6)
+    config = replace(
+        with_critic(), importance=ImportanceCorrection(tis_cap=2.0), max_off_policy_steps=1, steps=6
+    )
     config = replace(config, checkpoints=Checkpoints(every=2, keep=9))
     whole = run(config, tmp_path / "whole")
     calls = [0]
@@ -80,12 +82,12 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(
         return draw_tasks(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr("spanwise.train.sampling.draw_tasks", signalled)
+        patch.setattr("spanwise.train.task_sampling.draw_tasks", signalled)
         with pytest.raises(Stopped):
             run(config, tmp_path / "run")
-    assert RunLog.open(tmp_path / "run").read_metrics()[-1]["step"] == 3
+    assert RunFolder.open(tmp_path / "run").read_metrics()[-1]["step"] == 3
     run(config, tmp_path / "run", resume=True)
-    first, second = left_behind(whole.folder), left_behind(tmp_path / "run")
+    first, second = abandoned_threads(whole.folder), abandoned_threads(tmp_path / "run")
     assert first.keys() <= second.keys()
     assert {name.rpartition("/")[0] for name in second.keys() - first.keys()} == {
         "checkpoints/step_00003"
@@ -96,7 +98,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(
 def test_a_run_that_ended_in_an_update_goes_on_from_the_checkpoint_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = plain(steps_off=1, steps=5, checkpoints=Checkpoints(every=2))
+    config = plain(max_off_policy_steps=1, steps=5, checkpoints=Checkpoints(every=2))
     whole = run(config, tmp_path / "whole")
     real, calls = Update._apply, [0]
 
@@ -111,16 +113,16 @@ def test_a_run_that_ended_in_an_update_goes_on_from_the_checkpoint_before(
         with pytest.raises(SystemExit):
             run(config, tmp_path / "run")
     run(config, tmp_path / "run", resume=True)
-    assert differing(left_behind(whole.folder), left_behind(tmp_path / "run")) == []
+    assert differing(abandoned_threads(whole.folder), abandoned_threads(tmp_path / "run")) == []
 
 
 def test_it_learns(tmp_path: Path) -> None:
-    summary = run(plain(steps_off=1, steps=20), tmp_path / "run").read_summary()
+    summary = run(plain(max_off_policy_steps=1, steps=20), tmp_path / "run").read_summary()
     assert summary["after"]["exact_match"] > summary["before"]["exact_match"] + 0.3
 
 
 def test_what_fails_in_the_other_thread_is_raised_where_it_is_taken() -> None:
-    ahead = Ahead()
+    ahead = Prefetcher()
 
     def fails() -> Sampled:
         raise RuntimeError("no engine")
@@ -136,9 +138,11 @@ def test_what_fails_in_the_other_thread_is_raised_where_it_is_taken() -> None:
 def test_without_a_correction_or_with_several_processes_it_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match=r"mismatch\.truncate, such as 2"):
-        letters(critic=NoCritic(), steps_off=1)
+    with pytest.raises(ValueError, match=r"importance.tis_cap, such as 2"):
+        letters(critic=NoCritic(), max_off_policy_steps=1)
     monkeypatch.setattr(Processes, "join", lambda self, device: Ranks(rank=0, size=2))
-    with pytest.raises(ValueError, match="steps_off=1 is for one process, and there are 2"):
-        run(plain(steps_off=1), tmp_path / "run")
+    with pytest.raises(
+        ValueError, match="max_off_policy_steps=1 is for one process, and there are 2"
+    ):
+        run(plain(max_off_policy_steps=1), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -11,10 +11,10 @@ import pytest
 
 from spanwise.display import Display
 from spanwise.envs.base import Reply, Task, Turn
-from spanwise.rollout.waits import current_call
-from spanwise.rollout.watchdog import Watchdog
+from spanwise.learn.critic import NoCritic
+from spanwise.runtime.waits import current_call
+from spanwise.runtime.watchdog import Watchdog
 from spanwise.train import Stopped, train
-from spanwise.train.critic import NoCritic
 from tests.train.letters import Letters, letters
 
 

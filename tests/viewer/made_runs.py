@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from spanwise.runlog import RunLog, tree_record
+from spanwise.run.folder import RunFolder, tree_record
 from spanwise.tree import Expansion, Failure, Node, Tree
 
 SCRIPT = "<script>document.title='taken'</script>"
@@ -22,7 +22,7 @@ def turn(*path: int, stop: Any, words: tuple[str, ...] = ("a", "b"), **fields: A
     return Node(
         path=path,
         tokens=tuple(range(10, 10 + len(words))),
-        logprobs=logprobs,
+        engine_logprobs=logprobs,
         sampling_logprobs=logprobs,
         stop=stop,
         text=" ".join(words),
@@ -36,7 +36,7 @@ def small_tree(number: int = 0) -> Tree:
         task_id=f"task-{number}",
         nodes=(
             Node(path=(), observation=(1, 2), stop="prompt", observation_text=f"question {number}"),
-            turn(0, stop="call", words=("look", SCRIPT, "up"), observation=(3,),
+            turn(0, stop="continue", words=("look", SCRIPT, "up"), observation=(3,),
                  observation_text=IMAGE, outcome={"query": SCRIPT}),
             turn(0, 0, stop="answer", words=(ANSI, BIDI, "yes"), reward=1.0,
                  outcome={"answer": BIDI, "exact_match": 1.0}),
@@ -75,7 +75,7 @@ def make_run(
     finished: bool = True,
     offset: float = 0.0,
     **per_token: Any,
-) -> RunLog:
+) -> RunFolder:
     config = {
         "class": "TrainConfig",
         "seed": seed,
@@ -83,7 +83,7 @@ def make_run(
         "advantage": {"class": "TreeAdvantage", "advantage": "node_value"},
         "objective": {"clip_low": 0.003, "clip_high": 0.004},
     }
-    log = RunLog.create(folder, {"recipe": recipe, "arguments": [], "config": config})
+    log = RunFolder.create(folder, {"recipe": recipe, "arguments": [], "config": config})
     for step in range(1, steps + 1):
         log.write_metrics(metrics(step, offset))
     for step in trees_at:
@@ -106,7 +106,7 @@ def make_run(
 def metrics(step: int, offset: float = 0.0) -> dict[str, Any]:
     return {
         "step": step,
-        "chain/reward": 0.3 + step / 50 + offset,
+        "unforked/reward": 0.3 + step / 50 + offset,
         "reward": 0.2 + step / 50 + offset,
         "entropy": 1 / step,
         "turn_tokens": 9.0,
@@ -125,7 +125,7 @@ def branching_tree(num_leaves: int) -> Tree:
     """A tree of many leaves: eight first turns, and leaves below them."""
     nodes = [Node(path=(), observation=(1,), stop="prompt", observation_text="q")]
     for first in range(8):
-        nodes.append(turn(first, stop="call", outcome={"query": f"query {first}"}))
+        nodes.append(turn(first, stop="continue", outcome={"query": f"query {first}"}))
         below = num_leaves // 8 + (first < num_leaves % 8)
         for leaf in range(below):
             nodes.append(

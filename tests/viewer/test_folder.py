@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from spanwise.runlog import RunError
+from spanwise.run.folder import RunError
 from spanwise.viewer import folder as folder_module
-from spanwise.viewer.folder import RunFolder, named
+from spanwise.viewer.folder import ViewedRun, named
 from tests.viewer.made_runs import make_run, metrics
 
 
 def test_metrics_are_read_from_where_the_last_reading_ended(tmp_path: Path) -> None:
     log = make_run(tmp_path / "run", steps=3, finished=False)
-    run = RunFolder(tmp_path / "run")
+    run = ViewedRun(tmp_path / "run")
     first = run.metrics()
     assert [json.loads(line)["step"] for line in first["text"].splitlines()] == [1, 2, 3]
     assert run.metrics(first["end"])["text"] == ""
@@ -26,7 +26,7 @@ def test_metrics_are_read_from_where_the_last_reading_ended(tmp_path: Path) -> N
 
 def test_a_line_that_is_being_written_is_left_for_the_next_reading(tmp_path: Path) -> None:
     make_run(tmp_path / "run", steps=1, finished=False)
-    run = RunFolder(tmp_path / "run")
+    run = ViewedRun(tmp_path / "run")
     with run.metrics_path.open("a") as file:
         file.write('{"step": 2, "rew')
     found = run.metrics()
@@ -38,7 +38,7 @@ def test_a_line_that_is_being_written_is_left_for_the_next_reading(tmp_path: Pat
 
 def test_a_file_that_has_become_shorter_is_read_from_the_start(tmp_path: Path) -> None:
     make_run(tmp_path / "run", steps=3)
-    run = RunFolder(tmp_path / "run")
+    run = ViewedRun(tmp_path / "run")
     end = run.metrics()["end"]
     run.metrics_path.write_text('{"step": 1}\n')
     assert run.metrics(end)["start"] == 0
@@ -46,7 +46,7 @@ def test_a_file_that_has_become_shorter_is_read_from_the_start(tmp_path: Path) -
 
 def test_long_metrics_come_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_run(tmp_path / "run", steps=50)
-    run = RunFolder(tmp_path / "run")
+    run = ViewedRun(tmp_path / "run")
     monkeypatch.setattr(folder_module, "MOST_BYTES", 2000)
     steps: list[int] = []
     start, more = 0, True
@@ -59,7 +59,7 @@ def test_long_metrics_come_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_trees_are_listed_and_read_one_by_one(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
-    run = RunFolder(tmp_path / "run")
+    run = ViewedRun(tmp_path / "run")
     (tmp_path / "run/trees/step_00002.jsonl.partial").write_text("")
     (tmp_path / "run/trees/notes.txt").write_text("")
     assert run.tree_steps() == [1, 2, 20]
@@ -77,7 +77,7 @@ def test_damaged_trees_are_left_out_and_the_others_are_shown(tmp_path: Path) -> 
     path = tmp_path / "run/trees/step_00001.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(lines[0] + b"{broken\n\n" + lines[1][:-40])
-    run = RunFolder(tmp_path / "run")
+    run = ViewedRun(tmp_path / "run")
     listed = run.trees(1)
     assert [tree is None for tree in listed["trees"]] == [False, True, True]
     assert listed["notes"] == ["2 of 3 trees of step 1 cannot be read"]
@@ -88,7 +88,7 @@ def test_damaged_trees_are_left_out_and_the_others_are_shown(tmp_path: Path) -> 
 
 def test_trees_that_are_written_anew_are_read_anew(tmp_path: Path) -> None:
     log = make_run(tmp_path / "run")
-    run = RunFolder(tmp_path / "run")
+    run = ViewedRun(tmp_path / "run")
     assert len(run.trees(1)["trees"]) == 3
     log.write_trees(1, log.read_trees(1)[:1])
     os.utime(log.trees_path(1), ns=(1, 1))
@@ -98,14 +98,14 @@ def test_trees_that_are_written_anew_are_read_anew(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     folder = tmp_path / "run"
-    assert RunFolder(folder).state()["notes"] == []
+    assert ViewedRun(folder).state()["notes"] == []
 
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 21')
     (folder / "summary.json").write_text("{")
     os.utime(folder / "metrics.jsonl", (time.time() - 1000,) * 2)
     (folder / "config.json").write_text(json.dumps({"schema": 99, "recipe": "later"}))
-    state = RunFolder(folder).state()
+    state = ViewedRun(folder).state()
     assert state["config"]["recipe"] == "later" and state["summary"] is None
     cut, newer, damaged = sorted(
         state["notes"], key=lambda note: note.split()[0] != "metrics.jsonl:"
@@ -115,13 +115,13 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     assert any("schema 99" in note for note in state["notes"])
 
     (folder / "config.json").unlink()
-    notes = RunFolder(folder).state()["notes"]
+    notes = ViewedRun(folder).state()["notes"]
     assert any("config.json is missing" in note for note in notes)
 
 
 def test_a_run_is_live_until_it_ends_or_falls_silent(tmp_path: Path) -> None:
     log = make_run(tmp_path / "run", finished=False)
-    run = RunFolder(tmp_path / "run")
+    run = ViewedRun(tmp_path / "run")
     assert run.state()["live"]
     long_ago = time.time() - 2 * folder_module.QUIET_S
     os.utime(run.metrics_path, (long_ago, long_ago))
@@ -139,7 +139,7 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
         path = tmp_path / "run" / name
         path.unlink(missing_ok=True)
         path.symlink_to(secret)
-    run = RunFolder(tmp_path / "run")
+    run = ViewedRun(tmp_path / "run")
     with pytest.raises(RunError, match="no trees of step 3"):
         run.trees(3)
     assert run.metrics()["text"] == "" and run.state()["summary"] is None
@@ -147,16 +147,16 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
 
 def test_folders_that_are_no_runs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="there is no run folder"):
-        RunFolder(tmp_path / "missing")
+        ViewedRun(tmp_path / "missing")
     with pytest.raises(RunError, match="is no run folder"):
-        RunFolder(tmp_path)
+        ViewedRun(tmp_path)
 
 
 def test_names_tell_folders_apart(tmp_path: Path) -> None:
     for name in ("x/run", "y/run", "y/other"):
         make_run(tmp_path / name, steps=1, trees_at=())
-    runs = [RunFolder(tmp_path / name) for name in ("x/run", "y/run", "y/other")]
+    runs = [ViewedRun(tmp_path / name) for name in ("x/run", "y/run", "y/other")]
     assert named(runs) == ["x/run", "y/run", "y/other"]
     assert named(runs[1:]) == ["run", "other"]
     with pytest.raises(RunError, match="given twice"):
-        named([runs[0], RunFolder(tmp_path / "y/../x/run")])
+        named([runs[0], ViewedRun(tmp_path / "y/../x/run")])

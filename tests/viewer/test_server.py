@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
-from spanwise.runlog import RunError
+from spanwise.run.folder import RunError
 from spanwise.viewer import Viewer, serve
 from spanwise.viewer.server import SCRIPTS
 from tests.viewer.made_runs import make_run

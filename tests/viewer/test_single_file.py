@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from spanwise.runlog import RunError
+from spanwise.run.folder import RunError
 from spanwise.viewer import Viewer, export, single_file
 from tests.viewer.made_runs import IMAGE, SCRIPT, make_run
 

@@ -9,8 +9,8 @@ import pytest
 
 from spanwise.models.loading import Model
 from spanwise.samplers.base import Completion, Request, Sampler
-from spanwise.samplers.transformers import TransformersEngine
-from spanwise.samplers.vllm import VLLMEngine
+from spanwise.samplers.embedded.engine import TransformersEngine
+from spanwise.samplers.vllm.local import VLLMEngine
 from tests.drawing import drawn_together
 
 

@@ -19,9 +19,9 @@ import torch
 
 from spanwise.cli import main
 from spanwise.models.loading import SHIPPED
-from spanwise.runlog import RunLog
+from spanwise.run.folder import RunFolder
 from spanwise.samplers.base import Completion, EngineError, Request, Sampler, Sampling
-from spanwise.samplers.vllm_servers import VLLMServers
+from spanwise.samplers.vllm.servers import VLLMServers
 from tests.drawing import first_turns, forward_logprobs
 
 pytestmark = pytest.mark.vllm
@@ -39,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", str(SHIPPED / "search_base"), "--port", str(port)),
         *("--enable-scale-out", "--max-logprobs", "-1"),
-        *("--worker-extension-cls", "spanwise.samplers.vllm_worker.NewWeights"),
+        *("--worker-extension-cls", "spanwise.samplers.vllm.worker.WeightReload"),
         *("--no-enable-chunked-prefill", "--enforce-eager", "--dtype", "float32"),
         *("--max-num-batched-tokens", "4096"),
     ]
@@ -91,9 +91,9 @@ def test_turns_and_new_weights_are_those_of_the_model(
         ]
         for request, completion in zip(asked, together(sampler, asked), strict=True):
             forward = forward_logprobs(changed, request, completion)
-            assert completion.logprobs == pytest.approx(forward, abs=1e-3)
+            assert completion.engine_logprobs == pytest.approx(forward, abs=1e-3)
             tempered = request.sampling.top_k > 0
-            assert (completion.sampling_logprobs != completion.logprobs) == tempered
+            assert (completion.sampling_logprobs != completion.engine_logprobs) == tempered
         assert together(sampler, asked) == together(sampler, asked)  # the seeds rule
     finally:
         sampler.close()
@@ -107,7 +107,7 @@ def test_at2po_trains_through_a_server(server: str, tmp_path: Path) -> None:
         *("--evaluation.num-tasks", "12", "--evaluation.every", "0"),
     ]
     assert main(["train", "at2po_search", *small]) == 0
-    log = RunLog.open(folder)
+    log = RunFolder.open(folder)
     assert [m["branches"] for m in log.read_metrics()] == [40, 40]
     for line in log.read_metrics():  # step 2 draws from weights that step 1 has moved
         assert line["gradient_norm"] > 0 and line["engine_mismatch_max"] < 1e-3

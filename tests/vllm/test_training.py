@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spanwise.cli import main
-from spanwise.runlog import RunLog
+from spanwise.run.folder import RunFolder
 
 pytestmark = pytest.mark.vllm
 
@@ -23,7 +23,7 @@ def test_at2po_trains_through_vllm(tmp_path: Path, capsys: pytest.CaptureFixture
     folder = tmp_path / "run"
     vllm = ["--sampler", "vllm", "--sampler.no-compiled"]
     assert main(["train", "at2po_search", *vllm, *SMALL, "--folder", str(folder)]) == 0
-    log = RunLog.open(folder)
+    log = RunFolder.open(folder)
     assert log.read_config()["config"]["sampler"]["class"] == "VLLMEngine"
     metrics = log.read_metrics()
     assert [m["branches"] for m in metrics] == [40, 40]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from spanwise.envs.search import MultiHopSearch
+from spanwise.envs.search.environment import MultiHopSearch
 from spanwise.models.loading import Model
 from spanwise.models.lora import LoRA, trained_parameters
 from spanwise.samplers.base import Completion, EngineError, Request, Sampler, Sampling
@@ -39,8 +39,8 @@ def test_logprobs_are_those_of_the_model(
     asked = first_turns(tokenizer, 40, Sampling())
     for request, completion in zip(asked, together(vllm, asked), strict=True):
         expected = forward_logprobs(model, request, completion)
-        assert completion.logprobs == pytest.approx(expected, abs=1e-3)
-        assert completion.sampling_logprobs == completion.logprobs
+        assert completion.engine_logprobs == pytest.approx(expected, abs=1e-3)
+        assert completion.sampling_logprobs == completion.engine_logprobs
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_tempered_draws_report_both_logprobs(
     model, tokenizer = base
     asked = first_turns(tokenizer, 8, sampling, max_tokens=8)
     for request, completion in zip(asked, together(vllm, asked), strict=True):
-        assert completion.logprobs == pytest.approx(
+        assert completion.engine_logprobs == pytest.approx(
             forward_logprobs(model, request, completion), abs=1e-3
         )
         context = torch.tensor([[*request.prompt, *completion.tokens]])
@@ -97,8 +97,8 @@ def test_new_weights_are_sampled_from_and_nothing_cached_is_used(
         after = together(vllm, asked)
         for request, completion in zip(asked, after, strict=True):
             expected = forward_logprobs(changed, request, completion)
-            assert completion.logprobs == pytest.approx(expected, abs=1e-3)
-        assert [c.logprobs for c in after] != [c.logprobs for c in before]
+            assert completion.engine_logprobs == pytest.approx(expected, abs=1e-3)
+        assert [c.engine_logprobs for c in after] != [c.engine_logprobs for c in before]
     finally:
         vllm.update_weights(model)
     again = together(vllm, asked)
@@ -121,8 +121,8 @@ def test_an_adapter_is_sampled_from(
         vllm.update_weights(base[0])
     for request, completion in zip(asked, after, strict=True):
         expected = forward_logprobs(adapted, request, completion)
-        assert completion.logprobs == pytest.approx(expected, abs=1e-3)
-    assert [c.logprobs for c in after] != [c.logprobs for c in before]
+        assert completion.engine_logprobs == pytest.approx(expected, abs=1e-3)
+    assert [c.engine_logprobs for c in after] != [c.engine_logprobs for c in before]
 
 
 def test_what_cannot_be_sampled_is_an_engine_error(vllm: Sampler) -> None:

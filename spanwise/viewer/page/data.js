@@ -138,7 +138,7 @@ const Data = (() => {
       const [x, y] = [row["axis/" + axis], value(row, key)];
       if (x !== null && y !== null) found.push({ x, y, step: row.step });
     }
-    const score = key.startsWith("held_out/") ? key.slice("held_out/".length) : null;
+    const score = key.startsWith("eval/") ? key.slice("eval/".length) : null;
     if (score && run.summary && run.rows.length) {
       const last = run.rows[run.rows.length - 1];
       const [before, after] = [run.summary.before?.[score], run.summary.after?.[score]];

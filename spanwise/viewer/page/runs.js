@@ -3,21 +3,21 @@
 
 const Runs = (() => {
   const PANELS = [
-    ["Reward", "chain/reward", "reward", "chain/exact_match", "exact_match"],
-    ["Held-out score", "held_out/exact_match", "held_out/greedy"],
+    ["Reward", "unforked/reward", "reward", "unforked/exact_match", "exact_match"],
+    ["Held-out score", "eval/exact_match", "eval/greedy"],
     ["Length", "turn_tokens", "tool_calls", "sampled_tokens", "branches"],
     ["Entropy", "entropy", "turn_entropy"],
-    ["Clip share", "clip share", "clip_share_low", "clip_share_high", "clip_span_share_low", "clip_span_share_high"],
+    ["Clip share", "clip share", "clip_share_low", "clip_share_high", "clip_frac/span_low", "clip_frac/span_high"],
     ["Explained variance", "explained_variance", "value_mean"],
     ["Faults", "unscored share", "stop/malformed", "stop/failure", "stop/length", "stop/budget", "skipped_steps"],
     ["Tokens per second", "tokens per second", "step seconds", "seconds/rollout", "seconds/update"],
     ["Engine and trainer mismatch", "engine_mismatch", "engine_mismatch_max", "engine_kl", "engine_ratio/token_max", "engine_ratio/turn_max", "engine_ratio/whole_max", "engine_ratio/whole_min", "importance/mean", "importance/masked_share", "approx_kl", "ratio_max", "ratio_min"],
     ["Gradient", "gradient_norm", "loss", "value_gradient_norm", "value_loss"],
     ["Spans", "credit/span_length_mean", "credit/num_spans", "credit/span_open_share", "ratio_mean"],
-    ["Shared tokens", "computed_to_total", "unique_to_total", "packed"],
+    ["Shared tokens", "computed_to_total", "unique_token_fraction", "packed"],
   ];
   const AXES = [["step", "step"], ["tokens", "sampled tokens"], ["minutes", "minutes"]];
-  const SHARES = new Set(["chain/reward", "reward", "chain/exact_match", "exact_match", "held_out/exact_match", "held_out/greedy"]);
+  const SHARES = new Set(["unforked/reward", "reward", "unforked/exact_match", "exact_match", "eval/exact_match", "eval/greedy"]);
 
   let state;
   let panels = [];

@@ -65,7 +65,7 @@ const Tokens = (() => {
     const means = Credit.meanOutcomes(tree.nodes);
     tokens = turns.flatMap((node) => node.tokens.map((id, t) => ({
       node, t, piece: node.pieces?.[t] ?? `#${id} `,
-      logprob: node.sampling_logprobs?.[t] ?? node.logprobs?.[t] ?? null,
+      logprob: node.sampling_logprobs?.[t] ?? node.engine_logprobs?.[t] ?? null,
       entropy: node.entropies?.[t] ?? null, ratio: node.ratio?.[t] ?? null,
       value: node.values?.[t] ?? null, advantage: node.advantages?.[t] ?? node.advantage,
       estimate: means.get(node.parent)?.mean ?? null,

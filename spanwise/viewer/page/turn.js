@@ -65,7 +65,7 @@ const Turn = (() => {
     if (!node.pieces) return Text.put(box, node.text);
     node.pieces.forEach((piece, t) => {
       const token = Text.put(h("span", { class: "token", title: tokenTitle(node, t) }), piece);
-      if (node.logprobs) tint(token, Scales.plain(1 - Math.exp(node.logprobs[t] ?? 0), 1));
+      if (node.engine_logprobs) tint(token, Scales.plain(1 - Math.exp(node.engine_logprobs[t] ?? 0), 1));
       box.append(token);
     });
     return box;
@@ -73,7 +73,7 @@ const Turn = (() => {
 
   function tokenTitle(node, t) {
     const parts = [];
-    if (node.logprobs) parts.push(`p ${Scales.number(Math.exp(node.logprobs[t] ?? 0))}, log-prob ${Scales.number(node.logprobs[t])}`);
+    if (node.engine_logprobs) parts.push(`p ${Scales.number(Math.exp(node.engine_logprobs[t] ?? 0))}, log-prob ${Scales.number(node.engine_logprobs[t])}`);
     if (node.values) parts.push(`V ${Scales.number(node.values[t])}`);
     if (node.advantages) parts.push(`A ${Scales.withSign(node.advantages[t], 3)}`);
     return parts.join(", ");

@@ -1,0 +1,1 @@
+"""Reasoning tasks with one right answer: your question files and reasoning-gym."""

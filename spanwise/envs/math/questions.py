@@ -1,0 +1,190 @@
+r"""Questions with known answers from your own files or a data set, scored as mathematics.
+
+Local ``.jsonl`` and ``.parquet`` files, or a name on the Hugging Face hub. The columns of
+DAPO-Math-17k, MATH and GSM8K are found by themselves; others can be named.
+
+References:
+  Yu et al., `DAPO <https://arxiv.org/abs/2503.14476>`_, 2025 (DAPO-Math-17k).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from spanwise.envs.base import Environment, Reply, Split, Task, Turn
+from spanwise.envs.math.scoring import (
+    INSTALL_HINT,
+    last_boxed_answer,
+    math_verdict,
+    math_verify_is_installed,
+    reference_answer,
+)
+from spanwise.envs.math.scoring_process import ScoringError, scored
+from spanwise.envs.question_files import MAX_ROW_BYTES, Columns, Row, dataset_rows, file_rows
+from spanwise.errors import SpanwiseError
+from spanwise.models.tokenizer import Tokenizer
+
+INSTRUCTIONS = r"Reason step by step, and put the final answer in \boxed{}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions(Environment):
+    r"""Questions answered in one turn; 1 for a right final answer, 0 for anything else.
+
+    The answer is what the last ``\boxed{...}`` of the turn holds, compared by
+    ``math-verify``. A turn without one, or with one that cannot be read as mathematics,
+    is malformed and scores 0; so does one cut by the token limit. A comparison that raises
+    or misses its deadline ends the trajectory without a reward.
+
+    All rows are read by ``check``, before a run loads its model, or by ``tasks``. A
+    question that was there before is left out, so that no question is both trained on and
+    held out. A split without a file of its own takes rows from the end of the training
+    questions: the last ``num_held_out`` are the test split, those before them dev.
+
+    Raises:
+      ValueError: if an option is out of range; by ``check`` and ``tasks`` also for what is
+        missing or wrong in a file, with its name, the row and the column.
+    """
+
+    train_file: Path | None = None
+    """Questions to train on: one JSON object a line (.jsonl), or .parquet."""
+
+    dataset: str = ""
+    """Instead of a train_file: a data set on the Hugging Face hub, as OWNER/NAME."""
+
+    dataset_split: str = "train"
+    """Which split of the data set to train on."""
+
+    dev_file: Path | None = None
+    """Questions to choose settings by."""
+
+    test_file: Path | None = None
+    """Questions to report."""
+
+    num_held_out: int = 200
+    """Training questions held out for each of test and dev that has no file."""
+
+    question_column: str = ""
+    """A string or a list of chat messages; by default ``question``, ``prompt`` or ``problem``."""
+
+    answer_column: str = ""
+    """With dots for what is nested, such as ``reward_model.ground_truth``; by default that,
+    or ``answer``, ``answers`` or ``solution``. A worked solution's final answer counts."""
+
+    instructions: str = INSTRUCTIONS
+    """Put behind the question, or the last message."""
+
+    max_row_bytes: int = MAX_ROW_BYTES
+    """A longer row is refused."""
+
+    deadline_s: float = 5.0
+    """Of a comparison, in seconds."""
+
+    def __post_init__(self) -> None:
+        if self.train_file is not None and self.dataset:
+            raise SpanwiseError("set train_file or dataset, not both")
+        if self.num_held_out < 0 or self.max_row_bytes < 1 or self.deadline_s <= 0:
+            raise SpanwiseError(
+                "num_held_out must be 0 or more, max_row_bytes and deadline_s positive, got "
+                f"{self.num_held_out}, {self.max_row_bytes} and {self.deadline_s}"
+            )
+
+    @cached_property
+    def _tasks(self) -> dict[Split, tuple[Task, ...]]:
+        columns = Columns()
+        if self.question_column:
+            columns = replace(columns, question=(self.question_column,))
+        if self.answer_column:
+            columns = replace(columns, answer=(self.answer_column,))
+        files: dict[Split, Path | None] = {"test": self.test_file, "dev": self.dev_file}
+        if self.dataset:
+            rows = dataset_rows(self.dataset, self.dataset_split, columns, self.max_row_bytes)
+        elif self.train_file is not None:
+            rows = file_rows(self.train_file, columns, self.max_row_bytes)
+        else:
+            raise SpanwiseError(
+                "no train questions: set train_file, to .jsonl or .parquet, or dataset"
+            )
+        found: dict[Split, tuple[Task, ...]] = {}
+        seen: set[str] = set()
+        for split, file in files.items():
+            if file is not None:
+                own = _new(file_rows(file, columns, self.max_row_bytes), seen)
+                found[split] = tuple(_task(split, row) for row in own)
+        train = _new(rows, seen)
+        for split, file in files.items():
+            if file is None and self.num_held_out:
+                cut = len(train) - self.num_held_out
+                if cut < 1:
+                    raise SpanwiseError(
+                        f"{self.dataset or self.train_file} has too few different questions to "
+                        f"hold out {self.num_held_out} for {split}; lower num_held_out or set "
+                        f"{split}_file"
+                    )
+                found[split] = tuple(_task(split, row) for row in train[cut:])
+                train = train[:cut]
+        if not train:
+            raise SpanwiseError(f"all questions of {self.dataset or self.train_file} are held out")
+        return {"train": tuple(_task("train", row) for row in train), **found}
+
+    def tasks(self, split: Split) -> Sequence[Task]:
+        """The different questions of a split, in the order of their rows."""
+        if split not in self._tasks:
+            raise SpanwiseError(f"no {split} questions: set {split}_file, or num_held_out above 0")
+        return self._tasks[split]
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Refuse missing or wrong questions, and a missing ``math-verify``."""
+        if not math_verify_is_installed():
+            raise SpanwiseError(f"answers are compared by math-verify: {INSTALL_HINT}")
+        self.tasks("train")
+
+    def messages(self, task: Task) -> list[dict[str, str]]:
+        """The question's messages, the instructions behind the last."""
+        earlier = [dict(message) for message in task.info.get("earlier_messages", ())]
+        content = f"{task.question}\n\n{self.instructions}" if self.instructions else task.question
+        return [*earlier, {"role": "user", "content": content}]
+
+    async def reply(self, task: Task, turns: Sequence[Turn]) -> Reply:
+        """Score the one turn there is."""
+        turn = turns[-1]
+        if turn.truncated:
+            return Reply(stop="length", reward=0.0, outcome={"exact_match": 0.0})
+        answer = last_boxed_answer(turn.text)
+        if answer is None:
+            return Reply(stop="malformed", reward=0.0, outcome={"exact_match": 0.0})
+        try:
+            verdict = await scored(
+                math_verdict,
+                answer,
+                task.answers,
+                package="math_verify",
+                deadline_s=self.deadline_s,
+            )
+        except ScoringError as error:
+            return Reply(stop="failure", failure=error.failure(), outcome={"answer": answer})
+        outcome = {"answer": answer, "exact_match": float(verdict or False)}
+        stop = "malformed" if verdict is None else "answer"
+        return Reply(stop=stop, reward=float(verdict or False), outcome=outcome)
+
+
+def _new(rows: Sequence[Row], seen: set[str]) -> list[Row]:
+    """Rows whose question is not among those seen, which they join."""
+    new: list[Row] = []
+    for row in rows:
+        if row.question not in seen:
+            seen.add(row.question)
+            new.append(row)
+    return new
+
+
+def _task(split: Split, row: Row) -> Task:
+    return Task(
+        id=f"{split}-{row.number}",
+        question=row.question,
+        answers=tuple(reference_answer(answer) for answer in row.answers),
+        info={"earlier_messages": row.earlier_messages} if row.earlier_messages else {},
+    )

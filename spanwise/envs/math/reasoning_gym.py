@@ -1,0 +1,241 @@
+"""Any of the hundred-odd generated tasks of ``reasoning-gym``, scored by its own scorer.
+
+References:
+  Stojanovski et al., `Reasoning Gym <https://arxiv.org/abs/2505.24760>`_, 2025.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib.util
+import json
+import pickle
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from functools import cache, cached_property
+from typing import Any, cast
+
+from spanwise.envs.base import Environment, Reply, Split, Task, Turn
+from spanwise.envs.math.scoring import INSTALL_HINT, last_boxed_answer, tagged_answer
+from spanwise.envs.math.scoring_process import ScoringError, generated, scored
+from spanwise.errors import SpanwiseError
+from spanwise.models.tokenizer import Tokenizer
+
+INSTRUCTIONS = (
+    "Think it through, then give the final answer, and nothing but the answer, between "
+    "<answer> and </answer>."
+)
+
+NONSENSE = "@@ no answer @@"
+"""What no scorer should pay for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasoningGym(Environment):
+    r"""Questions that the package generates, answered in one turn.
+
+    The answer is what the last ``<answer>...</answer>`` of the turn holds or, without one,
+    the last ``\boxed{...}``. The reward is the scorer's number, which for some tasks gives
+    partial credit; ``exact_match`` is 1 where it is 1. A turn without an answer, or cut by
+    the token limit, scores 0, and so does one that the scorer cannot read. A scorer that
+    fails in another way or misses its deadline ends the trajectory without a reward. A task
+    is refused if its scorer pays in full for nonsense, as that of ``game_of_life_halting``.
+
+    The splits are ranges of one generated sequence: first the test questions, then dev,
+    then train, so that another number of training questions leaves the held-out ones as
+    they are. Training questions that are also held out, as happens where a task has few
+    different questions, are left out. All are generated at once: a few tasks, such as
+    ``knight_swap``, need a second a question. They are generated in a process with a fixed
+    hash seed: some tasks, such as ``list_functions``, iterate over sets of strings.
+
+    Raises:
+      ValueError: if an option is out of range; by ``check`` and ``tasks`` also for an
+        unknown task or parameter, or if the package is not installed.
+    """
+
+    task: str = "chain_sum"
+    """A name of the package's, such as ``chain_sum``, ``countdown`` or ``knights_knaves``."""
+
+    parameters: str = "{}"
+    """For the generator, as a JSON object, such as ``{"min_terms": 4, "max_terms": 8}``."""
+
+    train_questions: int = 2000
+    dev_questions: int = 200
+    test_questions: int = 400
+    seed: int = 0
+    """Of the questions."""
+
+    instructions: str = INSTRUCTIONS
+    """Put behind the question."""
+
+    deadline_s: float = 10.0
+    """Of a score, in seconds."""
+
+    def __post_init__(self) -> None:
+        if min(self.train_questions, self.dev_questions, self.test_questions) < 1:
+            raise SpanwiseError(
+                "there must be at least one question in each split, got "
+                f"{self.train_questions}, {self.dev_questions} and {self.test_questions}"
+            )
+        if self.deadline_s <= 0:
+            raise SpanwiseError(f"deadline_s must be positive, got {self.deadline_s}")
+        _ = self._parameters  # refuses what is not a JSON object
+
+    @cached_property
+    def _parameters(self) -> dict[str, Any]:
+        try:
+            parameters: Any = json.loads(self.parameters)
+        except ValueError as error:
+            raise SpanwiseError(f"parameters {self.parameters!r} is not JSON: {error}") from error
+        if not isinstance(parameters, dict):
+            raise SpanwiseError(f"parameters must be a JSON object, got {self.parameters!r}")
+        if taken := {"seed", "size"} & parameters.keys():
+            raise SpanwiseError(
+                f"parameters must not hold {' or '.join(sorted(taken))}: set seed, "
+                "train_questions, dev_questions and test_questions instead"
+            )
+        return cast(dict[str, Any], parameters)
+
+    @cached_property
+    def _made(self) -> _Made:
+        counts: dict[Split, int] = {
+            "test": self.test_questions, "dev": self.dev_questions, "train": self.train_questions
+        }  # fmt: skip
+        options = {**self._parameters, "seed": self.seed, "size": sum(counts.values())}
+        made_questions = _generated(self.task, options)
+        made, held_out, start = _Made(), set[str](), 0
+        for split, count in counts.items():
+            tasks: list[Task] = []
+            for index in range(start, start + count):
+                question, answer, entry = made_questions[index]
+                if split == "train" and question in held_out:
+                    continue
+                task_id = f"{split}-{index - start}"
+                # some tasks have no answer: their scorer checks what was asked for
+                answers = () if answer is None else (answer,)
+                tasks.append(Task(id=task_id, question=question, answers=answers))
+                made.entries[task_id] = entry
+            made.tasks[split] = tuple(tasks)
+            held_out |= {task.question for task in tasks}
+            start += count
+        if not made.tasks["train"]:
+            raise SpanwiseError(
+                f"{self.task} has no training question that is not held out; lower "
+                "dev_questions and test_questions, or give it parameters that allow more"
+            )
+        return made
+
+    def tasks(self, split: Split) -> Sequence[Task]:
+        """The questions of a split, generated when they are first needed."""
+        return self._made.tasks[split]
+
+    def messages(self, task: Task) -> list[dict[str, str]]:
+        """One user message: the question, and the instructions, if any."""
+        content = f"{task.question}\n\n{self.instructions}" if self.instructions else task.question
+        return [{"role": "user", "content": content}]
+
+    async def reply(self, task: Task, turns: Sequence[Turn]) -> Reply:
+        """Score the one turn there is."""
+        turn = turns[-1]
+        if turn.truncated:
+            return Reply(stop="length", reward=0.0, outcome={"exact_match": 0.0})
+        answer = tagged_answer(turn.text) or last_boxed_answer(turn.text)
+        if answer is None:
+            return Reply(stop="malformed", reward=0.0, outcome={"exact_match": 0.0})
+        entry = self._made.entries[task.id]
+        try:
+            reward = await scored(
+                _score,
+                self.task,
+                self.parameters,
+                answer,
+                entry,
+                package="reasoning_gym",
+                deadline_s=self.deadline_s,
+            )
+            if not 0.0 <= reward <= 1.0:
+                raise ScoringError(f"the score is {reward}, not between 0 and 1")
+        except ScoringError as error:
+            return Reply(stop="failure", failure=error.failure(), outcome={"answer": answer})
+        outcome = {"answer": answer, "exact_match": float(reward == 1.0)}
+        return Reply(stop="answer", reward=reward, outcome=outcome)
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Refuse an unknown task, or parameters it does not take, before a model is loaded."""
+        self.tasks("train")
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a generator made: tasks of each split, and the package's own record of each.
+
+    The records are for its scorer: pickled, and read by scoring processes alone.
+    """
+
+    tasks: dict[Split, tuple[Task, ...]] = field(default_factory=dict[Split, tuple[Task, ...]])
+    entries: dict[str, str] = field(default_factory=dict[str, str])
+
+
+_Question = tuple[str, str | None, str]
+"""Question, answer if there is one, record."""
+
+
+def _generated(name: str, options: dict[str, Any]) -> list[_Question]:
+    if importlib.util.find_spec("reasoning_gym") is None:
+        raise SpanwiseError(
+            f"this environment needs reasoning-gym, which is not installed: {INSTALL_HINT}"
+        )
+    try:
+        return generated(_questions, name, options, package="reasoning_gym")
+    except ScoringError as error:
+        raise SpanwiseError(str(error).removeprefix("ValueError: ")) from error
+
+
+def _questions(name: str, options: dict[str, Any]) -> list[_Question]:
+    """All questions of a dataset; called in a scoring process."""
+    dataset = _dataset(name, options)
+    found: list[_Question] = []
+    for index in range(options["size"]):
+        entry = dataset[index]
+        answer = None if entry["answer"] is None else str(entry["answer"])
+        found.append((entry["question"], answer, b64encode(pickle.dumps(entry)).decode()))
+    nonsense = 0.0
+    with contextlib.suppress(Exception):  # a scorer may refuse it in any way
+        nonsense = dataset.score_answer(NONSENSE, dataset[0])
+    if nonsense == 1.0:
+        raise SpanwiseError(
+            f"the scorer of {name} pays in full for {NONSENSE!r}; take another task"
+        )
+    return found
+
+
+def _dataset(name: str, options: dict[str, Any]) -> Any:
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.5)
+        meant = f"; did you mean {' or '.join(near)}?" if near else f", of {len(DATASETS)} tasks"
+        raise SpanwiseError(f"reasoning-gym has no task {name!r}{meant}")
+    known = [option.name for option in fields(DATASETS[name][1])]
+    if unknown := [option for option in options if option not in known]:
+        raise SpanwiseError(f"{name} has no parameter {unknown[0]!r}; it has {', '.join(known)}")
+    try:
+        return reasoning_gym.create_dataset(name, **options)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise SpanwiseError(f"{name} refuses its parameters {options}: {error}") from error
+
+
+def _score(name: str, parameters: str, answer: str, entry: str) -> float:
+    """Called in a scoring process."""
+    try:
+        return float(_scorer(name, parameters).score_answer(answer, pickle.loads(b64decode(entry))))
+    except ValueError:  # ``prime_factorization``, for one, reads its answer with int()
+        return 0.0
+
+
+@cache
+def _scorer(name: str, parameters: str) -> Any:
+    return _dataset(name, json.loads(parameters))

@@ -1,0 +1,114 @@
+r"""Final answers: found in a text, and compared as mathematics by ``math-verify``.
+
+References:
+  `Math-Verify <https://github.com/huggingface/Math-Verify>`_, Hugging Face.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from spanwise.errors import SpanwiseError
+
+_BOX = re.compile(r"\\boxed\s*{")
+_TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+
+INSTALL_HINT = "pip install 'spanwise[reasoning]'"
+
+
+def last_boxed_answer(text: str) -> str | None:
+    r"""What the last ``\boxed{...}`` of a text holds, or None.
+
+    A last box that is empty or never closed counts as none: an earlier one was not meant
+    to be the answer.
+
+    Example:
+      >>> last_boxed_answer(r"\boxed{1}, no: \boxed{\frac{1}{2}}.")
+      '\\frac{1}{2}'
+      >>> last_boxed_answer(r"\boxed{1}, no: \boxed{\frac{1}{2}") is None
+      True
+    """
+    boxes = list(_BOX.finditer(text))
+    depth = 1
+    for brace in _BRACE.finditer(text, boxes[-1].end()) if boxes else ():
+        depth += (brace.group() == "{") - (brace.group() == "}")
+        if depth == 0:
+            return text[boxes[-1].end() : brace.start()].strip() or None
+    return None
+
+
+def tagged_answer(text: str) -> str | None:
+    """What the last ``<answer>...</answer>`` of a text holds, or None.
+
+    Example:
+      >>> tagged_answer("<answer> 1 </answer> no: <answer> 2 </answer>")
+      '2'
+    """
+    found = _TAGGED.findall(text)
+    return (found[-1].strip() or None) if found else None
+
+
+def reference_answer(text: str) -> str:
+    r"""The bare answer of a reference, which may be a worked solution.
+
+    A solution ends in ``\boxed{...}`` (MATH) or in ``#### ...`` (GSM8K); anything else is
+    taken as it is.
+
+    Example:
+      >>> reference_answer("48 / 2 = 24, 48 + 24 = 72\n#### 72")
+      '72'
+    """
+    return last_boxed_answer(text) or text.rpartition("####")[2].strip()
+
+
+def math_verdict(answer: str, references: Sequence[str]) -> bool | None:
+    r"""Whether an answer equals any reference; None if it cannot be read as mathematics.
+
+    Runs ``math-verify`` without its own time limits, which need the main thread. It can
+    compute for ever: call it in a process that has a deadline, ``scoring_process.scored``.
+
+    Args:
+      answer: In LaTeX, without the box.
+      references: Likewise.
+
+    Raises:
+      ValueError: if a reference cannot be read.
+      Exception: whatever ``math-verify`` raises while it compares.
+
+    Example:
+      >>> math_verdict("0.5", [r"\frac{1}{2}"]), math_verdict("2", [r"\frac{1}{2}"])
+      (True, False)
+      >>> math_verdict("@@", ["2"]) is None
+      True
+    """
+    import math_verify
+
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # warns of the missing limits
+    read = _parsed(answer)
+    for reference in references:
+        wanted = _parsed(reference)
+        if not wanted:
+            raise SpanwiseError(f"the reference answer {reference[:80]!r} cannot be read")
+        if math_verify.verify(wanted, read, timeout_seconds=None, raise_on_error=True):
+            return True
+    return None if all(isinstance(part, str) for part in read) else False
+
+
+def _parsed(latex: str) -> list[Any]:
+    """What ``math-verify`` reads in it: an expression and its text, the text alone, or nothing."""
+    import math_verify
+
+    text = latex.strip().removesuffix(".")
+    # LaTeX alone: its other reader evaluates Python expressions.
+    only = [math_verify.LatexExtractionConfig()]
+    return math_verify.parse(f"\\boxed{{{text}}}", only, parsing_timeout=0, raise_on_error=True)
+
+
+def math_verify_is_installed() -> bool:
+    """Whether ``math_verdict`` can work; a look that does not load it."""
+    return find_spec("math_verify") is not None

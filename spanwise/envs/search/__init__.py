@@ -1,0 +1,1 @@
+"""Search agents: a small world, retrieval servers, and the formats of their turns."""

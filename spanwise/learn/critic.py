@@ -1,0 +1,184 @@
+"""Settings of the critic: what it stands on, and how it is fitted."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from spanwise import losses
+from spanwise.errors import SpanwiseError
+from spanwise.learn.optimizer import Float32AdamW
+from spanwise.models.critic import SeparateCritic, SharedCritic, ValueModel
+from spanwise.models.loading import Model
+from spanwise.models.lora import trained_parameters
+from spanwise.models.sharding import split
+from spanwise.models.tree_attention import TrunkCost
+from spanwise.runtime.distributed import Ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Critic(ABC):
+    """Whether there is a critic, and which."""
+
+    @abstractmethod
+    def build(self, policy: Any, model: Model, ranks: Ranks) -> FittedCritic | None:
+        """The critic itself; None if there is none.
+
+        Args:
+          policy: As it starts, not yet split over the ranks.
+          model: Where the policy is from, and how it is held.
+          ranks: Over which the critic is split.
+        """
+
+    def own_model(self, policy: Model) -> Model | None:
+        """What a trunk of the critic's own starts from; None if it has no such trunk.
+
+        Args:
+          policy: Where the policy is from, and how it is held.
+        """
+        return None
+
+    def check(self, policy: Model, tokenizer: Any) -> None:
+        """Refuse what cannot be built, before any model is loaded.
+
+        Raises:
+          ModelError: if the trunk's model cannot be used, or reads other tokens.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoCritic(Critic):
+    """Credit comes from the outcomes of the same prompt alone."""
+
+    def build(self, policy: Any, model: Model, ranks: Ranks) -> None:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueHead(Critic):
+    """A value head, fitted by its own optimizer (AdamW, constant learning rate)."""
+
+    trunk: Literal["own", "policy"] = "own"
+    """A copy of the starting model, or the policy itself: half the memory, and the value
+    loss then moves the policy too."""
+
+    path: str = ""
+    """With ``trunk="own"``: another model with the policy's tokenizer that the trunk starts
+    from, as ``model.path``; a reward model's trunk will do. By default the policy's."""
+
+    trunk_gradient: float = 0.1
+    """With ``trunk="policy"``: the share of the value loss's gradient that the policy's
+    trunk gets; 0 leaves the policy undisturbed."""
+
+    reads_surprise: bool = False
+    """Also tell the head how unlikely the tokens so far were: a small model learns that
+    sooner than to check the work itself."""
+
+    learning_rate: float = 1e-5
+    """Of the head, and of a trunk of its own."""
+
+    clip: float | None = 0.5
+    """A value is not drawn further than this from what it was before the update."""
+
+    pretraining_steps: int = 20
+    """Batches on which the critic alone is fitted, policy frozen, before training; fewer
+    if its explained variance stops rising sooner."""
+
+    def __post_init__(self) -> None:
+        if self.path and self.trunk != "own":
+            raise SpanwiseError(
+                f"a critic on the policy's trunk has no model of its own: leave out path="
+                f'"{self.path}", or set trunk="own"'
+            )
+        for name in ("learning_rate", "trunk_gradient", "pretraining_steps"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise SpanwiseError(f"critic.{name} must be at least 0, got {getattr(self, name)}")
+        if self.clip is not None and not self.clip > 0:
+            raise SpanwiseError(
+                f"critic.clip must be above 0, or None for no clipping, got {self.clip}"
+            )
+
+    def own_model(self, policy: Model) -> Model | None:
+        """The policy's, or that of ``path``, held as the policy is."""
+        if self.trunk != "own":
+            return None
+        return replace(policy, path=self.path) if self.path else policy
+
+    def check(self, policy: Model, tokenizer: Any) -> None:
+        """Refuse another model than the policy's that reads other tokens."""
+        if self.path:
+            replace(policy, path=self.path).check_vocabulary(tokenizer)
+
+    def build(self, policy: Any, model: Model, ranks: Ranks) -> FittedCritic:
+        own = self.own_model(model)
+        if own is None:
+            critic: ValueModel = SharedCritic(
+                policy, self.trunk_gradient, reads_surprise=self.reads_surprise
+            )
+        else:
+            start = own.load(head=False) if self.path else policy
+            critic = SeparateCritic(start, reads_surprise=self.reads_surprise)
+            split(critic, ranks.mesh)
+        optimizer = Float32AdamW(
+            trained_parameters(critic), lr=self.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+        )
+        return FittedCritic(
+            model=critic,
+            optimizer=optimizer,
+            clip=self.clip,
+            pretraining_steps=self.pretraining_steps,
+        )
+
+
+@dataclass(kw_only=True)
+class FittedCritic:
+    """A critic with its optimizer."""
+
+    model: ValueModel
+    optimizer: torch.optim.Optimizer
+    clip: float | None
+    pretraining_steps: int
+
+    def cost(self) -> TrunkCost:
+        """What its trunk costs."""
+        return self.model.cost()
+
+    def loss(
+        self,
+        values: Tensor,
+        old_values: Tensor,
+        targets: Tensor,
+        mask: Tensor,
+        *,
+        num_tokens: int,
+    ) -> Tensor:
+        """The value loss of some rows as their part of a minibatch's mean over tokens."""
+        per_token = losses.value_loss(values, old_values, targets, mask, clip=self.clip)
+        return losses.mean_by_token(per_token, mask, num_tokens=num_tokens)
+
+
+def still_rising(history: Sequence[float], *, window: int = 6, least: float = 0.01) -> bool:
+    """Whether the newest figures are, on average, above those before them.
+
+    Figures near 0 have not begun to rise, and count as rising.
+
+    Args:
+      history: Explained variance of each batch so far, measured before it was trained on.
+      window: Figures that are averaged, so that one batch decides nothing.
+      least: A rise of no more than this is none.
+
+    Example:
+      >>> still_rising([0.0, 0.1, 0.2, 0.3] + [0.4] * 8), still_rising([0.4] * 12)
+      (True, False)
+    """
+    if len(history) < 2 * window:
+        return True
+    newest = sum(history[-window:]) / window
+    before = sum(history[-2 * window : -window]) / window
+    return newest <= least or newest > before + least

@@ -1,0 +1,110 @@
+"""Engine and trainer disagree on log-probs: by how much, and what is done about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from spanwise import losses, spans
+from spanwise.batch import Batch
+from spanwise.errors import SpanwiseError
+
+Span = Literal["token", "turn", "whole"]
+
+
+def importance_spans(batch: Batch, span: Span) -> Tensor:
+    """``[N, T]`` spans of the importance ratio; turns are the tree's own."""
+    if span == "turn":
+        return batch.turns
+    partition: Callable[[Tensor], Tensor] = spans.by_token if span == "token" else spans.whole
+    return partition(batch.mask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportanceCorrection:
+    """What is done about tokens that were drawn from another distribution than the policy.
+
+    The correction counts all that differs: kernels, precision, weights of a step before,
+    and a sampling temperature other than 1. It cannot bring back tokens that ``top_p`` or
+    ``top_k`` never let be drawn.
+    """
+
+    span: Literal["token", "turn", "whole"] = "token"
+    """The tokens over which the importance ratio is a product."""
+
+    tis_cap: float = math.inf
+    """Weight the loss of a span by its importance ratio, cut here; ``inf``: no weights.
+    A bound that is never reached, such as 1e9, gives the plain ratio."""
+
+    rejection_bound: float = math.inf
+    """Leave spans out of the loss whose ratio is above this or below one over this."""
+
+    def __post_init__(self) -> None:
+        if not self.tis_cap > 0 or not self.rejection_bound >= 1:
+            raise SpanwiseError(
+                "importance.tis_cap must be above 0 and importance.rejection_bound at least 1, got "
+                f"{self.tis_cap} and {self.rejection_bound}"
+            )
+
+    @property
+    def corrects(self) -> bool:
+        return math.isfinite(self.tis_cap) or math.isfinite(self.rejection_bound)
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch with the importance of its tokens, for ``Objective.weights``.
+
+        A span left out has weight 0. It still counts in the means that the loss is made of,
+        so that dropping tokens never makes others weigh more.
+
+        Args:
+          batch: Scored by the trainer.
+        """
+        if not self.corrects:
+            return batch
+        assert batch.old_logprobs is not None
+        at = importance_spans(batch, self.span)
+        importance = torch.ones_like(batch.old_logprobs)
+        if math.isfinite(self.tis_cap):
+            importance = losses.importance_weights(
+                batch.old_logprobs, batch.sampling_logprobs, at, truncate=self.tis_cap
+            )
+        kept = losses.within_bound(
+            batch.old_logprobs, batch.sampling_logprobs, at, bound=self.rejection_bound
+        )
+        return replace(batch, importance=torch.where(kept, importance, 0))
+
+    def metrics(self, batch: Batch) -> dict[str, float]:
+        """How far engine and trainer are apart, and how much the correction changed.
+
+        Returns:
+          Of the log-probs at temperature 1, over model tokens: ``engine_mismatch``, the mean
+          absolute difference; ``engine_mismatch_max``; ``engine_kl``, the mean of k3 and
+          ``engine_kl_k1``, that of k1, two estimates of KL(engine || trainer) in nats a
+          token; the extremes of the ratio trainer / engine by ``token``, ``turn`` and
+          ``whole`` row. With a correction also ``importance/mean``, ``/max`` and
+          ``/masked_share``.
+        """
+        assert batch.old_logprobs is not None
+        mask, trainer, engine = batch.mask, batch.old_logprobs, batch.engine_logprobs
+        found = {
+            "engine_mismatch": (trainer - engine)[mask].abs().mean(),
+            "engine_mismatch_max": (trainer - engine)[mask].abs().max(),
+            "engine_kl": losses.kl_k3(engine, trainer, mask)[mask].mean(),
+            "engine_kl_k1": losses.kl_k1(engine, trainer, mask)[mask].mean(),
+        }
+        kinds: tuple[Span, ...] = ("token", "turn", "whole")
+        for kind in kinds:
+            ratio = losses.importance_ratio(trainer, engine, importance_spans(batch, kind))[mask]
+            found[f"engine_ratio/{kind}_min"] = ratio.min()
+            found[f"engine_ratio/{kind}_max"] = ratio.max()
+        if batch.importance is not None:
+            importance = batch.importance[mask]
+            found["importance/mean"] = importance.mean()
+            found["importance/max"] = importance.max()
+            found["importance/masked_share"] = (importance == 0).float().mean()
+        return {name: float(figure) for name, figure in found.items()}

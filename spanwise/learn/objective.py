@@ -1,0 +1,180 @@
+"""What is minimised: one clipped surrogate, with the span of its ratio as a setting."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from spanwise import losses, spans
+from spanwise.batch import Batch
+from spanwise.errors import SpanwiseError
+from spanwise.learn.reward_shaping import KLPenalty
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """The policy loss. The defaults are ATPO's (arXiv 2601.04767).
+
+    ``ratio_span="token"`` with wider clipping is PPO, GRPO and DAPO; ``"whole"`` is GSPO.
+    """
+
+    ratio_span: Literal["token", "turn", "whole"] = "turn"
+    """The tokens over which the policy ratio is averaged, in the logarithm."""
+
+    gradient: Literal["token", "span"] = "token"
+    """Through each token's own log-prob (GSPO-token form), or through the span's mean."""
+
+    clip_low: float = 3e-3
+    """The ratio is clipped below 1 - this."""
+
+    clip_high: float = 4e-3
+    """The ratio is clipped above 1 + this."""
+
+    dual_clip: float | None = None
+    """Above 1: bounds the loss of a bad token that became this many times likelier."""
+
+    entropy_bonus: float = 0.0
+    """Taken off the loss for each nat of entropy of a token's distribution."""
+
+    loss_aggregation: Literal["sample", "token"] | int = "sample"
+    """Every sample counts alike, or every token does (DAPO), or the sum over each sample's
+    tokens is divided by this number, such as the limit of an answer (Dr. GRPO)."""
+
+    shared_turns: Literal["per_leaf", "once", "mean"] = "per_leaf"
+    """How often a turn counts that stands in several branches (see ``losses.weights``)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.clip_low <= 1 or not self.clip_high >= 0:
+            raise SpanwiseError(
+                "objective.clip_low must lie in [0, 1] and clip_high be at least 0, got "
+                f"{self.clip_low} and {self.clip_high}"
+            )
+        if not math.isfinite(self.entropy_bonus):
+            raise SpanwiseError(
+                f"objective.entropy_bonus must be a number, got {self.entropy_bonus}"
+            )
+        if isinstance(self.loss_aggregation, int) and self.loss_aggregation < 1:
+            raise SpanwiseError(
+                'objective.loss_aggregation is "sample", "token" or at least 1 token, got '
+                f"{self.loss_aggregation}"
+            )
+        if self.dual_clip is not None and not self.dual_clip > 1:
+            raise SpanwiseError(f"objective.dual_clip must be above 1, got {self.dual_clip}")
+
+    def ratio_spans(self, batch: Batch) -> Tensor:
+        """``[N, T]`` spans of the ratio; turns are the tree's own, not guessed from the mask."""
+        if self.ratio_span == "turn":
+            return batch.turns
+        return {"token": spans.by_token, "whole": spans.whole}[self.ratio_span](batch.mask)
+
+    def weights(self, batch: Batch) -> Tensor:
+        """``[N, T]`` float32 weight of each token that a loss is taken of."""
+        function = {
+            "per_leaf": losses.weight_per_leaf,
+            "once": losses.weight_once,
+            "mean": losses.weight_mean,
+        }[self.shared_turns]
+        weights = function(torch.where(batch.loss_mask, batch.nodes, -1))
+        return weights if batch.importance is None else weights * batch.importance
+
+    def __call__(
+        self,
+        logprobs: Tensor,
+        rows: TrainRows,
+        *,
+        num_samples: int,
+        num_tokens: int,
+        entropies: Tensor | None = None,
+        kl: KLPenalty | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of some rows as their part of a minibatch's loss, and its metrics.
+
+        Args:
+          logprobs: ``[N, T]`` under the policy being trained.
+          rows: What else the loss needs of the same rows.
+          num_samples: Rows of the whole minibatch.
+          num_tokens: Model tokens of the whole minibatch.
+          entropies: ``[N, T]`` with their gradient; needed for an entropy bonus.
+          kl: The penalty, if the loss is to have one; ``rows`` then needs the reference.
+
+        Returns:
+          A scalar that adds up over the parts of the minibatch, and scalar metrics.
+        """
+        ratio = {"token": losses.token_gradient_ratio, "span": losses.span_ratio}[self.gradient]
+        per_token, metrics = losses.clipped_surrogate(
+            logprobs,
+            rows.old_logprobs,
+            rows.advantages,
+            rows.ratio_spans,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            ratio=ratio,
+            dual_clip=self.dual_clip,
+        )
+        if self.entropy_bonus:
+            assert entropies is not None
+            per_token = per_token - self.entropy_bonus * entropies
+        if kl is not None:
+            assert rows.reference_logprobs is not None
+            nats = kl.estimates(logprobs, rows.reference_logprobs, rows.mask)
+            per_token = per_token + kl.coefficient * nats
+        mask, weights = rows.mask, rows.weights
+        match self.loss_aggregation:
+            case "sample":
+                loss = losses.mean_by_sample(
+                    per_token, mask, weights=weights, num_samples=num_samples
+                )
+            case "token":
+                loss = losses.mean_by_token(per_token, mask, weights=weights, num_tokens=num_tokens)
+            case length:
+                loss = losses.mean_by_constant(
+                    per_token, mask, length=length, weights=weights, num_samples=num_samples
+                )
+        return loss, metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRows:
+    """Rows of a batch with all that an update needs of them, ``[N, T]`` unless said."""
+
+    tokens: Tensor
+    mask: Tensor
+    turns: Tensor
+    advantages: Tensor
+    old_logprobs: Tensor
+    ratio_spans: Tensor
+    weights: Tensor
+    lengths: Tensor
+    """``[N]``."""
+
+    groups: Tensor
+    """``[N]``."""
+
+    reference_logprobs: Tensor | None = None
+    """For a KL penalty in the loss."""
+
+    old_values: Tensor | None = None
+    """Before the update; for the critic, like the targets."""
+
+    value_targets: Tensor | None = None
+
+    def take(self, rows: Tensor) -> TrainRows:
+        """Some rows, without the columns that none of them fills."""
+        width = int(self.lengths[rows].max())
+        return TrainRows(
+            **{
+                name: tensor[rows] if tensor.dim() == 1 else tensor[rows, :width]
+                for name, tensor in self._tensors()
+            }
+        )
+
+    def to(self, device: torch.device) -> TrainRows:
+        return TrainRows(**{name: tensor.to(device) for name, tensor in self._tensors()})
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        named = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        return [(name, tensor) for name, tensor in named if tensor is not None]

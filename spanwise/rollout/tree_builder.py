@@ -1,0 +1,154 @@
+"""A tree while it grows: turns sampled, answered by the environment, and put in place."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from spanwise.envs.base import Environment, Reply, Task, Turn
+from spanwise.models.tokenizer import Tokenizer
+from spanwise.rollout.base import Rollout
+from spanwise.rollout.calls import CallRunner, failed
+from spanwise.rollout.context import RolloutContext
+from spanwise.rollout.failures import RunStopped
+from spanwise.runtime.seeds import seed_of
+from spanwise.samplers.base import Completion, Request
+from spanwise.tree import Expansion, Failure, Node, Path, Tree
+
+
+class TreeBuilder:
+    """One tree while it grows: chains are added to it until it is frozen.
+
+    Chains grow at the same time and each writes only its own nodes, so a slow tool
+    holds up its own chain alone.
+    """
+
+    def __init__(self, rollout: Rollout, context: RolloutContext, task: Task, step: int) -> None:
+        self.rollout, self.context, self.task, self.step = rollout, context, task, step
+        try:
+            prompt = prompt_tokens(context.tokenizer, context.env, task)
+        except Exception as error:
+            raise RunStopped(
+                f"the prompt of task {task.id} cannot be rendered: {type(error).__name__}: {error}"
+            ) from error
+        self.nodes: dict[Path, Node] = {
+            (): Node(path=(), observation=prompt, stop="prompt", observation_text=task.question)
+        }
+
+    def next_child(self, parent: Path) -> Path:
+        """The path of a child that does not exist yet."""
+        return (*parent, sum(path[:-1] == parent for path in self.nodes if path))
+
+    async def chains(self, starts: Sequence[tuple[Path, Expansion | None]]) -> None:
+        """Grow a chain from each start, all at once."""
+        async with asyncio.TaskGroup() as group:
+            for path, expansion in starts:
+                group.create_task(self.chain(path, expansion))
+
+    async def chain(self, path: Path, expansion: Expansion | None = None) -> None:
+        """Sample the turn at ``path`` and go on to the end of the trajectory."""
+        while True:
+            node = await self._remembered_turn(path)
+            self.nodes[path] = replace(node, expansion=expansion)
+            if node.is_leaf:
+                return
+            path, expansion = (*path, 0), None
+
+    async def _remembered_turn(self, path: Path) -> Node:
+        """The turn from the journal, or sampled and put there; one that failed is not kept."""
+        journal, task_id = self.context.journal, self.task.id
+        if journal is None:
+            return await self.turn(path)
+        if (node := journal.lookup(self.step, task_id, path)) is not None:
+            return node
+        node = await self.turn(path)
+        return node if node.failure else journal.write(self.step, task_id, node)
+
+    async def turn(self, path: Path) -> Node:
+        """Sample one turn and have the environment answer it."""
+        before = [self.nodes[path[:depth]] for depth in range(len(path))]
+        context = tuple(t for n in before for t in (*n.tokens, *n.observation))
+        room = self._room(len(context))
+        request = Request(
+            prompt=context,
+            seed=seed_of(self.context.seed, self.step, self.task.id, path, 0),
+            max_tokens=min(self.rollout.max_turn_tokens, room),
+            stop=self.context.env.stop_strings,
+            sampling=self.rollout.sampling,
+            tree=f"{self.step}:{self.task.id}",
+        )
+        caller = CallRunner(self.context, self.task, self.step, path)
+        completion = await caller.completion(request)
+        if isinstance(completion, Failure):
+            faults = tuple(caller.faults)
+            return Node(path=path, stop="failure", failure=completion, faults=faults)
+        text = self.context.tokenizer.decode(completion.tokens, skip_special_tokens=False)
+        turns = [Turn(text=n.text, outcome=n.outcome) for n in before[1:]]
+        turns.append(Turn(text=text, truncated=completion.finish == "length"))
+        reply = await caller.reply(turns)
+        reply, observation = self._rendered(reply)
+        if (
+            reply.stop == "continue"
+            and self._room(len(context + completion.tokens + observation)) < 1
+        ):
+            turns[-1] = replace(turns[-1], truncated=True)
+            reply, observation = await caller.reply(turns), ()
+            if reply.stop == "continue":
+                message = "the environment goes on after a turn that the limit cut"
+                failure = Failure(kind="length_limit", message=message)
+                reply = Reply(stop="failure", failure=failure, outcome=reply.outcome)
+        if turns[-1].truncated and reply.reward is not None:
+            reply = replace(reply, stop="length")  # whatever the environment calls it
+        node = _node(path, completion, text, reply, observation)
+        return replace(node, faults=tuple(caller.faults))
+
+    def _rendered(self, reply: Reply) -> tuple[Reply, tuple[int, ...]]:
+        """The reply and its observation's tokens, or a failure if it cannot be rendered."""
+        try:
+            tokens = observation_tokens(self.context.tokenizer, self.context.env, reply.observation)
+        except Exception as error:
+            failure = failed("tool_error", error)
+            return Reply(stop="failure", failure=failure, outcome=reply.outcome), ()
+        return reply, tokens
+
+    def _room(self, used: int) -> int:
+        return len(self.nodes[()].observation) + self.rollout.max_response_tokens - used
+
+    def freeze(self) -> Tree:
+        """The tree as it is now."""
+        return Tree(task_id=self.task.id, nodes=tuple(self.nodes[p] for p in sorted(self.nodes)))
+
+
+def prompt_tokens(tokenizer: Any, env: Environment, task: Task) -> tuple[int, ...]:
+    """The task's chat, through the tokenizer's own chat template."""
+    return encode(tokenizer, env.prompt(task, tokenizer))
+
+
+def observation_tokens(tokenizer: Any, env: Environment, observation: str) -> tuple[int, ...]:
+    """What follows a turn, as the environment renders it."""
+    return encode(tokenizer, env.rendered(observation, tokenizer)) if observation else ()
+
+
+def encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Text that did not come from the model, to tokens, once."""
+    return tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
+
+
+def _node(
+    path: Path, completion: Completion, text: str, reply: Reply, observation: tuple[int, ...]
+) -> Node:
+    return Node(
+        path=path,
+        tokens=completion.tokens,
+        engine_logprobs=completion.engine_logprobs,
+        sampling_logprobs=completion.sampling_logprobs,
+        observation=observation,
+        stop=reply.stop,
+        reward=reply.reward,
+        failure=reply.failure,
+        text=text,
+        observation_text=reply.observation if observation else "",
+        outcome=reply.outcome,
+    )

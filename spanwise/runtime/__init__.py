@@ -1,0 +1,1 @@
+"""Processes, waits, signals and seeds: nothing in here knows of reinforcement learning."""

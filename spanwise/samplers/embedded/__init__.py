@@ -1,0 +1,1 @@
+"""The sampler that ships with spanwise: a transformers model in this process."""

@@ -1,0 +1,232 @@
+"""vLLM in process: continuous batching, paged attention and prefix caching on its own workers.
+
+vLLM's engine runs in a process that it starts; this side hands it token ids and collects
+token ids. After an update the weights go over as a safetensors file, in memory where there
+is room, and the engine goes on without a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import itertools
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from spanwise.errors import SpanwiseError
+from spanwise.runtime.loop_thread import LoopThread
+from spanwise.samplers.base import Completion, Engine, EngineError, Request, Sampler
+from spanwise.samplers.vllm.codec import Answer, Turns
+from spanwise.samplers.vllm.weight_folder import WeightFolder
+from spanwise.samplers.vllm.worker import EXTENSION
+
+_RESET_TRIES = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class VLLMEngine(Engine):
+    """Samples with vLLM, started by the run itself on the run's machine."""
+
+    max_rows: int = 256
+    """Requests in the batch at once; more wait their turn."""
+
+    gpu_memory: float = 0.4
+    """Share of each GPU's memory for vLLM, its weights included. A CPU gives 1 GiB to keys and
+    values, or VLLM_CPU_KVCACHE_SPACE."""
+
+    num_gpus: int = 1
+    """Over how many the model is split (tensor parallel)."""
+
+    sleep: bool = False
+    """Give the GPU's memory back while the policy is updated."""
+
+    compiled: bool = True
+    """Compile the model and capture its graphs: faster turns, minutes to start."""
+
+    def __post_init__(self) -> None:
+        if self.max_rows < 1 or self.num_gpus < 1 or not 0 < self.gpu_memory <= 1:
+            raise SpanwiseError(
+                f"vLLM needs max_rows >= 1, num_gpus >= 1 and 0 < gpu_memory <= 1, got {self}"
+            )
+
+    def check(self) -> None:
+        if importlib.util.find_spec("vllm") is None:
+            raise SpanwiseError(
+                "the vLLM engine needs vLLM: pip install 'spanwise[vllm]', "
+                "or for a CPU see docs/vllm.md"
+            )
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise SpanwiseError(
+                "vLLM in process cannot share GPUs with several training processes; use servers "
+                "(--sampler servers)"
+            )
+        if self.sleep and not torch.cuda.is_available():
+            raise SpanwiseError("sampler.sleep needs a CUDA GPU: vLLM cannot sleep on a CPU")
+
+    def build(self, model: Any, tokenizer: Any) -> VLLMSampler:
+        self.check()
+        return VLLMSampler(self, model, tokenizer)
+
+
+class VLLMSampler(Sampler):
+    """Requests to vLLM's asynchronous engine, from any event loop.
+
+    Seeds: a request's draws come from a generator of its own, so that they do not depend on
+    the batch. The log-probs may differ in their last bits with the batch's size, as vLLM's
+    kernels do; a draw that falls between two such values may then differ too.
+
+    Args:
+      engine: The settings.
+      model: A causal language model of transformers that vLLM knows. It is copied.
+      tokenizer: Decodes tokens to find stop strings.
+
+    Raises:
+      EngineError: if vLLM cannot start with this model.
+    """
+
+    def __init__(self, engine: VLLMEngine, model: Any, tokenizer: Any) -> None:
+        self._turns = Turns(model, tokenizer)
+        self._sleeps = engine.sleep
+        self._asleep = False
+        self._under_way = 0
+        self._names = itertools.count()
+        self._weights = WeightFolder(model, None)
+        self._thread = LoopThread("vllm")
+        try:
+            folder = self._weights.write(model, tokenizer)
+            self._llm = self._thread.call(_started(engine, str(folder), model))
+        except Exception as error:
+            self._thread.close()
+            self._weights.close()
+            raise EngineError(f"vLLM did not start: {_first_line(error)}") from error
+
+    async def sample(self, request: Request) -> Completion:
+        settings = self._turns.settings(request)
+        self._under_way += 1
+        try:
+            answer = await self._thread.awaited(self._answer(request.prompt, settings))
+        except Exception as error:
+            raise EngineError(f"vLLM failed on a request: {_first_line(error)}") from error
+        finally:
+            self._under_way -= 1
+        return self._turns.completion(request, answer)
+
+    def pause(self) -> None:
+        if self._sleeps and not self._asleep and not self._under_way:
+            self._thread.call(self._llm.sleep(level=1))
+            self._asleep = True
+
+    def update_weights(self, model: Any) -> None:
+        """Sample from ``model`` as it is now, an architecture like the one before.
+
+        Raises:
+          RuntimeError: if requests are under way.
+          EngineError: if vLLM does not take the weights.
+        """
+        if self._under_way:
+            raise RuntimeError(
+                f"{self._under_way} requests are under way; update the weights once they are done"
+            )
+        folder = self._weights.write(model)
+        try:
+            self._thread.call(self._reload(str(folder)))
+        except Exception as error:
+            raise EngineError(f"vLLM did not take the weights: {_first_line(error)}") from error
+        self._weights.discard_older()
+
+    def close(self) -> None:
+        self._llm.shutdown()
+        self._thread.close()
+        self._weights.close()
+
+    async def _answer(self, prompt: tuple[int, ...], settings: dict[str, Any]) -> Answer:
+        """Called in vLLM's loop, as everything below."""
+        await self._wake()
+        vllm: Any = importlib.import_module("vllm")
+        kinds: Any = importlib.import_module("vllm.sampling_params").RequestOutputKind
+        params = vllm.SamplingParams(**settings, output_kind=kinds.FINAL_ONLY)
+        prompted = {"prompt_token_ids": list(prompt)}
+        outputs = self._llm.generate(prompted, params, str(next(self._names)))
+        final = [output async for output in outputs][-1]
+        turn = final.outputs[0]
+        return Answer(
+            tokens=list(turn.token_ids),
+            logprobs=[{t: entry.logprob for t, entry in at.items()} for at in turn.logprobs],
+            finish_reason=str(turn.finish_reason),
+        )
+
+    async def _reload(self, folder: str) -> None:
+        await self._wake()
+        await self._llm.collective_rpc("take_weights", args=(folder,))
+        # A turn that a stop string has ended gives its blocks back a moment later.
+        for _ in range(_RESET_TRIES):
+            if await self._llm.reset_prefix_cache():
+                return
+            await asyncio.sleep(0.1)
+        raise RuntimeError("its prefix cache could not be emptied")
+
+    async def _wake(self) -> None:
+        if self._asleep:
+            self._asleep = False
+            await self._llm.wake_up()
+
+
+async def _started(engine: VLLMEngine, folder: str, model: Any) -> Any:
+    # A forked child of a process that has used threads or CUDA may hang.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    positions: int = model.config.get_text_config().max_position_embeddings
+    arguments: Any = importlib.import_module("vllm.engine.arg_utils").AsyncEngineArgs
+    engines: Any = importlib.import_module("vllm.v1.engine.async_llm").AsyncLLM
+    device: dict[str, Any] = (
+        {"gpu_memory_utilization": engine.gpu_memory, "enable_sleep_mode": engine.sleep}
+        if torch.cuda.is_available()
+        # vLLM 0.32 on a CPU fails where a request with a seed is prefilled in chunks.
+        else {"enable_chunked_prefill": False, "max_num_batched_tokens": max(positions, 4096)}
+    )
+    chosen = arguments(
+        model=folder,
+        dtype=str(model.dtype).removeprefix("torch."),
+        max_num_seqs=engine.max_rows,
+        tensor_parallel_size=engine.num_gpus,
+        enforce_eager=not engine.compiled,
+        worker_extension_cls=EXTENSION,
+        enable_prefix_caching=True,
+        max_logprobs=-1,
+        logprobs_mode="raw_logprobs",
+        generation_config="vllm",
+        disable_log_stats=True,
+        **device,
+    )
+    with _main_module_hidden():
+        return engines.from_engine_args(chosen)
+
+
+@contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Processes spawned meanwhile do not import the program's main module.
+
+    vLLM's need nothing of it, its workers fail to start beside some imports (llvmlite, and
+    so numba), and a script that has no ``if __name__`` would start itself again.
+    """
+    main: Any = sys.modules["__main__"]
+    spec, file = main.__spec__, getattr(main, "__file__", None)
+    main.__spec__, main.__file__ = None, None
+    try:
+        yield
+    finally:
+        main.__spec__, main.__file__ = spec, file
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,1 @@
+"""The small models that ship with spanwise, and the demonstrations they are fitted on."""

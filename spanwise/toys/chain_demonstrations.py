@@ -1,0 +1,101 @@
+"""Worked chains of sums, with slips and the habit of giving up, to fit a base model on."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import ClassVar
+
+from spanwise.envs.chain import (
+    LETTERS,
+    OPEN,
+    WORDS,
+    Step,
+    Sum,
+    applied,
+    check_lengths,
+    open_steps,
+    worked_step,
+    worked_text,
+)
+from spanwise.toys.demonstration import Demonstration, DemonstrationSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainDemonstrations(DemonstrationSource):
+    """How chains are worked, and how often each fault is made, at each step.
+
+    After a slip the work goes on from the wrong result. Giving up is the habit of long chains:
+    to work a chain of twelve to its end, six temptations have to be withstood.
+
+    Example:
+      >>> right = ChainDemonstrations(min_numbers=3, max_numbers=3).right()
+      >>> demonstration = right.draw(random.Random(16))
+      >>> demonstration.question
+      '3 a - 7 b - 6 ='
+      >>> demonstration.turns[0][0]
+      'a 3 - 7 = 6 ; b 6 - 6 = 0 # 0 .'
+    """
+
+    FAULTS: ClassVar[tuple[str, ...]] = ("wrong_result", "skipped_step", "wrong_digit", "gives_up")
+
+    min_numbers: int = 3
+    max_numbers: int = 12
+
+    wrong_result: float = 0.01
+    """Any digit for the result of a step."""
+
+    skipped_step: float = 0.01
+    """Leave a step out."""
+
+    wrong_digit: float = 0.005
+    """Copy another digit than the question has."""
+
+    gives_up: float = 0.7
+    """With a long way to go: leave this step and all that follow open, and the answer too."""
+
+    long_way: int = 6
+    """So many steps to come, this one among them, tempt to give up."""
+
+    def __post_init__(self) -> None:
+        check_lengths(self.min_numbers, self.max_numbers)
+        super().__post_init__()
+
+    def draw(self, rng: random.Random) -> Demonstration:
+        drawn = Sum.draw(rng, self.min_numbers, self.max_numbers)
+        faults: list[str] = []
+        written: list[str] = []
+        value, num_steps = drawn.first, len(drawn.steps)
+        answer: int | str | None = None
+        for done, (letter, step) in enumerate(zip(LETTERS, drawn.steps, strict=False)):
+            if num_steps - done >= self.long_way and self._slips("gives_up", rng, faults):
+                written.append(open_steps(LETTERS[done:num_steps]))
+                answer = OPEN
+                break
+            if self._slips("skipped_step", rng, faults):
+                continue
+            if self._slips("wrong_digit", rng, faults):
+                step = (step[0], rng.randrange(10))
+            result = self._result(value, step, rng, faults)
+            written.append(worked_step(letter, value, step, result))
+            value = result
+        return Demonstration(
+            question=drawn.question,
+            turns=((worked_text(written, value if answer is None else answer), ""),),
+            answer=str(drawn.value),
+            faults=tuple(faults),
+        )
+
+    def words(self) -> list[str]:
+        return list(WORDS)
+
+    def _result(self, value: int, step: Step, rng: random.Random, faults: list[str]) -> int:
+        if self._slips("wrong_result", rng, faults):
+            return rng.randrange(10)
+        return applied(value, step)
+
+    def _slips(self, fault: str, rng: random.Random, faults: list[str]) -> bool:
+        slipped = rng.random() < getattr(self, fault)
+        if slipped:
+            faults.append(fault)
+        return slipped

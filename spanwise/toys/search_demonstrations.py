@@ -1,0 +1,192 @@
+"""Worked examples of the search task, with faults, to fit a base model on.
+
+The names are drawn anew in every row and have nothing to do with any world: a model
+can learn from them how to search, and no fact. The faults are what reinforcement
+learning has to undo. Most are slips, which sampling makes and the most likely token
+does not; stopping early on long questions is a habit, which the most likely token
+makes too.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import ClassVar
+
+from spanwise.envs.search.names import FIRST_NAMES, SURNAMES
+from spanwise.envs.search.world import RELATIONS, WORDINGS, Fact, question_text, search_query
+from spanwise.envs.search.xml_turns import TAGS, result_text
+from spanwise.errors import SpanwiseError
+from spanwise.toys.demonstration import Demonstration, DemonstrationSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demonstrations(DemonstrationSource):
+    r"""How questions are worked, and how often each fault is made.
+
+    Every probability is for one decision: ``p`` of a question with ``h`` hops is used up
+    to ``h`` times. After a fault the work goes on as if nothing were wrong.
+
+    Raises:
+      ValueError: if a probability is not between 0 and 1, or the hops are not 1 to 10.
+
+    Example:
+      >>> right = Demonstrations(min_hops=1, max_hops=1).right()
+      >>> demonstration = right.draw(random.Random(0))
+      >>> demonstration.question
+      "who is Amos Glover 's neighbour ?"
+      >>> demonstration.turns[1][0]
+      '<think> found </think> <answer> \\boxed{ Louis Norton } </answer>'
+    """
+
+    FAULTS: ClassVar[tuple[str, ...]] = (
+        "wrong_relation", "skipped_hop", "wrong_entity", "early_answer", "habit", "broken_format"
+    )  # fmt: skip
+
+    min_hops: int = 1
+    max_hops: int = 4
+    wordings: int = 2
+    """How many of the ways to tell a fact the documents use."""
+
+    wrong_relation: float = 0.1
+    """Search another relation than the next one."""
+
+    skipped_hop: float = 0.06
+    """Search the relation after the next one, and go on behind it."""
+
+    wrong_entity: float = 0.03
+    """Copy the name searched before, not the one found."""
+
+    early_answer: float = 0.06
+    """Answer with a person on the way, where ``habit`` does not apply."""
+
+    habit: float = 0.56
+    """Answer with a person on the way, once ``habit_after`` facts are found."""
+
+    habit_after: int = 2
+    """Facts after which the habit applies, and ``early_answer`` no longer."""
+
+    broken_format: float = 0.01
+    """Leave the thought of a search unclosed, or leave it out; the tool does not answer."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_hops <= self.max_hops <= len(RELATIONS):
+            raise SpanwiseError(
+                f"hops must satisfy 1 <= min <= max <= {len(RELATIONS)}, "
+                f"got {self.min_hops} to {self.max_hops}"
+            )
+        if not 1 <= self.wordings <= len(WORDINGS):
+            raise SpanwiseError(f"wordings must be 1 to {len(WORDINGS)}, got {self.wordings}")
+        super().__post_init__()
+
+    def draw(self, rng: random.Random) -> Demonstration:
+        return _Worker(self, rng).work()
+
+    def words(self) -> list[str]:
+        fixed = (
+            "who",
+            "is",
+            "'s",
+            "?",
+            "of",
+            "next",
+            "found",
+            ":",
+            "nothing",
+            ".",
+            "\\boxed{",
+            "}",
+        )
+        told = " ".join(WORDINGS).replace("{relation}", "").replace("{subject}", "")
+        told = told.replace("{value}", "")
+        words = (*TAGS, *fixed, *RELATIONS, *told.split(), *FIRST_NAMES, *SURNAMES)
+        return list(dict.fromkeys(words))
+
+
+class _Worker:
+    """Works one question in a world of its own that is made up as it goes."""
+
+    def __init__(self, odds: Demonstrations, rng: random.Random) -> None:
+        self.odds = odds
+        self.rng = rng
+        self.facts: dict[tuple[str, str], Fact] = {}
+        self.names: set[str] = set()
+        self.faults: list[str] = []
+
+    def name(self) -> str:
+        while True:
+            name = f"{self.rng.choice(FIRST_NAMES)} {self.rng.choice(SURNAMES)}"
+            if name not in self.names:
+                self.names.add(name)
+                return name
+
+    def fact(self, relation: str, subject: str) -> Fact:
+        if (relation, subject) not in self.facts:
+            self.facts[relation, subject] = Fact(
+                subject=subject,
+                relation=relation,
+                value=self.name(),
+                wording=self.rng.randrange(self.odds.wordings),
+            )
+        return self.facts[relation, subject]
+
+    def slips(self, fault: str) -> bool:
+        slipped = self.rng.random() < getattr(self.odds, fault)
+        if slipped:
+            self.faults.append(fault)
+        return slipped
+
+    def stops_early(self, found: int) -> bool:
+        if found == 0:
+            return False
+        return self.slips("habit" if found >= self.odds.habit_after else "early_answer")
+
+    def work(self) -> Demonstration:
+        odds, rng = self.odds, self.rng
+        relations = tuple(rng.sample(RELATIONS, rng.randint(odds.min_hops, odds.max_hops)))
+        subject = self.name()
+        answer = subject
+        for relation in relations:
+            answer = self.fact(relation, answer).value
+
+        turns: list[tuple[str, str]] = []
+        person, before, found = subject, subject, 0
+        while found < len(relations) and not self.stops_early(found):
+            if found + 1 < len(relations) and self.slips("skipped_hop"):
+                found += 1
+            relation = relations[found]
+            if self.slips("wrong_relation"):
+                relation = rng.choice([r for r in RELATIONS if r != relation])
+            if found > 0 and self.slips("wrong_entity"):
+                person = before
+            query = search_query(relation, person)
+            if self.slips("broken_format"):
+                turns.append((self.broken(relation, query), ""))
+                return self.finished(relations, subject, answer, turns)
+            fact = self.fact(relation, person)
+            text = f"<think> next {relation} </think> <search> {query} </search>"
+            turns.append((text, result_text([fact.document])))
+            person, before = fact.value, person
+            found += 1
+        text = f"<think> found </think> <answer> \\boxed{{ {person} }} </answer>"
+        turns.append((text, ""))
+        return self.finished(relations, subject, answer, turns)
+
+    def broken(self, relation: str, query: str) -> str:
+        if self.rng.random() < 0.5:
+            return f"<think> next {relation} <search> {query} </search>"
+        return f"<search> {query} </search>"
+
+    def finished(
+        self,
+        relations: tuple[str, ...],
+        subject: str,
+        answer: str,
+        turns: list[tuple[str, str]],
+    ) -> Demonstration:
+        return Demonstration(
+            question=question_text(subject, relations),
+            turns=tuple(turns),
+            answer=answer,
+            faults=tuple(self.faults),
+        )

@@ -1,0 +1,30 @@
+"""The minibatch of a run that ended because it was not finite, written down for study."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from spanwise.learn.objective import TrainRows
+from spanwise.run.folder import writing
+
+
+def save_for_study(rows: TrainRows, folder: Path, step: int) -> Path:
+    """Write a minibatch down: its tensors by name, and which of them are not finite.
+
+    Returns:
+      The file with the tensors; a JSON file of the same name lies beside it.
+    """
+    named = {f.name: getattr(rows, f.name) for f in fields(rows)}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in named.items() if v is not None}
+    counts = {k: int((~v.isfinite()).sum()) for k, v in tensors.items() if v.is_floating_point()}
+    path = folder / "not_finite" / f"step_{step:05d}.safetensors"
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)
+        save_file(tensors, path)
+        record = {"step": step, "rows": len(rows.tokens), "not_finite": counts}
+        path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,363 @@
+import asyncio
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from spanwise.envs.base import Reply, Turn
+from spanwise.envs.math import scoring_process
+from spanwise.envs.math.questions import INSTRUCTIONS, Questions
+from spanwise.envs.math.scoring import last_boxed_answer, reference_answer, tagged_answer
+
+DAPO_ROW = {
+    "data_source": "math_dapo",
+    "prompt": [{"role": "user", "content": "Solve: 30 + 4 ?"}],
+    "reward_model": {"ground_truth": "34", "style": "rule"},
+    "extra_info": {"index": "a1"},
+}
+
+
+def written(folder: Path, *rows: object, name: str = "train.jsonl") -> Path:
+    file = folder / name
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+def parquet(folder: Path, *rows: dict[str, Any], name: str = "train.parquet") -> Path:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    write_table(pyarrow.Table.from_pylist(list(rows)), folder / name)
+    return folder / name
+
+
+def numbered(*numbers: int) -> list[dict[str, object]]:
+    return [{"question": f"what is {n} ?", "answer": n} for n in numbers]
+
+
+def checked(file: Path, **options: Any) -> Questions:
+    env = Questions(train_file=file, **({"num_held_out": 0} | options))
+    env.check(None)  # type: ignore[arg-type]
+    return env
+
+
+def replied(env: Questions, text: str, truncated: bool = False) -> Reply:
+    turn = Turn(text=text, truncated=truncated)
+    return asyncio.run(env.reply(env.tasks("train")[0], [turn]))
+
+
+def with_answer(folder: Path, answer: object, **options: Any) -> Questions:
+    return checked(written(folder, {"question": "q ?", "answer": answer}), **options)
+
+
+# Rows
+
+
+def test_the_usual_columns_are_found(tmp_path: Path):
+    file = written(
+        tmp_path,
+        {"question": " one ?", "answer": "1"},
+        {"prompt": "two ?", "answers": ["2", "two"]},
+        "",
+        {"problem": "three ?", "solution": r"so \boxed{1}, no, \boxed{\frac{6}{2}}."},
+        {"question": "four ?", "answer": "2 + 2 = 4\n#### 4"},
+        {"question": "five\u2028?", "answer": 5, "solution": "not this"},
+        DAPO_ROW,
+    )
+    tasks = checked(file).tasks("train")
+    assert [(t.id, t.question, t.answers) for t in tasks] == [
+        ("train-1", "one ?", ("1",)),
+        ("train-2", "two ?", ("2", "two")),
+        ("train-4", "three ?", (r"\frac{6}{2}",)),
+        ("train-5", "four ?", ("4",)),
+        ("train-6", "five\u2028?", ("5",)),
+        ("train-7", "Solve: 30 + 4 ?", ("34",)),
+    ]
+
+
+def test_parquet_gives_what_jsonl_gives(tmp_path: Path):
+    rows = [DAPO_ROW, {**DAPO_ROW, "prompt": [{"role": "user", "content": "another ?"}]}]
+    expected = checked(written(tmp_path, *rows)).tasks("train")
+    assert checked(parquet(tmp_path, *rows)).tasks("train") == expected
+
+
+def test_named_columns_may_be_nested(tmp_path: Path):
+    row = {"question": "not this", "data": {"text": {"q": "deep ?"}}, "a.b": "7", "answer": "8"}
+    env = checked(written(tmp_path, row), question_column="data.text.q", answer_column="a.b")
+    assert [(t.question, t.answers) for t in env.tasks("train")] == [("deep ?", ("7",))]
+
+
+def test_the_chat_is_kept_and_the_instructions_go_behind_the_last_message(tmp_path: Path):
+    chat = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "one ?"},
+    ]
+    env = checked(written(tmp_path, {"prompt": chat, "answer": 1}))
+    assert env.messages(env.tasks("train")[0]) == [
+        chat[0],
+        {"role": "user", "content": f"one ?\n\n{INSTRUCTIONS}"},
+    ]
+    bare = checked(written(tmp_path, {"prompt": chat, "answer": 1}), instructions="")
+    assert bare.messages(bare.tasks("train")[0]) == chat
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{", "row 2: not JSON"),
+        ("[" * 100_000, "row 2: not JSON"),
+        ([1], "row 2: must be an object with columns, is list"),
+        ({"answer": "a"}, "row 2: none of the columns question, prompt, problem; there are answer"),
+        ({"question": "q"}, "row 2: none of the columns answer, answers, solution, reward_model"),
+        ({"question": "q", "answer": None}, "row 2: none of the columns answer"),
+        ({"question": "  ", "answer": "a"}, "row 2, column 'question': must hold a question"),
+        ({"question": "q", "answer": " "}, "row 2, column 'answer': must hold an answer"),
+        ({"question": "q", "answers": []}, "row 2, column 'answers': must hold an answer"),
+        ({"question": "q", "answers": ["a", ""]}, "row 2, column 'answers'"),
+        ({"question": "q", "answer": True}, "row 2, column 'answer'"),
+        (r'{"question": "a\ud800b", "answer": "1"}', r"row 2: '\\ud800' is half a character"),
+        ({"prompt": [{"role": "user"}], "answer": "a"}, "row 2, column 'prompt': every message"),
+        ({"prompt": [], "answer": "a"}, "row 2, column 'prompt': must hold a question"),
+        (
+            {"prompt": [{"role": "assistant", "content": "x"}], "answer": "a"},
+            "row 2, column 'prompt': must hold a question, or messages of which the last",
+        ),
+        (
+            {"prompt": "q", "reward_model": {"ground_truth": ""}},
+            "row 2, column 'reward_model.ground_truth': must hold an answer",
+        ),
+    ],
+)
+def test_the_first_wrong_row_is_named_before_a_model_is_loaded(
+    tmp_path: Path, row: object, message: str
+):
+    file = written(tmp_path, {"question": "fine ?", "answer": "1"}, row)
+    with pytest.raises(ValueError, match=message) as raised:
+        checked(file)
+    assert str(file) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_wrong_rows_of_parquet_are_named_too(tmp_path: Path):
+    rows = [{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": None}]
+    with pytest.raises(ValueError, match=r"train.parquet, row 2: none of the columns answer"):
+        checked(parquet(tmp_path, *rows))
+    with pytest.raises(ValueError, match="row 1: no column 'label'; there are prompt, answer"):
+        checked(parquet(tmp_path, *rows), answer_column="label")
+    long = [{"prompt": "a", "answer": "1"}, {"prompt": "b" * 101, "answer": "1"}]
+    with pytest.raises(ValueError, match=r"train.parquet, row 2: longer than 100 bytes"):
+        checked(parquet(tmp_path, *long), max_row_bytes=100)
+    (tmp_path / "no.parquet").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(ValueError, match=r"no.parquet, row 1 or later: not parquet"):
+        checked(tmp_path / "no.parquet")
+
+
+def test_a_row_that_is_not_utf_8_is_named_with_its_column(tmp_path: Path):
+    file = tmp_path / "latin.jsonl"
+    # {"question": " are 14 bytes, so the 0xe9 is the 15th
+    file.write_bytes(b'{"question": "a", "answer": "1"}\n{"question": "\xe9", "answer": "1"}\n')
+    with pytest.raises(
+        ValueError, match=r"row 2: not UTF-8: byte 15 .* 0xe9, in column 'question'"
+    ):
+        checked(file)
+
+
+def test_a_row_of_10_mb_is_refused_and_one_at_the_limit_is_not(tmp_path: Path):
+    huge = {"question": "q" * 10_000_000, "answer": "1"}
+    with pytest.raises(ValueError, match=r"row 2: longer than 1000000 bytes.*max_row_bytes"):
+        checked(written(tmp_path, {"question": "a", "answer": "1"}, huge))
+    row = {"question": "é", "answer": "1"}
+    size = len(json.dumps(row, ensure_ascii=False).encode())
+    assert len(checked(written(tmp_path, row), max_row_bytes=size).tasks("train")) == 1
+    with pytest.raises(ValueError, match=f"longer than {size - 1} bytes"):
+        checked(written(tmp_path, row), max_row_bytes=size - 1)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"nowhere.jsonl cannot be read"):
+        checked(tmp_path / "nowhere.jsonl")
+    with pytest.raises(ValueError, match=r"nowhere.parquet cannot be read"):
+        checked(tmp_path / "nowhere.parquet")
+    with pytest.raises(ValueError, match="has no rows"):
+        checked(written(tmp_path, ""))
+    with pytest.raises(ValueError, match=r"a.csv: questions are read from .jsonl and .parquet"):
+        checked(tmp_path / "a.csv")
+    with pytest.raises(ValueError, match="no train questions: set train_file"):
+        Questions().check(None)  # type: ignore[arg-type]
+
+
+# Splits
+
+
+def test_held_out_rows_come_from_the_end_and_are_disjoint(tmp_path: Path):
+    file = written(tmp_path, *numbered(*range(10)))
+    env = checked(file, num_held_out=3)
+    numbers = {s: [int(t.answers[0]) for t in env.tasks(s)] for s in ("train", "dev", "test")}
+    assert numbers == {"train": [0, 1, 2, 3], "dev": [4, 5, 6], "test": [7, 8, 9]}
+    with pytest.raises(ValueError, match=r"too few different questions to hold out 5 for dev"):
+        checked(file, num_held_out=5)
+    with pytest.raises(ValueError, match="no test questions: set test_file, or num_held_out"):
+        checked(file).tasks("test")
+
+
+def test_a_question_that_was_there_before_is_left_out(tmp_path: Path):
+    """DAPO-Math-17k repeats its rows many times: the last rows are then among the first."""
+    env = checked(written(tmp_path, *numbered(0, 1, 2, 3, 0, 1, 2, 3)), num_held_out=1)
+    assert [t.id for t in env.tasks("train")] == ["train-1", "train-2"]
+    assert [t.id for t in env.tasks("test")] == ["test-4"]
+
+
+def test_a_file_of_its_own_takes_nothing_from_training_but_what_it_shares(tmp_path: Path):
+    test_file = written(tmp_path, *numbered(3, 9), name="test.jsonl")
+    env = checked(written(tmp_path, *numbered(0, 1, 2, 3)), test_file=test_file, num_held_out=1)
+    assert [t.id for t in env.tasks("test")] == ["test-1", "test-2"]
+    assert [t.answers for t in env.tasks("train")] == [("0",), ("1",)]
+    assert [t.answers for t in env.tasks("dev")] == [("2",)]
+
+
+# Scores
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "reward"),
+    [
+        (r"\frac{1}{2}", "0.5", 1.0),
+        ("1/2", r"\frac{2}{4}", 1.0),
+        ("34", "34.", 1.0),
+        ("34", "35", 0.0),
+        ("1000", "1,000", 1.0),
+        ("x+1", "1+x", 1.0),
+        (r"\{1,2\}", r"\{2,1\}", 1.0),
+        (["3", "4"], "4", 1.0),
+        ("(0,1)", "7", 0.0),  # an interval and a number
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", "3", 0.0),
+        ("3", r"\frac{1}{0}", 0.0),
+        (7, "7", 1.0),
+    ],
+)
+def test_answers_are_compared_as_mathematics(
+    tmp_path: Path, reference: object, answer: str, reward: float
+):
+    env = with_answer(tmp_path, reference, deadline_s=30.0)
+    reply = replied(env, rf"I think \boxed{{0}}, or rather \boxed{{{answer}}}.<|im_end|>")
+    assert (reply.stop, reply.reward) == ("answer", reward)
+    assert reply.outcome == {"answer": answer, "exact_match": reward}
+
+
+def test_no_readable_answer_is_malformed_and_a_cut_turn_is_too_long(tmp_path: Path):
+    env = with_answer(tmp_path, "34", deadline_s=30.0)
+    for text in ("it is 34", r"\boxed{}", r"\boxed{34", r"\boxed{@@##}", r"\boxed{34} \boxed{"):
+        reply = replied(env, text)
+        assert (reply.stop, reply.reward, reply.outcome["exact_match"]) == ("malformed", 0.0, 0.0)
+    cut = replied(env, r"\boxed{34}", truncated=True)
+    assert (cut.stop, cut.reward) == ("length", 0.0)
+
+
+def test_a_comparison_without_end_is_a_failure_and_the_next_one_works(tmp_path: Path):
+    """A power tower is computed with the interpreter lock held: no thread could stop it."""
+    env = with_answer(tmp_path, "34", deadline_s=1.0)
+    reply = replied(env, r"\boxed{9^{9^{9}}}")
+    assert reply.stop == "failure" and reply.reward is None and reply.failure is not None
+    assert (reply.failure.kind, reply.failure.message) == ("reward_timeout", "no answer in 1 s")
+    patient = with_answer(tmp_path, "34", deadline_s=30.0)
+    assert replied(patient, r"\boxed{34}").reward == 1.0
+
+
+def test_what_the_comparison_raises_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    env = with_answer(tmp_path, "34")
+    for fake, message in [(raising, "ZeroDivisionError: on purpose"), (dying, "exit status 3")]:
+        monkeypatch.setattr("spanwise.envs.math.questions.math_verdict", fake)
+        reply = replied(env, r"\boxed{34}")
+        assert reply.reward is None and reply.failure is not None
+        assert reply.failure.kind == "reward_error" and message in reply.failure.message
+
+
+def raising(*_: object) -> bool:
+    raise ZeroDivisionError("on\npurpose")
+
+
+def dying(*_: object) -> bool:
+    import os
+
+    os._exit(3)
+
+
+def shouting(text: str) -> str:
+    print(text)
+    return text.upper()
+
+
+def test_many_scores_at_once_come_back_to_who_asked():
+    async def all_scores() -> list[str]:
+        asked = (
+            scoring_process.scored(shouting, f"t{n}", package="json", deadline_s=30.0)
+            for n in range(40)
+        )
+        return await asyncio.gather(*asked)
+
+    assert asyncio.run(all_scores()) == [f"T{n}" for n in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("text", "boxed"),
+    [
+        (r"\boxed{a} \boxed{ \text{b}^{c} } d", r"\text{b}^{c}"),
+        (r"\boxed {\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\boxed{5}}", "5"),
+        (r"\boxed{\}", None),
+        (r"boxed{1}", None),
+    ],
+)
+def test_the_last_box(text: str, boxed: str | None):
+    assert last_boxed_answer(text) == boxed
+
+
+def test_the_last_tag_and_a_reference():
+    assert tagged_answer("<answer>1</answer><answer>\n2 < 3\n</answer> x </answer>") == "2 < 3"
+    assert tagged_answer("<answer>1</answer> <answer> </answer>") is None
+    assert reference_answer(r"#### is no answer of \boxed{3}") == "3"
+    assert reference_answer(" 3 ") == "3"
+
+
+# What is missing
+
+
+def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch):
+    rows = {("OWNER/math", "train"): [DAPO_ROW]}
+    fake = SimpleNamespace(load_dataset=lambda name, split: rows[name, split])
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    env = Questions(dataset="OWNER/math", num_held_out=0)
+    assert [t.answers for t in env.tasks("train")] == [("34",)]
+    away = Questions(dataset="OWNER/math", dataset_split="validation", num_held_out=0)
+    with pytest.raises(ValueError, match=r"'OWNER/math', split 'validation', cannot be loaded"):
+        away.tasks("train")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match=r"datasets, which is not .* 'spanwise\[reasoning\]'"):
+        Questions(dataset="OWNER/math").tasks("train")
+
+
+def test_missing_packages_are_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = parquet(tmp_path, DAPO_ROW)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match=r"pip install 'spanwise\[reasoning\]'"):
+        checked(file)
+    monkeypatch.setattr("spanwise.envs.math.questions.math_verify_is_installed", lambda: False)
+    with pytest.raises(ValueError, match=r"math-verify: pip install 'spanwise\[reasoning\]'"):
+        checked(file)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_file": Path("a.jsonl"), "dataset": "b"}, "not both"),
+        ({"num_held_out": -1}, "num_held_out must be 0 or more"),
+        ({"max_row_bytes": 0}, "positive"),
+        ({"deadline_s": 0.0}, "positive"),
+    ],
+)
+def test_bad_options_are_refused_at_once(options: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        Questions(**options)

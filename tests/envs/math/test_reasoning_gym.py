@@ -1,0 +1,218 @@
+import asyncio
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spanwise import cli
+from spanwise.envs.base import Reply, Task, Turn
+from spanwise.envs.math.reasoning_gym import ReasoningGym
+
+TASKS = [
+    "basic_arithmetic", "bitwise_arithmetic", "caesar_cipher", "chain_sum", "count_primes",
+    "family_relationships", "fraction_simplification", "gcd", "knights_knaves", "leg_counting",
+    "letter_counting", "number_sorting", "simple_equations", "spiral_matrix", "syllogism",
+]  # fmt: skip
+
+
+def small(task: str = "chain_sum", **options: Any) -> ReasoningGym:
+    sizes = {"train_questions": 6, "dev_questions": 3, "test_questions": 4}
+    return ReasoningGym(task=task, **(sizes | options))
+
+
+def replied(env: ReasoningGym, task: Task, text: str, truncated: bool = False) -> Reply:
+    return asyncio.run(env.reply(task, [Turn(text=text, truncated=truncated)]))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_tasks_load_and_tell_their_own_answer_from_nonsense(name: str):
+    env = small(name)
+    env.check(None)  # type: ignore[arg-type]
+    for split in ("train", "test"):
+        task = env.tasks(split)[0]
+        [message] = env.messages(task)
+        assert message["role"] == "user" and message["content"].startswith(task.question)
+        assert message["content"].endswith("</answer>.")
+        right = replied(env, task, f"so <answer> {task.answers[0]} </answer><|im_end|>")
+        assert (right.stop, right.reward) == ("answer", 1.0)
+        assert right.outcome == {"answer": task.answers[0].strip(), "exact_match": 1.0}
+        wrong = replied(env, task, "so <answer> @@ nonsense </answer>")
+        assert wrong.stop == "answer" and wrong.reward is not None and wrong.reward < 0.1
+        assert wrong.outcome["exact_match"] == 0.0
+
+
+def test_the_last_tagged_answer_counts_and_else_the_last_box():
+    env = small()
+    task = env.tasks("test")[0]
+    right = task.answers[0]
+    for text, reward in [
+        (f"<answer>0</answer> no, <answer>{right}</answer> \\boxed{{0}}", 1.0),
+        (f"<answer>{right}</answer> no, <answer>x</answer>", 0.0),
+        (f"\\boxed{{0}} no, \\boxed{{{right}}} <answer> open", 1.0),
+    ]:
+        assert replied(env, task, text).outcome["exact_match"] == reward
+    for text in (f"it is {right}", "<answer> </answer>", f"<answer>{right}"):
+        none = replied(env, task, text)
+        assert (none.stop, none.reward, none.outcome) == ("malformed", 0.0, {"exact_match": 0.0})
+    cut = replied(env, task, f"<answer>{right}</answer>", truncated=True)
+    assert (cut.stop, cut.reward) == ("length", 0.0)
+
+
+def test_partial_credit_is_the_reward_and_no_match():
+    env = small("spell_backward", parameters='{"min_word_len": 5, "max_word_len": 5}')
+    task = env.tasks("train")[0]
+    nearly = replied(env, task, f"<answer>{task.answers[0][:-1]}</answer>")
+    assert nearly.reward is not None and 0 < nearly.reward < 1
+    assert nearly.outcome["exact_match"] == 0.0
+
+
+def test_splits_are_disjoint_and_do_not_move_with_the_number_of_training_questions():
+    few, many = small(), small(train_questions=30)
+    assert few.tasks("test") == many.tasks("test") and few.tasks("dev") == many.tasks("dev")
+    assert few.tasks("train") == many.tasks("train")[:6]
+    ids = [t.id for split in ("train", "dev", "test") for t in many.tasks(split)]
+    assert len(set(ids)) == len(ids) == 37
+    assert small(seed=1).tasks("test") != few.tasks("test")
+
+
+def test_training_questions_that_are_held_out_are_left_out():
+    # Sums of two digits from 1 to 2: few different questions, so that splits must collide.
+    narrow = '{"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}'
+    env = small(parameters=narrow, train_questions=300, dev_questions=30, test_questions=30)
+    held_out = {t.question for split in ("dev", "test") for t in env.tasks(split)}
+    train = {t.question for t in env.tasks("train")}
+    assert train and not train & held_out
+    assert len(env.tasks("train")) < 300
+
+
+def test_a_scorer_that_never_ends_or_raises_is_a_failure_and_not_a_reward():
+    env = small("countdown", deadline_s=1.0)
+    task = env.tasks("train")[0]
+    hung = replied(env, task, "<answer>9**9**9**9</answer>")
+    assert hung.stop == "failure" and hung.failure is not None
+    assert (hung.failure.kind, hung.failure.message) == ("reward_timeout", "no answer in 1 s")
+    assert replied(env, task, f"<answer>{task.answers[0]}</answer>").reward == 1.0
+
+
+def test_an_answer_that_the_scorer_cannot_read_scores_nothing():
+    env = small("prime_factorization")
+    unread = replied(env, env.tasks("train")[0], "<answer>two</answer>")
+    assert (unread.stop, unread.reward) == ("answer", 0.0)
+
+
+def test_questions_that_follow_from_hashes_are_the_same_in_every_process():
+    # This generator iterates over a set of strings: another hash seed, other questions.
+    task = "isomorphic_strings"
+    script = (
+        "from spanwise.envs.math.reasoning_gym import ReasoningGym as Gym\n"
+        f"env = Gym(task={task!r}, train_questions=6, dev_questions=3, test_questions=4)\n"
+        "print([(t.question, t.answers) for t in env.tasks('train')])\n"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    command = [sys.executable, "-c", script]
+    made = subprocess.run(command, check=True, capture_output=True, env=environment).stdout
+    env = small(task)
+    assert str([(t.question, t.answers) for t in env.tasks("train")]) == made.decode().strip()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "chain_sums"}, "no task 'chain_sums'; did you mean chain_sum"),
+        ({"task": "qqqqqqq"}, r"no task 'qqqqqqq', of 1\d\d tasks"),
+        ({"parameters": '{"terms": 3}'}, "chain_sum has no parameter 'terms'; it has min_terms"),
+        ({"parameters": '{"min_terms": 9, "max_terms": 2}'}, "chain_sum refuses its parameters"),
+        ({"task": "composite"}, "composite refuses its parameters"),
+        ({"task": "game_of_life_halting"}, "the scorer of game_of_life_halting pays in full"),
+    ],
+)
+def test_what_the_package_does_not_have_is_refused_by_check(options: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        small(**options).check(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"parameters": "{"}, "is not JSON"),
+        ({"parameters": "[1]"}, "must be a JSON object"),
+        ({"parameters": '{"seed": 1}'}, "must not hold seed"),
+        ({"test_questions": 0}, "at least one question"),
+        ({"deadline_s": 0.0}, "deadline_s must be positive"),
+    ],
+)
+def test_bad_options_are_refused_at_once(options: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        small(**options)
+
+
+def test_a_missing_package_is_one_clear_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(ValueError, match=r"pip install 'spanwise\[reasoning\]'"):
+        small().check(None)  # type: ignore[arg-type]
+
+
+def test_the_package_is_loaded_when_it_is_needed_and_not_before():
+    script = (
+        "import sys, spanwise.envs.math.reasoning_gym as m, spanwise.envs.math.questions as q\n"
+        "m.ReasoningGym(); q.Questions()\n"
+        "assert not {'reasoning_gym', 'math_verify', 'pyarrow', 'sympy'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "__import__('os').system('touch {file}')",
+        "__import__('os').mkdir('{file}')",
+        "__import__('io').open('{file}', 'w')",
+        "__import__('subprocess').run(['touch', '{file}'])",
+    ],
+)
+def test_an_answer_that_is_a_program_changes_nothing(answer: str, tmp_path: Path):
+    # this task's scorer evaluates the answer with sympy's parser, which evaluates Python
+    env = small(task="countdown")
+    made = tmp_path / "made"
+    reply = asyncio.run(
+        env.reply(
+            env.tasks("test")[0],
+            [Turn(text=f"<answer>{answer.format(file=made)}</answer>")],
+        )
+    )
+    assert reply.reward is None or reply.reward < 0.1
+    assert not made.exists()
+
+
+def test_what_an_answer_writes_into_the_results_is_never_unpickled(tmp_path: Path):
+    made = tmp_path / "made"
+
+    class Opens:
+        def __reduce__(self):
+            return os.open, (str(made), os.O_CREAT | os.O_WRONLY)
+
+    forged = pickle.dumps((Opens(), None)).hex()
+    for descriptor in (1, 3, 4):
+        program = (
+            f"__import__('os').write({descriptor},__import__('builtins').bytes.fromhex('{forged}'))"
+        )
+        env = small(task="countdown")
+        task = env.tasks("test")[0]
+        asyncio.run(env.reply(task, [Turn(text=f"<answer>{program}</answer>")]))
+        assert not made.exists()
+        right = asyncio.run(env.reply(task, [Turn(text=f"<answer>{task.answers[0]}</answer>")]))
+        assert right.reward == 1.0  # the process was replaced
+
+
+def test_a_task_is_chosen_by_name_on_the_command_line(capsys, tmp_path):
+    model = ["--model.path", "search_base", "--folder", str(tmp_path / "run")]
+    assert cli.main(["train", "sae_gym", "--env.task", "chain_summ", *model]) == 2
+    said = capsys.readouterr().err
+    assert "chain_sum" in said and said.count("\n") == 1
+    sizes = ["--env.train-questions", "6", "--env.dev-questions", "3", "--env.test-questions", "4"]
+    env = cli._configured("sae_gym", ["--env.task", "countdown", *sizes]).env
+    assert env == small("countdown") and len(env.tasks("train")) == 6

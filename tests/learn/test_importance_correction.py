@@ -1,0 +1,149 @@
+"""Engine and trainer that disagree: what is measured, and what the correction does to a run."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spanwise.batch import Batch
+from spanwise.learn.critic import NoCritic
+from spanwise.learn.importance_correction import ImportanceCorrection
+from spanwise.learn.objective import Objective
+from spanwise.run.folder import RunFolder
+from spanwise.samplers.base import Sampling
+from spanwise.samplers.embedded.engine import TransformersEngine, TransformersSampler
+from tests.learn.test_update import TREES
+from tests.train.letters import letters, run
+
+TOKEN = Objective(ratio_span="token", loss_aggregation="token")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DisturbedEngine(TransformersEngine):
+    """Draws from weights that are a little off, as another precision would make them."""
+
+    noise: float = 0.05
+
+    def build(self, model: Any, tokenizer: Any) -> TransformersSampler:
+        return DisturbedSampler(self, model, tokenizer)
+
+
+class DisturbedSampler(TransformersSampler):
+    def __init__(self, engine: DisturbedEngine, model: Any, tokenizer: Any) -> None:
+        self._noise = engine.noise
+        super().__init__(engine, self._disturbed(model), tokenizer)
+
+    def update_weights(self, model: Any) -> None:
+        super().update_weights(self._disturbed(model))
+
+    def _disturbed(self, model: Any) -> Any:
+        off, generator = copy.deepcopy(model), torch.Generator().manual_seed(7)
+        with torch.no_grad():
+            for weight in off.parameters():
+                weight += self._noise * torch.randn(weight.shape, generator=generator)
+        return off
+
+
+def scored(difference: float = 0.0) -> Batch:
+    """Trees whose trainer finds every token likelier by so many nats than the engine."""
+    batch = Batch.from_trees(TREES)
+    return replace(batch, old_logprobs=batch.engine_logprobs + difference * batch.mask)
+
+
+def test_figures_by_hand() -> None:
+    metrics = ImportanceCorrection().metrics(scored(0.1))
+    batch = Batch.from_trees(TREES)
+    longest_turn = max(len(n.tokens) for t in TREES for b in t.branches() for n in b.turns)
+    assert metrics["engine_mismatch"] == pytest.approx(0.1, rel=1e-5)
+    assert metrics["engine_mismatch_max"] == pytest.approx(0.1, rel=1e-5)
+    assert metrics["engine_kl_k1"] == pytest.approx(-0.1, rel=1e-5)
+    assert metrics["engine_kl"] == pytest.approx(math.expm1(0.1) - 0.1, rel=1e-4)
+    assert metrics["engine_ratio/token_max"] == pytest.approx(math.exp(0.1), rel=1e-5)
+    assert metrics["engine_ratio/turn_max"] == pytest.approx(math.exp(0.1 * longest_turn), rel=1e-5)
+    fewest = int(batch.mask.sum(1).min())
+    assert metrics["engine_ratio/whole_min"] == pytest.approx(math.exp(0.1 * fewest), rel=1e-5)
+
+
+@pytest.mark.parametrize("span", ["token", "turn", "whole"])
+def test_bounds_weigh_and_leave_out_spans(span: Any) -> None:
+    batch, objective = scored(0.1), TOKEN
+    plain = objective.weights(batch)
+    assert ImportanceCorrection(span=span)(batch) is batch  # at infinity nothing changes
+    counts = {"token": 1, "whole": batch.mask.sum(1, keepdim=True)}.get(span)
+    if counts is None:
+        counts = torch.stack(
+            [
+                (batch.turns == batch.turns[:, t : t + 1]).sum(1)
+                for t in range(batch.turns.shape[1])
+            ],
+            dim=1,
+        )
+    ratio = torch.exp(0.1 * torch.as_tensor(counts) * torch.ones_like(plain))
+    weighted = ImportanceCorrection(span=span, tis_cap=1.3)(batch)
+    expected = plain * ratio.clamp(max=1.3)
+    torch.testing.assert_close(objective.weights(weighted), expected, rtol=1e-5, atol=0)
+    left = ImportanceCorrection(span=span, rejection_bound=1.3)(batch)
+    torch.testing.assert_close(objective.weights(left), plain * (ratio <= 1.3), rtol=0, atol=0)
+
+
+def test_the_correction_counts_the_temperature_and_garbage_changes_nothing() -> None:
+    batch = scored()
+    drawn = batch.sampling_logprobs - 0.2  # flattened: every token drawn was less likely so
+    dirty = torch.where(batch.mask, drawn, torch.nan)
+    weighted = ImportanceCorrection(tis_cap=1e9, rejection_bound=2.0)(
+        replace(batch, sampling_logprobs=dirty)
+    )
+    expected = TOKEN.weights(batch) * math.exp(0.2)
+    torch.testing.assert_close(TOKEN.weights(weighted), expected, rtol=1e-5, atol=0)
+
+
+def timeless(log: RunFolder) -> list[dict[str, Any]]:
+    return [
+        {k: v for k, v in line.items() if not k.startswith(("seconds/", "importance/"))}
+        for line in log.read_metrics()
+    ]
+
+
+def test_runs_on_a_disturbed_engine(tmp_path: Path) -> None:
+    base = letters(critic=NoCritic(), sampler=DisturbedEngine(), evaluation=letters().evaluation)
+    plain = run(base, tmp_path / "plain")
+    never = run(
+        replace(base, importance=ImportanceCorrection(rejection_bound=1e8)), tmp_path / "never"
+    )
+    weighed = run(
+        replace(base, importance=ImportanceCorrection(span="turn", tis_cap=2.0)), tmp_path / "w"
+    )
+    masked = run(
+        replace(base, importance=ImportanceCorrection(rejection_bound=1.02)), tmp_path / "masked"
+    )
+    first = plain.read_metrics()[0]
+    assert first["engine_mismatch_max"] > first["engine_mismatch"] > 0.01
+    assert first["engine_kl"] > 1e-4 and first["engine_ratio/whole_max"] > 1.1
+    assert timeless(never) == timeless(plain)  # a bound that nothing reaches changes no bit
+    of_weights, of_mask = weighed.read_metrics()[0], masked.read_metrics()[0]
+    assert of_weights["importance/max"] <= 2.0 and of_weights["importance/mean"] != 1.0
+    assert 0 < of_mask["importance/masked_share"] < 1
+    assert of_weights["gradient_norm"] != first["gradient_norm"] != of_mask["gradient_norm"]
+
+
+def test_the_embedded_engine_is_exact_at_temperature_one_and_the_bound_is_checked(
+    tmp_path: Path,
+) -> None:
+    config = letters(critic=NoCritic(), steps=1)
+    warm = replace(config.rollout, sampling=Sampling(temperature=1.5))
+    config = replace(config, rollout=warm, importance=ImportanceCorrection(tis_cap=5.0))
+    (metrics,) = run(config, tmp_path / "warm").read_metrics()
+    assert metrics["engine_mismatch_max"] < 1e-4  # measured at temperature 1 on both sides
+    assert metrics["importance/max"] > 1.05  # corrected for the temperature drawn at
+    assert (
+        RunFolder.open(tmp_path / "warm").read_config()["config"]["importance"]["rejection_bound"]
+        == "inf"
+    )
+    with pytest.raises(ValueError, match="tis_cap must be above 0"):
+        ImportanceCorrection(rejection_bound=0.9)

@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import MambaConfig, MambaForCausalLM
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
+
+from spanwise.batch import Batch
+from spanwise.credit import GroupAdvantage, TreeAdvantage
+from spanwise.learn import microbatches
+from spanwise.learn.objective import Objective
+from spanwise.learn.packing_check import packing_fault
+from spanwise.learn.reward_shaping import KLPenalty
+from spanwise.learn.update import Update
+from spanwise.models.critic import SeparateCritic
+from spanwise.models.scoring import token_scores
+from spanwise.tree import Node, Path, Tree
+from tests.models.test_packing import TOLERANCES, assert_same
+from tests.tiny import tiny_model
+
+
+def random_tree(seed: int, *, branches: int = 4) -> Tree:
+    """One to three turns a branch, forking at random turns."""
+    draw = random.Random(seed)
+
+    def some(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(64) for _ in range(draw.randint(low, high)))
+
+    nodes: dict[Path, Node] = {(): Node(path=(), observation=some(2, 9), stop="prompt")}
+    for _ in range(branches):
+        start = draw.choice([p for p, n in nodes.items() if not n.is_leaf])
+        path = (*start, sum(p[:-1] == start for p in nodes if p))
+        while True:
+            tokens = some(1, 6)
+            logprobs = tuple(-draw.random() for _ in tokens)
+            ends = len(path) > 2 or draw.random() < 0.4
+            nodes[path] = Node(
+                path=path,
+                tokens=tokens,
+                engine_logprobs=logprobs,
+                sampling_logprobs=logprobs,
+                observation=() if ends else some(1, 5),
+                stop="answer" if ends else "continue",
+                reward=float(draw.random() < 0.5) if ends else None,
+            )
+            if ends:
+                break
+            path = (*path, 0)
+    return Tree(task_id=str(seed), nodes=tuple(nodes[p] for p in sorted(nodes)))
+
+
+TREES = [random_tree(seed) for seed in range(4)]
+OBJECTIVES = [
+    Objective(clip_low=0.2, clip_high=0.28),
+    Objective(ratio_span="token", loss_aggregation="token", clip_low=0.2, clip_high=0.28),
+    Objective(ratio_span="whole", gradient="span", shared_turns="mean"),
+    Objective(shared_turns="once", loss_aggregation="token"),
+    Objective(ratio_span="token", shared_turns="mean", loss_aggregation=64),
+]
+
+
+def updated(
+    trees: list[Tree], objective: Objective, update: Update
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """All parameters after one update in float64, and the metrics."""
+    model = tiny_model(dtype=torch.float64)
+    batch = Batch.from_trees(trees)
+    advantages = TreeAdvantage(advantage="over_both")(batch).double()
+    metrics = update(model, update.optimizer(model), batch, advantages, objective, seed=0)
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), metrics
+
+
+SGD_LIKE = Update(learning_rate=1e-3, prompts_per_minibatch=4, max_gradient_norm=1e9)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{o.ratio_span}-{o.shared_turns}")
+def test_micro_batches_change_memory_and_not_the_result(objective: Objective) -> None:
+    whole, figures = updated(TREES, objective, replace(SGD_LIKE, tokens_per_microbatch=10**6))
+    for tokens in (1, 40, 100):
+        split, other = updated(TREES, objective, replace(SGD_LIKE, tokens_per_microbatch=tokens))
+        torch.testing.assert_close(split, whole, rtol=0, atol=1e-9)
+        assert other["loss"] == pytest.approx(figures["loss"], abs=1e-6)
+        assert other["gradient_norm"] == pytest.approx(figures["gradient_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{o.ratio_span}-{o.shared_turns}")
+def test_micro_batches_change_no_figure(objective: Objective) -> None:
+    """Shares of tokens and of spans alike, of several steps, so that ratios are clipped."""
+    update = replace(SGD_LIKE, epochs=3, packing="rows")
+    _, figures = updated(TREES, objective, replace(update, tokens_per_microbatch=10**6))
+    _, other = updated(TREES, objective, replace(update, tokens_per_microbatch=40))
+    assert figures["clip_frac/span_low"] > 0
+    del figures["computed_to_total"], other["computed_to_total"]
+    assert other == pytest.approx(figures, rel=1e-5, abs=1e-7)
+
+
+def test_a_number_divides_the_sum_over_each_row() -> None:
+    batch = Batch.from_trees(TREES)
+    by_token, by_number = (
+        updated(TREES, replace(OBJECTIVES[1], loss_aggregation=average), SGD_LIKE)[1]["loss"]
+        for average in ("token", 7)
+    )
+    total = by_token * batch.num_model_tokens
+    assert by_number == pytest.approx(total / (7 * batch.num_rows), rel=1e-9)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES[:3], ids=lambda o: o.ratio_span)
+def test_the_order_of_trees_changes_nothing(objective: Objective) -> None:
+    forward, _ = updated(TREES, objective, SGD_LIKE)
+    backward, _ = updated(TREES[::-1], objective, SGD_LIKE)
+    torch.testing.assert_close(forward, backward, rtol=0, atol=1e-9)
+
+
+def test_good_turns_become_likelier_and_bad_ones_less() -> None:
+    model = tiny_model()
+    batch = Batch.from_trees(TREES)
+    advantages = GroupAdvantage()(batch)
+    update = Update(learning_rate=3e-3, prompts_per_minibatch=4, epochs=5)
+    objective = Objective(ratio_span="token", clip_low=0.2, clip_high=0.28)
+
+    def scored() -> torch.Tensor:
+        with torch.no_grad():
+            return token_scores(model, batch.tokens, batch.mask, batch.lengths).logprobs
+
+    before = scored()
+    update(model, update.optimizer(model), batch, advantages, objective, seed=0)
+    change = scored() - before
+    assert change[advantages > 0].mean() > 0.01
+    assert change[advantages < 0].mean() < -0.01
+
+
+def test_a_gradient_that_is_not_finite_is_counted_and_not_applied() -> None:
+    model = tiny_model()
+    batch = Batch.from_trees(TREES)
+    before = copy.deepcopy(model.state_dict())
+    advantages = GroupAdvantage()(batch)
+    advantages[0, batch.mask[0].nonzero()[0]] = float("inf")
+    update = Update(learning_rate=1e-3, prompts_per_minibatch=4)
+    metrics = update(model, update.optimizer(model), batch, advantages, Objective(), seed=0)
+    assert metrics["skipped_steps"] == 1.0
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_each_epoch_has_a_step_for_each_minibatch_of_prompts() -> None:
+    update = Update(prompts_per_minibatch=3, epochs=2)
+    model = tiny_model()
+    batch = Batch.from_trees(TREES)
+    optimizer = update.optimizer(model)
+    update(model, optimizer, batch, GroupAdvantage()(batch), Objective(), seed=0)
+    steps = {int(state["step"]) for state in optimizer.state.values()}
+    assert steps == {4}  # 2 epochs of 3 + 1 prompts
+
+
+def test_metrics_by_turn() -> None:
+    _, metrics = updated(TREES, OBJECTIVES[1], replace(SGD_LIKE, epochs=3))
+    deepest = max(len(n.path) for tree in TREES for n in tree.nodes)
+    for turn in range(1, deepest + 1):
+        assert metrics[f"ratio/turn_{turn}"] == pytest.approx(1.0, abs=0.2)
+        assert 0 <= metrics[f"clipped/turn_{turn}"] <= 1
+    assert f"ratio/turn_{deepest + 1}" not in metrics
+
+
+class TestPacking:
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def whatever_it_costs(cls) -> Iterator[None]:
+        """For a model as small as this, rows are the faster way."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(microbatches, "MIN_PACKING_GAIN", math.inf)
+            yield
+
+    @pytest.mark.parametrize(
+        "objective", OBJECTIVES, ids=lambda o: f"{o.ratio_span}-{o.shared_turns}"
+    )
+    def test_packing_changes_time_and_not_the_result(self, objective: Objective) -> None:
+        packed, figures = updated(TREES, objective, SGD_LIKE)
+        rows, other = updated(TREES, objective, replace(SGD_LIKE, packing="rows"))
+        torch.testing.assert_close(packed, rows, rtol=0, atol=1e-9)
+        assert figures.pop("packed") == 1 and other.pop("packed") == 0
+        assert figures.pop("computed_to_total") < 1 <= other.pop("computed_to_total")
+        assert figures == pytest.approx(other, rel=1e-9, abs=1e-9)
+
+    @pytest.mark.parametrize("dtype", TOLERANCES)
+    @given(seed=st.integers(0, 10**6))
+    @settings(max_examples=5, deadline=None)
+    def test_the_reference_and_its_penalty_are_those_of_rows(
+        self, dtype: torch.dtype, seed: int
+    ) -> None:
+        """Its log-probs against each row by itself, and every gradient of a KL in the loss."""
+        batch = Batch.from_trees([random_tree(seed + i) for i in range(3)])
+        model, reference = tiny_model(dtype=dtype), tiny_model(seed=1, dtype=dtype)
+        advantages = GroupAdvantage()(batch).to(dtype)
+        found: dict[str, dict[str, torch.Tensor]] = {}
+        for packing in ("tree", "rows"):
+            update = replace(SGD_LIKE, packing=packing)
+            scored = update.score(model, batch, reference=reference)
+            optimizer = replace(update, learning_rate=0.0).optimizer(model)
+            kl = KLPenalty(coefficient=0.5)
+            metrics = update(model, optimizer, scored, advantages, OBJECTIVES[1], seed=0, kl=kl)
+            assert metrics["packed"] == (packing == "tree")
+            found[packing] = {n: p.grad.clone() for n, p in model.named_parameters()}
+            found[packing]["reference"] = scored.reference_logprobs
+        alone = torch.zeros_like(found["tree"]["reference"])
+        for i, n in enumerate(batch.lengths.tolist()):
+            row = batch.tokens[i : i + 1, :n], batch.mask[i : i + 1, :n], batch.lengths[i : i + 1]
+            alone[i, :n] = token_scores(reference, *row).logprobs[0].detach()
+        assert_same(
+            {"reference": found["tree"]["reference"]}, {"reference": alone}, TOLERANCES[dtype]
+        )
+        assert_same(found["tree"], found["rows"], TOLERANCES[dtype])
+
+    def test_a_model_that_cannot_be_packed_is_trained_on_rows(self) -> None:
+        model = tiny_model()
+        model.config.layer_types = ["full_attention", "sliding_attention"]
+        batch = Batch.from_trees(TREES)
+        with pytest.warns(UserWarning, match="plain rows.*sliding_attention"):
+            assert SGD_LIKE.validate(model, batch) == replace(SGD_LIKE, packing="rows")
+
+    def test_a_model_that_ignores_the_tree_is_found_out(self, monkeypatch: Any) -> None:
+        model = tiny_model()
+        batch = Batch.from_trees(TREES)
+        assert SGD_LIKE.validate(model, batch) is SGD_LIKE
+        forward = model.base_model.forward
+
+        def deaf(*given: Any, token_tree: Any = None, **named: Any) -> Any:
+            return forward(*given, **named)
+
+        monkeypatch.setattr(model.base_model, "forward", deaf)
+        with pytest.warns(UserWarning, match="other log-probs"):
+            assert SGD_LIKE.validate(model, batch).packing == "rows"
+
+    def test_a_model_without_attention_is_trained_on_rows(self) -> None:
+        torch.manual_seed(0)
+        config = MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4)
+        model, batch = MambaForCausalLM(config).eval(), Batch.from_trees(TREES)
+        with pytest.warns(UserWarning, match="plain rows.*linear_attention"):
+            update = SGD_LIKE.validate(model, batch)
+        batch = update.score(model, batch)
+        before = [p.clone() for p in model.parameters()]
+        optimizer, advantages = update.optimizer(model), GroupAdvantage()(batch)
+        metrics = update(model, optimizer, batch, advantages, OBJECTIVES[1], seed=0)
+        assert metrics["packed"] == 0 and metrics["skipped_steps"] == 0
+        assert not torch.equal(before[0], next(model.parameters()))
+
+    def test_it_is_said_that_the_critic_cannot_be_packed(self) -> None:
+        policy, other = tiny_model(), tiny_model(seed=1)
+        other.config.sliding_window, other.config.use_sliding_window = 4, True
+        batch = Batch.from_trees(TREES)
+        for critic, told in ((SeparateCritic(policy), None), (SeparateCritic(other), "sliding")):
+            fault = packing_fault(policy, batch, critic=critic, budget=10**4)
+            assert fault is None if told is None else fault and told in fault
+        assert fault is not None and fault.startswith("the critic does not run over packed rows")
+
+    @pytest.mark.parametrize("tree", [True, False])
+    def test_whatever_a_model_raises_over_packed_rows_rows_are_tried(
+        self, tree: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What it raises over rows as well is not the packing's fault, and not hidden."""
+        model, forward = tiny_model(), Qwen3Model.forward
+
+        def fails(*given: Any, **named: Any) -> Any:
+            if tree and "token_tree" not in named:
+                return forward(model.base_model, *given, **named)
+            raise IndexError("no such layer")
+
+        monkeypatch.setattr(model.base_model, "forward", fails)
+        if tree:
+            with pytest.warns(UserWarning, match=r"plain rows.*packed rows \(no such layer\)"):
+                assert SGD_LIKE.validate(model, Batch.from_trees(TREES)).packing == "rows"
+        else:
+            with pytest.raises(IndexError, match="no such layer"):
+                SGD_LIKE.validate(model, Batch.from_trees(TREES))

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from spanwise.run.folder import RunError, RunFolder, tree_of, tree_record
+from spanwise.tree import Expansion, Failure, Node, Tree
+
+TREE = Tree(
+    task_id="t",
+    nodes=(
+        Node(path=(), observation=(5, 6), stop="prompt"),
+        Node(
+            path=(0,),
+            tokens=(1, 2),
+            engine_logprobs=(-0.1, -0.25),
+            sampling_logprobs=(-0.1, -0.5),
+            observation=(9,),
+            stop="continue",
+            text="call ‮",
+            outcome={"query": "q", "documents": ["a", "b"]},
+        ),
+        Node(path=(0, 0), stop="failure", failure=Failure(kind="engine_error", message="m")),
+        Node(
+            path=(0, 1),
+            tokens=(3,),
+            engine_logprobs=(-1.5,),
+            sampling_logprobs=(-1.5,),
+            stop="answer",
+            reward=1.0,
+            expansion=Expansion(round=1, of=(0, 0), score=0.25),
+        ),
+    ),
+)
+
+
+def test_trees_come_back_as_they_were(tmp_path: Path) -> None:
+    log = RunFolder.create(tmp_path / "run", {"recipe": "r"})
+    record = tree_record(TREE, {"question": "?"}, advantages=[0.0, 1.0, 0.0, -1.0])
+    log.write_trees(3, [record, record])
+    assert log.tree_steps() == [3]
+    back = RunFolder.open(tmp_path / "run").read_trees(3)
+    assert [tree_of(entry) for entry in back] == [TREE, TREE]
+    assert back[0]["nodes"][1]["advantage"] == 1.0 and back[0]["nodes"][1]["value"] is None
+
+
+def test_what_a_kill_left_half_written_is_no_step(tmp_path: Path) -> None:
+    log = RunFolder.create(tmp_path / "run", {"recipe": "r"})
+    log.write_trees(1, [])
+    (tmp_path / "run" / "trees" / "step_00002.jsonl.partial").write_text("{")
+    assert log.tree_steps() == [1]
+
+
+def test_a_run_is_never_written_over(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path, {"recipe": "r"})
+    with pytest.raises(RunError, match="holds a run already"):
+        RunFolder.create(tmp_path, {"recipe": "r"})
+
+
+def test_unusable_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no run folder"):
+        RunFolder.open(tmp_path)
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(RunError, match="cannot write the run folder"):
+        RunFolder.create(blocked / "run", {})
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    (newer / "config.json").write_text(json.dumps({"schema": 999}))
+    with pytest.raises(RunError, match="schema 999"):
+        RunFolder.open(newer)
+    (newer / "config.json").write_text("{")
+    with pytest.raises(RunError, match=r"config\.json"):
+        RunFolder.open(newer)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    log = RunFolder.create(tmp_path / "run", {})
+    log.write_summary({"recipe": "first"})
+    with pytest.raises(TypeError, match="does not belong"):
+        log.write_summary({"recipe": object()})
+    assert log.read_summary() == {"recipe": "first"}
+
+
+def test_figures_that_are_not_numbers_are_still_json(tmp_path: Path) -> None:
+    log = RunFolder.create(tmp_path / "run", {})
+    log.write_metrics({"loss": float("nan"), "norm": float("inf"), "ok": 1.0})
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {"loss": None, "norm": None, "ok": 1.0}
+
+
+def test_damaged_files_are_refused_in_one_line(tmp_path: Path) -> None:
+    log = RunFolder.create(tmp_path, {"recipe": "r"})
+    for text in ("", "[1]", "3", "null", "[" * 100_000):
+        log.config_path.write_text(text)
+        with pytest.raises(RunError, match=r"cannot read .*config\.json"):
+            RunFolder.open(tmp_path)
+        (tmp_path / "metrics.jsonl").write_text(text + "\n")
+        with pytest.raises(RunError, match=r"cannot read .*metrics\.jsonl"):
+            log.read_metrics()
+
+
+def test_a_damaged_tree_is_refused_in_one_line() -> None:
+    record = tree_record(TREE, {"question": "?"}, advantages=[0.0] * 4)
+    del record["nodes"][1]["stop"]
+    with pytest.raises(RunError, match="a tree cannot be read: 'stop' is missing"):
+        tree_of(record)
+    for nodes in (None, 3, [3], [None]):
+        with pytest.raises(RunError, match="a tree cannot be read"):
+            tree_of({**record, "nodes": nodes})
