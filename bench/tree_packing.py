@@ -35,12 +35,13 @@ from spanwise.batch import Batch
 from spanwise.learn.objective import Objective
 from spanwise.learn.update import Update
 from spanwise.models.loading import Model
+from spanwise.partitions import Token
 from spanwise.recipes.search import at2po_search
 from spanwise.rollout.context import RolloutContext
 from spanwise.rollout.tree_search import TreeSearch
 from spanwise.train.task_sampling import draw_tasks, rollouts
 
-OBJECTIVE = Objective(ratio_span="token", clip_low=0.2, clip_high=0.28)
+OBJECTIVE = Objective(ratio_spans=Token(), clip_low=0.2, clip_high=0.28)
 UPDATE = Update(learning_rate=0.0, prompts_per_minibatch=64)
 
 

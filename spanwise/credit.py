@@ -1,7 +1,7 @@
 """From a batch to the credit of each token: the components a recipe chooses from.
 
 The arithmetic is in ``spanwise.advantages``; here are its settings. To add your own,
-subclass ``Advantage`` (or ``Partition``) in your own file and put it into a recipe.
+subclass ``Advantage`` in your own file and put it into a recipe.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from spanwise import advantages as adv
-from spanwise import spans
 from spanwise.batch import Batch
 from spanwise.errors import SpanwiseError
+from spanwise.partitions import LowProbability, Partition
+from spanwise.spans import span_statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,113 +109,20 @@ class TreeAdvantage(Advantage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Partition(ABC):
-    """Where the spans of a batch begin."""
-
-    @abstractmethod
-    def __call__(self, batch: Batch) -> Tensor:
-        """``[N, T]`` int64 span numbers, -1 where ``batch.mask`` is False."""
-
-    def bind(self, tokenizer: Any) -> Partition:
-        """The same, once it has looked up what it needs in the vocabulary."""
-        return self
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segments(Partition):
-    """The partitions of ``spanwise.spans``, any of them by an option."""
-
-    by: Literal[
-        "probability", "mean_length", "entropy", "length", "delimiter", "turn", "token", "whole"
-    ] = "probability"
-    """SAE's unlikely tokens; as many of the least likely as give a mean length; high
-    entropy; a fixed length; a text that closes a step; turns; GAE's single tokens; Monte
-    Carlo's one span."""
-
-    threshold: float = 0.2
-    """``probability``: a token less likely than this, when it was sampled, is a boundary."""
-
-    boundary: spans.Boundary = "start"
-    """``probability`` and ``mean_length``: such a token opens a span or closes it."""
-
-    quantile: float = 0.8
-    """``entropy``: tokens above this quantile of the batch open a span."""
-
-    length: int = 8
-    """``length``, in model tokens, and ``mean_length``, their mean over the batch."""
-
-    delimiter: str = "\n"
-    """``delimiter``: a token closes a span if its text has this in it."""
-
-    def __post_init__(self) -> None:
-        if self.by == "delimiter" and not self.delimiter:
-            raise SpanwiseError('spans by delimiter need a delimiter, such as "\\n"')
-        if not self.threshold >= 0 or not 0 <= self.quantile <= 1 or self.length < 1:
-            raise SpanwiseError(
-                "segments need threshold >= 0, quantile in [0, 1] and length >= 1, got "
-                f"{self.threshold}, {self.quantile} and {self.length}"
-            )
-
-    def __call__(self, batch: Batch) -> Tensor:
-        mask, logprobs = batch.mask, batch.engine_logprobs
-        match self.by:
-            case "probability":
-                return spans.by_probability(
-                    logprobs, mask, threshold=self.threshold, boundary=self.boundary
-                )
-            case "mean_length":
-                return spans.by_mean_length(
-                    logprobs, mask, mean_length=self.length, boundary=self.boundary
-                )
-            case "entropy":
-                if batch.token_entropies is None:
-                    raise SpanwiseError("spans by entropy need a batch with token_entropies")
-                return spans.by_entropy(batch.token_entropies, mask, quantile=self.quantile)
-            case "length":
-                return spans.fixed_length(mask, self.length)
-            case "turn":
-                return batch.turns
-            case "token":
-                return spans.by_token(mask)
-            case "whole":
-                return spans.whole(mask)
-            case "delimiter":
-                raise SpanwiseError("spans by delimiter need bind(tokenizer) first")
-
-    def bind(self, tokenizer: Any) -> Partition:
-        if self.by != "delimiter":
-            return self
-        ids = [i for i in range(len(tokenizer)) if self.delimiter in tokenizer.decode([i])]
-        if not ids:
-            raise SpanwiseError(f"no token's text has the delimiter {self.delimiter!r} in it")
-        return ClosedByTokens(token_ids=tuple(ids))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClosedByTokens(Partition):
-    """Spans that end with one of some tokens."""
-
-    token_ids: tuple[int, ...]
-
-    def __call__(self, batch: Batch) -> Tensor:
-        return spans.by_delimiter(batch.tokens, batch.mask, delimiters=self.token_ids)
-
-
-@dataclass(frozen=True, kw_only=True)
 class SpanAdvantage(Advantage):
     """Credit from a critic that is trusted at span boundaries: SAE, GAE and what is between.
 
-    SAE (arXiv 2601.07320) with the defaults; GAE with ``by="token"``; Monte Carlo with
-    ``lam=1``; VAPO (arXiv 2504.05118) with ``by="token"`` and ``length_alpha=0.05``.
+    SAE (arXiv 2601.07320) with the defaults; GAE over ``Token()``; Monte Carlo with
+    ``lam=1``; VAPO (arXiv 2504.05118) over ``Token()`` with ``length_alpha=0.05``.
     """
 
     needs_values: ClassVar[bool] = True
 
-    segments: Partition = Segments()
-    """Where the critic is trusted."""
+    spans: Partition = LowProbability()
+    """Spans at whose borders the critic is trusted."""
 
     lam: float = 0.95
-    """Trace decay at each boundary."""
+    """Trace decay from one span to the next, from 0 to 1."""
 
     length_alpha: float | None = None
     """Instead of ``lam``, ``1 - 1 / (this * model tokens of the row)``."""
@@ -238,7 +146,7 @@ class SpanAdvantage(Advantage):
             raise SpanwiseError(f"advantage.length_alpha must be above 0, got {self.length_alpha}")
 
     def bind(self, tokenizer: Any) -> SpanAdvantage:
-        return replace(self, segments=self.segments.bind(tokenizer))
+        return replace(self, spans=self.spans.bind(tokenizer))
 
     def __call__(self, batch: Batch) -> Tensor:
         alpha = self.length_alpha
@@ -246,7 +154,7 @@ class SpanAdvantage(Advantage):
         advantages = adv.span_advantages(
             batch.rewards_by_token,
             _values(batch),
-            self.segments(batch),
+            self.spans(batch),
             gamma=self.gamma,
             lam=lam,
             bootstrap=batch.end_values,
@@ -257,7 +165,7 @@ class SpanAdvantage(Advantage):
         return adv.span_returns(
             batch.rewards_by_token,
             _values(batch),
-            self.segments(batch),
+            self.spans(batch),
             gamma=self.gamma,
             lam=self.critic_lam,
             bootstrap=batch.end_values,
@@ -272,7 +180,7 @@ class SpanAdvantage(Advantage):
         return found.index_put((batch.nodes[opens],), values[opens])
 
     def metrics(self, batch: Batch) -> dict[str, float]:
-        found = spans.span_statistics(self.segments(batch))
+        found = span_statistics(self.spans(batch))
         return {f"credit/{name}": figure for name, figure in found.items()}
 
 

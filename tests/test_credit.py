@@ -8,7 +8,18 @@ import torch
 
 from spanwise import spans
 from spanwise.batch import Batch
-from spanwise.credit import GroupAdvantage, Segments, SpanAdvantage, TreeAdvantage
+from spanwise.credit import GroupAdvantage, SpanAdvantage, TreeAdvantage
+from spanwise.partitions import (
+    Delimiter,
+    FixedLength,
+    HighEntropy,
+    LowProbability,
+    MeanLength,
+    Partition,
+    Token,
+    Trajectory,
+    Turn,
+)
 from spanwise.tree import Node, Tree
 
 
@@ -43,8 +54,8 @@ def credit(advantage: SpanAdvantage, batch: Batch = BATCH) -> list[float]:
     return advantage(batch)[batch.mask].tolist()
 
 
-def by(**options: Any) -> SpanAdvantage:
-    return replace(PLAIN, segments=Segments(**options))
+def over(partition: Partition) -> SpanAdvantage:
+    return replace(PLAIN, spans=partition)
 
 
 # Backwards: A_4 = 1 - 0.9 = 0.1 always. Inside a span A_t = (V_next - V_t) + A_next, across
@@ -53,25 +64,25 @@ def by(**options: Any) -> SpanAdvantage:
     ("advantage", "expected"),
     [
         # whole: 1 - V
-        (by(by="whole"), [0.5, 0.6, 0.4, 0.1]),
+        (over(Trajectory()), [0.5, 0.6, 0.4, 0.1]),
         # token: A_3 = 0.3 + 0.05, A_2 = 0.2 + 0.175, A_1 = -0.1 + 0.1875
-        (by(by="token"), [0.0875, 0.375, 0.35, 0.1]),
+        (over(Token()), [0.0875, 0.375, 0.35, 0.1]),
         # boundary before token 3: A_3 = 0.4, A_2 = 0.2 + 0.2, A_1 = -0.1 + 0.4
-        (by(by="probability"), [0.3, 0.4, 0.4, 0.1]),
+        (over(LowProbability()), [0.3, 0.4, 0.4, 0.1]),
         # boundary after token 3: A_3 = 0.3 + 0.05, A_2 = 0.2 + 0.35, A_1 = -0.1 + 0.55
-        (by(by="probability", boundary="end"), [0.45, 0.55, 0.35, 0.1]),
+        (over(LowProbability(side="end")), [0.45, 0.55, 0.35, 0.1]),
         # threshold above token 4's 0.7 too: boundaries before 3 and 4
-        (by(by="probability", threshold=0.75), [0.275, 0.375, 0.35, 0.1]),
+        (over(LowProbability(threshold=0.75)), [0.275, 0.375, 0.35, 0.1]),
         # pairs: as the boundary before token 3
-        (by(by="length", length=2), [0.3, 0.4, 0.4, 0.1]),
-        (by(by="length", length=4), [0.5, 0.6, 0.4, 0.1]),
+        (over(FixedLength(length=2)), [0.3, 0.4, 0.4, 0.1]),
+        (over(FixedLength(length=4)), [0.5, 0.6, 0.4, 0.1]),
         # a mean of two tokens is one boundary, before the least likely
-        (by(by="mean_length", length=2), [0.3, 0.4, 0.4, 0.1]),
+        (over(MeanLength(length=2)), [0.3, 0.4, 0.4, 0.1]),
         # the token above the third quartile opens a span
-        (by(by="entropy", quantile=0.75), [0.3, 0.4, 0.4, 0.1]),
-        (by(by="turn"), [0.5, 0.6, 0.4, 0.1]),
+        (over(HighEntropy(quantile=0.75)), [0.3, 0.4, 0.4, 0.1]),
+        (over(Turn()), [0.5, 0.6, 0.4, 0.1]),
         # lam 1 is Monte Carlo whatever the spans
-        (replace(by(by="token"), lam=1.0), [0.5, 0.6, 0.4, 0.1]),
+        (replace(over(Token()), lam=1.0), [0.5, 0.6, 0.4, 0.1]),
     ],
 )
 def test_partitions_by_hand(advantage: SpanAdvantage, expected: list[float]) -> None:
@@ -80,7 +91,7 @@ def test_partitions_by_hand(advantage: SpanAdvantage, expected: list[float]) -> 
 
 def test_discount_by_hand() -> None:
     # whole, gamma 0.5: 0.5 ** 3 - 0.5, 0.25 - 0.4, 0.5 - 0.6, 1 - 0.9
-    advantage = replace(by(by="whole"), gamma=0.5)
+    advantage = replace(over(Trajectory()), gamma=0.5)
     assert credit(advantage) == pytest.approx([-0.375, -0.15, -0.1, 0.1], abs=1e-6)
 
 
@@ -94,21 +105,21 @@ class Letters:
 
 def test_delimiters_are_looked_up_in_the_vocabulary() -> None:
     # tokens 1 2 3 4 are "b;c\n": a boundary after the second, or at the end
-    advantage = by(by="delimiter", delimiter=";").bind(Letters())
+    advantage = over(Delimiter(text=";")).bind(Letters())
     assert credit(advantage) == pytest.approx([0.3, 0.4, 0.4, 0.1], abs=1e-6)
-    newline = by(by="delimiter").bind(Letters())
+    newline = over(Delimiter()).bind(Letters())
     assert credit(newline) == pytest.approx([0.5, 0.6, 0.4, 0.1], abs=1e-6)
     with pytest.raises(ValueError, match="no token's text has the delimiter"):
-        by(by="delimiter", delimiter="?").bind(Letters())
+        over(Delimiter(text="?")).bind(Letters())
     with pytest.raises(ValueError, match="bind"):
-        by(by="delimiter")(BATCH)
+        over(Delimiter())(BATCH)
 
 
 def test_critic_and_policy_have_decays_of_their_own() -> None:
     # the critic's default target is the outcome, whatever the policy's decay
     assert PLAIN.critic_targets(BATCH)[BATCH.mask].tolist() == pytest.approx([1.0] * 4)
     # critic_lam 0.5 over tokens: the advantages 0.0875 0.375 0.35 0.1 plus the values
-    advantage = replace(by(by="token"), lam=0.9, critic_lam=0.5)
+    advantage = replace(over(Token()), lam=0.9, critic_lam=0.5)
     expected = [0.5875, 0.775, 0.95, 1.0]
     assert advantage.critic_targets(BATCH)[BATCH.mask].tolist() == pytest.approx(expected)
     # and the policy's advantages are those of 0.9: A_3 = 0.3 + 0.09, A_2 = 0.2 + 0.351 ...
@@ -120,7 +131,7 @@ def test_decay_by_length() -> None:
     rows = [((0.9,) * 4, 1.0, "answer"), ((0.9,) * 8, 1.0, "answer")]
     batch = Batch.from_trees([tree(*rows)])  # pyright: ignore[reportArgumentType]
     batch = replace(batch, values=torch.zeros(2, 10))
-    advantage = replace(by(by="token"), length_alpha=0.5)
+    advantage = replace(over(Token()), length_alpha=0.5)
     found = advantage(batch)
     assert found[0, 2:6].tolist() == pytest.approx([0.5**3, 0.5**2, 0.5, 1])
     assert found[1, 2:].tolist() == pytest.approx([0.75**k for k in range(7, -1, -1)])
@@ -159,7 +170,7 @@ def test_masked_values_and_padding_change_nothing() -> None:
 def test_a_cut_row_goes_on_from_the_critic_if_asked_to() -> None:
     batch = replace(BATCH, rewards=torch.tensor([0.0]), end_values=torch.tensor([0.8]))
     # whole span: 0.8 - V
-    assert credit(by(by="whole"), batch) == pytest.approx([0.3, 0.4, 0.2, -0.1], abs=1e-6)
+    assert credit(over(Trajectory()), batch) == pytest.approx([0.3, 0.4, 0.2, -0.1], abs=1e-6)
     targets = PLAIN.critic_targets(batch)[batch.mask]
     assert targets.tolist() == pytest.approx([0.8] * 4)
 
@@ -169,7 +180,7 @@ def test_rewards_of_single_tokens_reach_every_kind_of_credit() -> None:
     batch = replace(BATCH, token_rewards=paid)
     assert batch.returns.tolist() == [0.25]
     # whole: 0.25 - 0.5; after the token that costs 0.25 there is 0.5 to come
-    assert credit(by(by="whole"), batch) == pytest.approx([-0.25, -0.15, -0.1, -0.4], abs=1e-6)
+    assert credit(over(Trajectory()), batch) == pytest.approx([-0.25, -0.15, -0.1, -0.4], abs=1e-6)
     both = Batch.from_trees([tree(((0.9,), 1.0, "answer"), ((0.9,), 1.0, "answer"))])
     both = replace(both, token_rewards=torch.tensor([[0.0, 0.0, -1.0], [0.0, 0.0, 0.0]]))
     centred = GroupAdvantage(baseline="group_mean")(both)
@@ -188,9 +199,9 @@ def test_what_is_missing_is_named() -> None:
     with pytest.raises(ValueError, match="critic"):
         PLAIN(replace(BATCH, values=None))
     with pytest.raises(ValueError, match="token_entropies"):
-        by(by="entropy")(replace(BATCH, token_entropies=None))
-    with pytest.raises(ValueError, match="delimiter"):
-        Segments(by="delimiter", delimiter="")
+        over(HighEntropy())(replace(BATCH, token_entropies=None))
+    with pytest.raises(ValueError, match="must not be empty"):
+        Delimiter(text="")
 
 
 def test_the_two_limits_of_sae() -> None:
@@ -198,10 +209,10 @@ def test_the_two_limits_of_sae() -> None:
     probabilities = torch.rand(3, 6).clamp(0.01, 0.99)
     batch = Batch.from_trees([tree(*((tuple(p.tolist()), 1.0, "answer") for p in probabilities))])
     batch = replace(batch, values=torch.rand(3, 8))
-    never, always = by(threshold=0.0), by(threshold=1.01)
-    assert torch.equal(never(batch), by(by="whole")(batch))
-    assert torch.equal(always(batch), by(by="token")(batch))
-    assert torch.equal(always.segments(batch), spans.by_token(batch.mask))
+    never, always = over(LowProbability(threshold=0.0)), over(LowProbability(threshold=1.01))
+    assert torch.equal(never(batch), over(Trajectory())(batch))
+    assert torch.equal(always(batch), over(Token())(batch))
+    assert torch.equal(always.spans(batch), spans.by_token(batch.mask))
 
 
 def test_the_baselines_of_a_group() -> None:

@@ -24,7 +24,7 @@ EVERYWHERE = {
     "model.lora.alpha", "model.lora.rank", "model.lora.targets", "model.path",
     "objective.loss_aggregation", "objective.clip_high", "objective.clip_low",
     "objective.dual_clip",
-    "objective.entropy_bonus", "objective.gradient", "objective.ratio_span",
+    "objective.entropy_bonus", "objective.gradient", "objective.ratio_spans",
     "objective.shared_turns",
     "overlong.penalty_tokens", "overlong.on_truncation",
     "processes.sharding", "processes.timeout_s",
@@ -44,8 +44,7 @@ TREE = {
 }  # fmt: skip
 CRITIC = {
     "advantage.critic_lam", "advantage.gamma", "advantage.lam", "advantage.length_alpha",
-    "advantage.segments.boundary", "advantage.segments.by", "advantage.segments.delimiter",
-    "advantage.segments.length", "advantage.segments.quantile", "advantage.segments.threshold",
+    "advantage.spans.side", "advantage.spans.threshold",
     "advantage.whiten",
     "critic.clip", "critic.learning_rate", "critic.path", "critic.pretraining_steps",
     "critic.reads_surprise", "critic.trunk", "critic.trunk_gradient",

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from spanwise import losses, spans
+from spanwise import losses
 from spanwise.batch import Batch
 from spanwise.errors import SpanwiseError
-
-Span = Literal["token", "turn", "whole"]
-
-
-def importance_spans(batch: Batch, span: Span) -> Tensor:
-    """``[N, T]`` spans of the importance ratio; turns are the tree's own."""
-    if span == "turn":
-        return batch.turns
-    partition: Callable[[Tensor], Tensor] = spans.by_token if span == "token" else spans.whole
-    return partition(batch.mask)
+from spanwise.partitions import Partition, Token, Trajectory, Turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +23,8 @@ class ImportanceCorrection:
     ``top_k`` never let be drawn.
     """
 
-    span: Literal["token", "turn", "whole"] = "token"
-    """The tokens over which the importance ratio is a product."""
+    spans: Partition = Token()
+    """Spans over which the importance ratio is a product."""
 
     tis_cap: float = math.inf
     """Weight the loss of a span by its importance ratio, cut here; ``inf``: no weights.
@@ -50,6 +39,10 @@ class ImportanceCorrection:
                 "importance.tis_cap must be above 0 and importance.rejection_bound at least 1, got "
                 f"{self.tis_cap} and {self.rejection_bound}"
             )
+
+    def bind(self, tokenizer: Any) -> ImportanceCorrection:
+        """The same correction once its spans have looked up what they need."""
+        return replace(self, spans=self.spans.bind(tokenizer))
 
     @property
     def corrects(self) -> bool:
@@ -67,7 +60,7 @@ class ImportanceCorrection:
         if not self.corrects:
             return batch
         assert batch.old_logprobs is not None
-        at = importance_spans(batch, self.span)
+        at = self.spans(batch)
         importance = torch.ones_like(batch.old_logprobs)
         if math.isfinite(self.tis_cap):
             importance = losses.importance_weights(
@@ -86,7 +79,7 @@ class ImportanceCorrection:
           absolute difference; ``engine_mismatch_max``; ``engine_kl``, the mean of k3 and
           ``engine_kl_k1``, that of k1, two estimates of KL(engine || trainer) in nats a
           token; the extremes of the ratio trainer / engine by ``token``, ``turn`` and
-          ``whole`` row. With a correction also ``importance/mean``, ``/max`` and
+          ``trajectory``. With a correction also ``importance/mean``, ``/max`` and
           ``/masked_share``.
         """
         assert batch.old_logprobs is not None
@@ -97,9 +90,9 @@ class ImportanceCorrection:
             "engine_kl": losses.kl_k3(engine, trainer, mask)[mask].mean(),
             "engine_kl_k1": losses.kl_k1(engine, trainer, mask)[mask].mean(),
         }
-        kinds: tuple[Span, ...] = ("token", "turn", "whole")
-        for kind in kinds:
-            ratio = losses.importance_ratio(trainer, engine, importance_spans(batch, kind))[mask]
+        kinds = {"token": Token(), "turn": Turn(), "trajectory": Trajectory()}
+        for kind, partition in kinds.items():
+            ratio = losses.importance_ratio(trainer, engine, partition(batch))[mask]
             found[f"engine_ratio/{kind}_min"] = ratio.min()
             found[f"engine_ratio/{kind}_max"] = ratio.max()
         if batch.importance is not None:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from spanwise import losses, spans
+from spanwise import losses
 from spanwise.batch import Batch
 from spanwise.errors import SpanwiseError
 from spanwise.learn.reward_shaping import KLPenalty
+from spanwise.partitions import Partition, Turn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """The policy loss. The defaults are ATPO's (arXiv 2601.04767).
 
-    ``ratio_span="token"`` with wider clipping is PPO, GRPO and DAPO; ``"whole"`` is GSPO.
+    The ratio over ``Token()`` with wider clipping is PPO, GRPO and DAPO; over
+    ``Trajectory()`` it is GSPO.
     """
 
-    ratio_span: Literal["token", "turn", "whole"] = "turn"
-    """The tokens over which the policy ratio is averaged, in the logarithm."""
+    ratio_spans: Partition = Turn()
+    """Spans over which the policy ratio is averaged, in the logarithm."""
 
     gradient: Literal["token", "span"] = "token"
     """Through each token's own log-prob (GSPO-token form), or through the span's mean."""
@@ -65,11 +67,9 @@ class Objective:
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise SpanwiseError(f"objective.dual_clip must be above 1, got {self.dual_clip}")
 
-    def ratio_spans(self, batch: Batch) -> Tensor:
-        """``[N, T]`` spans of the ratio; turns are the tree's own, not guessed from the mask."""
-        if self.ratio_span == "turn":
-            return batch.turns
-        return {"token": spans.by_token, "whole": spans.whole}[self.ratio_span](batch.mask)
+    def bind(self, tokenizer: Any) -> Objective:
+        """The same objective once its spans have looked up what they need."""
+        return replace(self, ratio_spans=self.ratio_spans.bind(tokenizer))
 
     def weights(self, batch: Batch) -> Tensor:
         """``[N, T]`` float32 weight of each token that a loss is taken of."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from spanwise.credit import Segments, SpanAdvantage
+from spanwise.credit import SpanAdvantage
 from spanwise.envs.math.questions import Questions
 from spanwise.envs.math.reasoning_gym import ReasoningGym
 from spanwise.learn.critic import ValueHead
 from spanwise.learn.objective import Objective
 from spanwise.learn.update import Update
 from spanwise.models.loading import Model
+from spanwise.partitions import LowProbability, Token
 from spanwise.rollout.chains import Chains
 from spanwise.samplers.base import Sampling
 from spanwise.samplers.embedded.engine import TransformersEngine
@@ -41,10 +42,10 @@ def sae_math() -> TrainConfig:
         model=Model(path="Qwen/Qwen3-8B-Base", dtype="bfloat16"),
         sampler=TransformersEngine(),
         rollout=Chains(num_chains=8, max_turn_tokens=8192, max_response_tokens=8192),
-        advantage=SpanAdvantage(segments=Segments(by="probability", threshold=0.2)),
+        advantage=SpanAdvantage(spans=LowProbability(threshold=0.2)),
         critic=ValueHead(learning_rate=2e-6, pretraining_steps=50),
         objective=Objective(
-            ratio_span="token", loss_aggregation="token", clip_low=0.2, clip_high=0.28
+            ratio_spans=Token(), loss_aggregation="token", clip_low=0.2, clip_high=0.28
         ),
         update=Update(learning_rate=1e-6, prompts_per_minibatch=64),
         evaluation=Evaluation(sampling=Sampling(temperature=0.6)),

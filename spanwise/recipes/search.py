@@ -8,6 +8,7 @@ from spanwise.envs.search.retrieval_qa import RetrievalQA
 from spanwise.learn.objective import Objective
 from spanwise.learn.update import Update
 from spanwise.models.loading import Model
+from spanwise.partitions import Token, Turn
 from spanwise.rollout.chains import Chains
 from spanwise.rollout.tree_search import TreeSearch
 from spanwise.samplers.embedded.engine import TransformersEngine
@@ -43,7 +44,7 @@ def grpo_search() -> TrainConfig:
         sampler=TransformersEngine(),
         rollout=Chains(num_chains=10, max_turn_tokens=48, max_response_tokens=320),
         advantage=GroupAdvantage(),
-        objective=Objective(ratio_span="token", clip_low=0.2, clip_high=0.28),
+        objective=Objective(ratio_spans=Token(), clip_low=0.2, clip_high=0.28),
         update=Update(learning_rate=1e-4, prompts_per_minibatch=4),
         steps=40,
         prompts_per_step=12,
@@ -68,7 +69,7 @@ def at2po_search_paper() -> TrainConfig:
             max_response_tokens=6192,
         ),
         advantage=TreeAdvantage(value="child_softmax", advantage="node_value"),
-        objective=Objective(ratio_span="turn", clip_low=3e-3, clip_high=4e-3),
+        objective=Objective(ratio_spans=Turn(), clip_low=3e-3, clip_high=4e-3),
         update=Update(learning_rate=1e-6, prompts_per_minibatch=8),
         steps=200,
         prompts_per_step=64,

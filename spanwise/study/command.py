@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spanwise.credit import Segments, SpanAdvantage
+from spanwise.credit import SpanAdvantage
 from spanwise.display import Display
 from spanwise.models.loading import ModelError
 from spanwise.rollout.context import RolloutContext
@@ -71,7 +71,6 @@ def run_correlation(
         seed=options.seed,
         failures=config.failures,
     )
-    study = _with_delimiter_of(config.advantage, options)
 
     console = Display().console
     console.print(f"{options.num_prompts} rollouts, then Monte Carlo values", highlight=False)
@@ -81,11 +80,11 @@ def run_correlation(
             line = f"prompt {done}/{total}, about {seconds_left:.0f} s left"
             console.print(line, highlight=False)
 
-    result = correlation_study(study, config, context, policy, critic.model, progress)
+    result = correlation_study(options, config, context, policy, critic.model, progress)
     sampler.close()
     console.print(correlation_table(result))
     settings = CorrelationStudy(
-        **{f.name: getattr(study, f.name) for f in dataclasses.fields(CorrelationStudy)}
+        **{f.name: getattr(options, f.name) for f in dataclasses.fields(CorrelationStudy)}
     )
     arguments = without_folder(record["arguments"])
     found = correlation_record(
@@ -122,17 +121,3 @@ def without_folder(arguments: Sequence[str]) -> list[str]:
         if not named and (number == 0 or arguments[number - 1] != "--folder"):
             kept.append(argument)
     return kept
-
-
-def _with_delimiter_of(advantage: SpanAdvantage, options: CorrelationOptions) -> CorrelationOptions:
-    """The recipe's delimiter wherever the command line gives none."""
-    if not isinstance(advantage.segments, Segments):
-        return options
-    delimiter, truth = advantage.segments.delimiter, options.truth
-    if options.delimiter == CorrelationStudy.delimiter:
-        options = dataclasses.replace(options, delimiter=delimiter)
-    if truth.delimiter == Segments.delimiter:
-        options = dataclasses.replace(
-            options, truth=dataclasses.replace(truth, delimiter=delimiter)
-        )
-    return options

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,10 +19,19 @@ from torch import Tensor
 
 from spanwise.advantages import explained_variance
 from spanwise.batch import Batch
-from spanwise.credit import Segments, SpanAdvantage
+from spanwise.credit import SpanAdvantage
 from spanwise.envs.base import Split, Task
 from spanwise.errors import SpanwiseError
 from spanwise.models.critic import ValueModel
+from spanwise.partitions import (
+    Delimiter,
+    FixedLength,
+    HighEntropy,
+    LowProbability,
+    MeanLength,
+    Partition,
+    Token,
+)
 from spanwise.rollout.chains import Chains
 from spanwise.rollout.context import RolloutContext
 from spanwise.runtime.event_loop import run_rollouts
@@ -49,11 +58,11 @@ class CorrelationStudy:
     split: Split = "dev"
     """Whose prompts."""
 
-    truth: Segments = field(default_factory=Segments)
-    """The spans at whose ends the value is measured."""
+    truth: Partition = LowProbability()
+    """Spans at whose ends the value is measured."""
 
-    delimiter: str = "\n"
-    """What closes a step, for the estimator by delimiter."""
+    delimiter: str | None = None
+    """Text that closes a step; with it, an estimator whose spans are such steps takes part."""
 
     num_resamples: int = 1000
     """Bootstrap resamples of the prompts."""
@@ -69,19 +78,20 @@ class CorrelationStudy:
 
     def estimators(self) -> dict[str, SpanAdvantage]:
         """What is compared, by name."""
-        token = Segments(by="token")
+        token = Token()
         found = {
-            "GAE(1)": SpanAdvantage(segments=token, lam=1.0),
-            "GAE(0.95)": SpanAdvantage(segments=token),
-            "GAE(λ by length)": SpanAdvantage(segments=token, length_alpha=0.05),
-            REFERENCE: SpanAdvantage(segments=Segments(boundary="start")),
-            "SAE end": SpanAdvantage(segments=Segments(boundary="end")),
-            "SAE, mean 8": SpanAdvantage(segments=Segments(by="mean_length", length=8)),
-            "length 8": SpanAdvantage(segments=Segments(by="length", length=8)),
-            "length 32": SpanAdvantage(segments=Segments(by="length", length=32)),
-            "entropy": SpanAdvantage(segments=Segments(by="entropy")),
-            "delimiter": SpanAdvantage(segments=Segments(by="delimiter", delimiter=self.delimiter)),
+            "GAE(1)": SpanAdvantage(spans=token, lam=1.0),
+            "GAE(0.95)": SpanAdvantage(spans=token),
+            "GAE(λ by length)": SpanAdvantage(spans=token, length_alpha=0.05),
+            REFERENCE: SpanAdvantage(spans=LowProbability(side="start")),
+            "SAE end": SpanAdvantage(spans=LowProbability(side="end")),
+            "SAE, mean 8": SpanAdvantage(spans=MeanLength(length=8)),
+            "length 8": SpanAdvantage(spans=FixedLength(length=8)),
+            "length 32": SpanAdvantage(spans=FixedLength(length=32)),
+            "entropy": SpanAdvantage(spans=HighEntropy()),
         }
+        if self.delimiter is not None:
+            found["delimiter"] = SpanAdvantage(spans=Delimiter(text=self.delimiter))
         return {name: replace(one, whiten=False) for name, one in found.items()}
 
 

@@ -163,8 +163,8 @@ def to_json(config: Any) -> Any:
     """A configuration as plain JSON values, each component with its class name.
 
     Example:
-      >>> to_json(Objective(ratio_span="whole"))["ratio_span"]
-      'whole'
+      >>> to_json(Objective(clip_low=0.1))["ratio_spans"]
+      {'class': 'Turn'}
     """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         values = {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}

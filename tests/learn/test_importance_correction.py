@@ -15,13 +15,14 @@ from spanwise.batch import Batch
 from spanwise.learn.critic import NoCritic
 from spanwise.learn.importance_correction import ImportanceCorrection
 from spanwise.learn.objective import Objective
+from spanwise.partitions import FixedLength, Partition, Token, Trajectory, Turn
 from spanwise.run.folder import RunFolder
 from spanwise.samplers.base import Sampling
 from spanwise.samplers.embedded.engine import TransformersEngine, TransformersSampler
 from tests.learn.test_update import TREES
 from tests.train.letters import letters, run
 
-TOKEN = Objective(ratio_span="token", loss_aggregation="token")
+TOKEN = Objective(ratio_spans=Token(), loss_aggregation="token")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ def scored(difference: float = 0.0) -> Batch:
     return replace(batch, old_logprobs=batch.engine_logprobs + difference * batch.mask)
 
 
-def test_figures_by_hand() -> None:
+def test_metrics_by_hand() -> None:
     metrics = ImportanceCorrection().metrics(scored(0.1))
     batch = Batch.from_trees(TREES)
     longest_turn = max(len(n.tokens) for t in TREES for b in t.branches() for n in b.turns)
@@ -67,28 +68,21 @@ def test_figures_by_hand() -> None:
     assert metrics["engine_ratio/token_max"] == pytest.approx(math.exp(0.1), rel=1e-5)
     assert metrics["engine_ratio/turn_max"] == pytest.approx(math.exp(0.1 * longest_turn), rel=1e-5)
     fewest = int(batch.mask.sum(1).min())
-    assert metrics["engine_ratio/whole_min"] == pytest.approx(math.exp(0.1 * fewest), rel=1e-5)
+    assert metrics["engine_ratio/trajectory_min"] == pytest.approx(math.exp(0.1 * fewest), rel=1e-5)
 
 
-@pytest.mark.parametrize("span", ["token", "turn", "whole"])
-def test_bounds_weigh_and_leave_out_spans(span: Any) -> None:
+@pytest.mark.parametrize("spans", [Token(), Turn(), Trajectory(), FixedLength(length=2)], ids=str)
+def test_bounds_weigh_and_leave_out_spans(spans: Partition) -> None:
     batch, objective = scored(0.1), TOKEN
     plain = objective.weights(batch)
-    assert ImportanceCorrection(span=span)(batch) is batch  # at infinity nothing changes
-    counts = {"token": 1, "whole": batch.mask.sum(1, keepdim=True)}.get(span)
-    if counts is None:
-        counts = torch.stack(
-            [
-                (batch.turns == batch.turns[:, t : t + 1]).sum(1)
-                for t in range(batch.turns.shape[1])
-            ],
-            dim=1,
-        )
-    ratio = torch.exp(0.1 * torch.as_tensor(counts) * torch.ones_like(plain))
-    weighted = ImportanceCorrection(span=span, tis_cap=1.3)(batch)
+    assert ImportanceCorrection(spans=spans)(batch) is batch  # at infinity nothing changes
+    numbers = spans(batch)
+    counts = (numbers[:, :, None] == numbers[:, None, :]).sum(-1)
+    ratio = torch.exp(0.1 * counts)
+    weighted = ImportanceCorrection(spans=spans, tis_cap=1.3)(batch)
     expected = plain * ratio.clamp(max=1.3)
     torch.testing.assert_close(objective.weights(weighted), expected, rtol=1e-5, atol=0)
-    left = ImportanceCorrection(span=span, rejection_bound=1.3)(batch)
+    left = ImportanceCorrection(spans=spans, rejection_bound=1.3)(batch)
     torch.testing.assert_close(objective.weights(left), plain * (ratio <= 1.3), rtol=0, atol=0)
 
 
@@ -117,7 +111,7 @@ def test_runs_on_a_disturbed_engine(tmp_path: Path) -> None:
         replace(base, importance=ImportanceCorrection(rejection_bound=1e8)), tmp_path / "never"
     )
     weighed = run(
-        replace(base, importance=ImportanceCorrection(span="turn", tis_cap=2.0)), tmp_path / "w"
+        replace(base, importance=ImportanceCorrection(spans=Turn(), tis_cap=2.0)), tmp_path / "w"
     )
     masked = run(
         replace(base, importance=ImportanceCorrection(rejection_bound=1.02)), tmp_path / "masked"

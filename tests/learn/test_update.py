@@ -23,6 +23,7 @@ from spanwise.learn.reward_shaping import KLPenalty
 from spanwise.learn.update import Update
 from spanwise.models.critic import SeparateCritic
 from spanwise.models.scoring import token_scores
+from spanwise.partitions import Token, Trajectory
 from spanwise.tree import Node, Path, Tree
 from tests.models.test_packing import TOLERANCES, assert_same
 from tests.tiny import tiny_model
@@ -61,10 +62,10 @@ def random_tree(seed: int, *, branches: int = 4) -> Tree:
 TREES = [random_tree(seed) for seed in range(4)]
 OBJECTIVES = [
     Objective(clip_low=0.2, clip_high=0.28),
-    Objective(ratio_span="token", loss_aggregation="token", clip_low=0.2, clip_high=0.28),
-    Objective(ratio_span="whole", gradient="span", shared_turns="mean"),
+    Objective(ratio_spans=Token(), loss_aggregation="token", clip_low=0.2, clip_high=0.28),
+    Objective(ratio_spans=Trajectory(), gradient="span", shared_turns="mean"),
     Objective(shared_turns="once", loss_aggregation="token"),
-    Objective(ratio_span="token", shared_turns="mean", loss_aggregation=64),
+    Objective(ratio_spans=Token(), shared_turns="mean", loss_aggregation=64),
 ]
 
 
@@ -82,7 +83,9 @@ def updated(
 SGD_LIKE = Update(learning_rate=1e-3, prompts_per_minibatch=4, max_gradient_norm=1e9)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{o.ratio_span}-{o.shared_turns}")
+@pytest.mark.parametrize(
+    "objective", OBJECTIVES, ids=lambda o: f"{type(o.ratio_spans).__name__}-{o.shared_turns}"
+)
 def test_micro_batches_change_memory_and_not_the_result(objective: Objective) -> None:
     whole, figures = updated(TREES, objective, replace(SGD_LIKE, tokens_per_microbatch=10**6))
     for tokens in (1, 40, 100):
@@ -92,7 +95,9 @@ def test_micro_batches_change_memory_and_not_the_result(objective: Objective) ->
         assert other["gradient_norm"] == pytest.approx(figures["gradient_norm"], rel=1e-5)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{o.ratio_span}-{o.shared_turns}")
+@pytest.mark.parametrize(
+    "objective", OBJECTIVES, ids=lambda o: f"{type(o.ratio_spans).__name__}-{o.shared_turns}"
+)
 def test_micro_batches_change_no_figure(objective: Objective) -> None:
     """Shares of tokens and of spans alike, of several steps, so that ratios are clipped."""
     update = replace(SGD_LIKE, epochs=3, packing="rows")
@@ -113,7 +118,7 @@ def test_a_number_divides_the_sum_over_each_row() -> None:
     assert by_number == pytest.approx(total / (7 * batch.num_rows), rel=1e-9)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES[:3], ids=lambda o: o.ratio_span)
+@pytest.mark.parametrize("objective", OBJECTIVES[:3], ids=lambda o: type(o.ratio_spans).__name__)
 def test_the_order_of_trees_changes_nothing(objective: Objective) -> None:
     forward, _ = updated(TREES, objective, SGD_LIKE)
     backward, _ = updated(TREES[::-1], objective, SGD_LIKE)
@@ -125,7 +130,7 @@ def test_good_turns_become_likelier_and_bad_ones_less() -> None:
     batch = Batch.from_trees(TREES)
     advantages = GroupAdvantage()(batch)
     update = Update(learning_rate=3e-3, prompts_per_minibatch=4, epochs=5)
-    objective = Objective(ratio_span="token", clip_low=0.2, clip_high=0.28)
+    objective = Objective(ratio_spans=Token(), clip_low=0.2, clip_high=0.28)
 
     def scored() -> torch.Tensor:
         with torch.no_grad():
@@ -179,7 +184,7 @@ class TestPacking:
             yield
 
     @pytest.mark.parametrize(
-        "objective", OBJECTIVES, ids=lambda o: f"{o.ratio_span}-{o.shared_turns}"
+        "objective", OBJECTIVES, ids=lambda o: f"{type(o.ratio_spans).__name__}-{o.shared_turns}"
     )
     def test_packing_changes_time_and_not_the_result(self, objective: Objective) -> None:
         packed, figures = updated(TREES, objective, SGD_LIKE)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from spanwise.cli import main
-from spanwise.credit import Segments
 from spanwise.envs.base import Task
 from spanwise.models.critic import SeparateCritic
+from spanwise.partitions import Token
 from spanwise.rollout import Chains, RolloutContext
 from spanwise.samplers.base import Request
 from spanwise.study.continuations import Place, continuation_rewards
@@ -112,7 +112,7 @@ def study_of_letters(critic_knows: float, **changes: object):
     study = CorrelationStudy(
         num_prompts=24,
         num_continuations=16,
-        truth=Segments(by="token"),
+        truth=Token(),
         delimiter="a",
         num_resamples=100,
     )

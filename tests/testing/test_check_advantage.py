@@ -5,7 +5,16 @@ import torch
 
 from spanwise import advantages as adv
 from spanwise import spans
-from spanwise.credit import GroupAdvantage, Segments, SpanAdvantage, TreeAdvantage
+from spanwise.credit import GroupAdvantage, SpanAdvantage, TreeAdvantage
+from spanwise.partitions import (
+    FixedLength,
+    HighEntropy,
+    LowProbability,
+    MeanLength,
+    Token,
+    Trajectory,
+    Turn,
+)
 from spanwise.testing import check_advantage
 
 
@@ -19,12 +28,20 @@ from spanwise.testing import check_advantage
         *(TreeAdvantage(value=v) for v in ("child_softmax", "child_mean", "leaf_mean")),
         *(TreeAdvantage(advantage=a) for a in ("over_parent", "over_root", "over_both")),
         *(
-            SpanAdvantage(segments=Segments(by=by, length=2), gamma=0.9)
-            for by in ("probability", "mean_length", "entropy", "length", "turn", "token", "whole")
+            SpanAdvantage(spans=spans, gamma=0.9)
+            for spans in (
+                LowProbability(),
+                MeanLength(length=2),
+                HighEntropy(),
+                FixedLength(length=2),
+                Turn(),
+                Token(),
+                Trajectory(),
+            )
         ),
         SpanAdvantage(length_alpha=0.5, whiten=False),
-        SpanAdvantage(segments=Segments(by="token"), length_alpha=0.05),  # lam = 0 in short rows
-        SpanAdvantage(segments=Segments(by="token"), lam=0.0, whiten=False),
+        SpanAdvantage(spans=Token(), length_alpha=0.05),  # lam = 0 in short rows
+        SpanAdvantage(spans=Token(), lam=0.0, whiten=False),
     ],
     ids=str,
 )

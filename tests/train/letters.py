@@ -21,6 +21,7 @@ from spanwise.learn.objective import Objective
 from spanwise.learn.update import Update
 from spanwise.models.loading import Model
 from spanwise.models.lora import add_adapter
+from spanwise.partitions import Token
 from spanwise.rollout import Chains
 from spanwise.run.folder import RunFolder
 from spanwise.samplers.embedded.engine import TransformersEngine
@@ -100,7 +101,7 @@ def letters(
         advantage=advantage,
         critic=critic,
         objective=Objective(
-            ratio_span="token", loss_aggregation="token", clip_low=0.2, clip_high=0.28
+            ratio_spans=Token(), loss_aggregation="token", clip_low=0.2, clip_high=0.28
         ),
         update=Update(learning_rate=1e-2, prompts_per_minibatch=8),
         evaluation=Evaluation(num_tasks=32),

@@ -46,8 +46,12 @@ def test_sae_chain_leaves_what_a_critic_run_should(sae: RunFolder) -> None:
     [
         ("gae_chain", [], (1, 1)),
         ("vapo_chain", [], (1, 1)),
-        ("sae_chain", ["--advantage.segments.by", "delimiter"], (0.05, 0.5)),
-        ("sae_chain", ["--advantage.segments.by", "whole"], (0, 0.1)),
+        (
+            "sae_chain",
+            ["--advantage.spans", "delimiter", "--advantage.spans.text", ";"],
+            (0.05, 0.5),
+        ),
+        ("sae_chain", ["--advantage.spans", "trajectory"], (0, 0.1)),
         ("sae_chain", ["--critic.trunk", "policy", "--critic.clip", "None"], (0.01, 0.9)),
     ],
 )

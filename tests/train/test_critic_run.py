@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from spanwise.credit import Segments, SpanAdvantage
+from spanwise.credit import SpanAdvantage
 from spanwise.learn.critic import ValueHead, still_rising
 from spanwise.models.critic import SeparateCritic
+from spanwise.partitions import Delimiter
 from spanwise.run.folder import tree_of
 from tests.train.letters import LetterModel, letters, run
 
@@ -74,13 +75,13 @@ def test_the_same_seed_gives_the_same_run_with_a_critic(tmp_path: Path) -> None:
 
 
 def test_a_run_by_delimiter_reads_the_vocabulary(tmp_path: Path) -> None:
-    by_letter = SpanAdvantage(segments=Segments(by="delimiter", delimiter="a"))
+    by_letter = SpanAdvantage(spans=Delimiter(text="a"))
     config = letters(advantage=by_letter, steps=1)
     metrics = run(config, tmp_path).read_metrics()[-1]
     assert 1 < metrics["credit/num_spans"] / metrics["branches"] < 3
     with pytest.raises(ValueError, match="delimiter"):
         run(
-            replace(config, advantage=SpanAdvantage(segments=Segments(by="delimiter"))),
+            replace(config, advantage=SpanAdvantage(spans=Delimiter())),
             tmp_path / "none",
         )
     assert not (tmp_path / "none").exists()  # refused before anything is written

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from spanwise.batch import Batch
-from spanwise.credit import GroupAdvantage, Segments, SpanAdvantage
+from spanwise.credit import GroupAdvantage, SpanAdvantage
 from spanwise.learn.critic import NoCritic, ValueHead, still_rising
 from spanwise.learn.learner import Learner
 from spanwise.learn.objective import Objective
 from spanwise.learn.reward_shaping import KLPenalty, Overlong
 from spanwise.learn.update import Update
 from spanwise.models.scoring import token_scores
+from spanwise.partitions import LowProbability, Token
 from spanwise.rollout import Chains
 from spanwise.runtime.distributed import ALONE
 from spanwise.train.config import TrainConfig
@@ -33,9 +34,9 @@ ALIKE = [
     )
     for t in TREES
 ]
-PPO = Objective(ratio_span="token", loss_aggregation="token", clip_low=0.2, clip_high=0.28)
+PPO = Objective(ratio_spans=Token(), loss_aggregation="token", clip_low=0.2, clip_high=0.28)
 BIG = Update(learning_rate=1e-3, prompts_per_minibatch=6, max_gradient_norm=1e9)
-SAE = SpanAdvantage(segments=Segments(threshold=0.6))  # the trees' tokens are likelier than 0.36
+SAE = SpanAdvantage(spans=LowProbability(threshold=0.6))  # the trees' tokens are likelier than 0.36
 OWN = ValueHead(learning_rate=1e-3, pretraining_steps=0)
 SHARED = replace(OWN, trunk="policy", trunk_gradient=0.5)
 
@@ -103,7 +104,7 @@ def test_the_order_of_trees_changes_neither_policy_nor_critic(name: str) -> None
 
 
 CHANGES: dict[str, dict[str, Any]] = {
-    "segments": {"advantage": replace(SAE, segments=Segments(threshold=0.8))},
+    "segments": {"advantage": replace(SAE, spans=LowProbability(threshold=0.8))},
     "lam": {"advantage": replace(SAE, lam=0.5)},
     "length_alpha": {"advantage": replace(SAE, length_alpha=1.0)},
     "gamma": {"advantage": replace(SAE, gamma=0.9)},

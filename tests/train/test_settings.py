@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from spanwise.credit import Segments, SpanAdvantage
+from spanwise.credit import SpanAdvantage
 from spanwise.envs.base import Task
 from spanwise.learn.critic import ValueHead
 from spanwise.learn.objective import Objective
 from spanwise.learn.reward_shaping import KLPenalty, Overlong
 from spanwise.learn.update import Update
 from spanwise.models.loading import Model, ModelError
+from spanwise.partitions import FixedLength, HighEntropy, LowProbability
 from spanwise.recipes.search import at2po_search
 from spanwise.rollout import Chains, TreeSearch
 from spanwise.samplers.base import Sampling
@@ -56,9 +57,9 @@ from tests.word_game import WordGame
         (lambda: SpanAdvantage(lam=2.0), r"advantage\.lam must lie in \[0, 1\], got 2"),
         (lambda: SpanAdvantage(gamma=-0.1), "gamma"),
         (lambda: SpanAdvantage(length_alpha=0.0), "length_alpha"),
-        (lambda: Segments(threshold=-1.0), "threshold >= 0"),
-        (lambda: Segments(by="length", length=0), "length >= 1"),
-        (lambda: Segments(by="entropy", quantile=1.5), "quantile"),
+        (lambda: LowProbability(threshold=-1.0), "threshold is a probability"),
+        (lambda: FixedLength(length=0), "at least 1 token"),
+        (lambda: HighEntropy(quantile=1.5), "quantile"),
         (lambda: Chains(max_turn_tokens=0), "max_turn_tokens"),
         (lambda: TreeSearch(max_response_tokens=0), "max_response_tokens"),
         (lambda: Evaluation(num_tasks=-1), "num_tasks >= 1"),
