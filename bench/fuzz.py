@@ -163,7 +163,7 @@ def run_folder(folder: Path) -> dict[Path, bytes]:
             tokens=(3,),
             engine_logprobs=(-1.5,),
             sampling_logprobs=(-1.5,),
-            stop="answer",
+            stop="end",
             reward=1.0,
             expansion=Expansion(round=1, of=(0, 0), score=0.25),
         ),

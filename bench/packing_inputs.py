@@ -29,7 +29,7 @@ class RandomTokens:
         return tuple(self.draw.randrange(2, 300) for _ in range(count))
 
     def answer(self, path: Path, count: int) -> Node:
-        return self._node(path, count, "answer", reward=float(self.draw.random() < 0.5))
+        return self._node(path, count, "end", reward=float(self.draw.random() < 0.5))
 
     def call(self, path: Path, count: int, observation: int) -> Node:
         return self._node(path, count, "continue", observation=self.tokens(observation))

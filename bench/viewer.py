@@ -44,11 +44,12 @@ def made_turn(draw: random.Random, *path: int, leaf: bool, expanded: bool) -> No
         sampling_logprobs=logprobs,
         observation=() if leaf else tuple(draw.randrange(300) for _ in range(14)),
         observation_text="" if leaf else " ".join(draw.choices(WORDS, k=14)),
-        stop="answer" if leaf else "continue",
+        stop="end" if leaf else "continue",
         reward=float(draw.random() < 0.5) if leaf else None,
         expansion=Expansion(round=1, of=path[:-1], score=0.2) if expanded else None,
         text=" ".join(words),
-        outcome={"answer": "Diana Jordan", "exact_match": 0.0} if leaf else {"query": words[0]},
+        success=False if leaf else None,
+        label="answer Diana Jordan" if leaf else f"search {words[0]}",
     )
 
 

@@ -105,8 +105,8 @@ class Batch:
           ...     return Node(path=path, tokens=(1, 2), engine_logprobs=(-1.0, -3.0), stop=stop,
           ...         sampling_logprobs=(-1.0, -3.0), observation=observation, reward=reward)
           >>> batch = Batch.from_trees([Tree(task_id="t", nodes=(root,
-          ...     turn(0, stop="continue", observation=(9,)), turn(0, 0, stop="answer", reward=1.0),
-          ...     turn(1, stop="answer", reward=0.0)))])
+          ...     turn(0, stop="continue", observation=(9,)), turn(0, 0, stop="end", reward=1.0),
+          ...     turn(1, stop="end", reward=0.0)))])
           >>> batch.turns.tolist()
           [[-1, -1, 0, 0, -1, 1, 1], [-1, -1, 0, 0, -1, -1, -1]]
           >>> batch.nodes[1].tolist(), batch.parents.tolist(), batch.entropies.tolist()

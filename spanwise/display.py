@@ -206,19 +206,13 @@ def printable(text: str) -> str:
 
 def _turn(node: Mapping[str, Any]) -> Text:
     """One line for one turn."""
-    outcome, expansion = node["outcome"], node["expansion"]
+    expansion = node["expansion"]
     label = Text().append(".".join(map(str, node["path"])) + " ", style="dim")
     if expansion:
         label.append(f"+r{expansion['round']} ", style="bold magenta")
-    if "query" in outcome:
-        label.append("search ", style="dim").append(printable(str(outcome["query"])), style="cyan")
-    elif "answer" in outcome:
-        right = outcome.get("exact_match")
-        label.append("answer ", style="dim")
-        label.append(printable(str(outcome["answer"])), style="green" if right else "red")
-    else:
-        label.append(printable(node["text"])[:80], style="red")
-    if node["stop"] not in ("continue", "answer"):
+    colour = {True: "green", False: "red"}.get(node["success"], "cyan")
+    label.append(printable(node["label"] or node["text"])[:80], style=colour)
+    if node["stop"] not in ("continue", "end"):
         label.append(f"  {node['stop']}", style="bold red")
     if node["failure"]:
         label.append(f" ({printable(node['failure']['message'])})", style="red")

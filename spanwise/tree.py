@@ -21,12 +21,13 @@ from typing import Any, Literal
 Path = tuple[int, ...]
 """Names a node by the child numbers that lead to it from the root, ``()``."""
 
-Stop = Literal["prompt", "continue", "answer", "malformed", "length", "budget", "failure"]
+Stop = Literal["prompt", "continue", "end", "malformed", "length", "budget", "failure"]
 """Why a turn ended. ``continue`` alone is followed by another turn.
 
-``prompt``: the root. ``continue``: a tool was called. ``answer``: a final answer.
-``malformed``: neither could be read from the turn. ``length``: cut by the token
-limit. ``budget``: no turn or tool call was left. ``failure``: see ``Node.failure``.
+``prompt``: the root. ``continue``: the environment answered with an observation. ``end``:
+the model or the environment ended the trajectory, with a final answer or a last move.
+``malformed``: the turn could not be read. ``length``: cut by the token limit. ``budget``:
+no turn or tool call was left. ``failure``: see ``Node.failure``.
 """
 
 
@@ -77,7 +78,7 @@ class Node:
 
     Example:
       >>> turn = Node(path=(0,), tokens=(7, 8), engine_logprobs=(-1.0, -2.0),
-      ...             sampling_logprobs=(-1.0, -2.0), observation=(9,), stop="continue")
+      ...             observation=(9,), stop="continue")
       >>> turn.entropy
       1.5
     """
@@ -90,7 +91,8 @@ class Node:
     """Of ``tokens`` under the model at temperature 1, as the engine reported."""
 
     sampling_logprobs: tuple[float, ...] = ()
-    """Of ``tokens`` under the distribution they were drawn from."""
+    """Of ``tokens`` under the distribution they were drawn from; by default, those of the
+    engine."""
 
     observation: tuple[int, ...] = ()
     """Put by the environment after the turn; at the root, the prompt."""
@@ -98,6 +100,9 @@ class Node:
     stop: Stop
     reward: float | None = None
     """Of the trajectory that ends here. None: not a leaf, or never scored."""
+
+    success: bool | None = None
+    """Whether the trajectory that ends here succeeded, where the environment says so."""
 
     failure: Failure | None = None
     """Why the trajectory that ends here has no reward."""
@@ -110,10 +115,15 @@ class Node:
     """``tokens``, decoded."""
 
     observation_text: str = ""
+    label: str = ""
+    """One short line that stands for the turn in tables and pages; empty: its text."""
+
     outcome: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What the environment says of the turn: query, documents, answer, exact match."""
+    """What the environment says of the turn, in words of its own."""
 
     def __post_init__(self) -> None:
+        if not self.sampling_logprobs:
+            object.__setattr__(self, "sampling_logprobs", self.engine_logprobs)
         if not len(self.tokens) == len(self.engine_logprobs) == len(self.sampling_logprobs):
             raise ValueError(
                 f"node {self.path}: {len(self.tokens)} tokens, {len(self.engine_logprobs)} "
@@ -124,17 +134,6 @@ class Node:
     @property
     def is_leaf(self) -> bool:
         return self.stop not in ("prompt", "continue")
-
-    @property
-    def is_right(self) -> bool:
-        """Whether the trajectory that ends here is right, for scores that count right answers.
-
-        The outcome's ``exact_match`` is 1 (or True); without it, the reward is 1 or more.
-        """
-        exact = self.outcome.get("exact_match")
-        if exact is None:
-            return self.reward is not None and self.reward >= 1
-        return bool(exact == 1)
 
     @property
     def entropy(self) -> float:
@@ -188,11 +187,11 @@ class Tree:
 
     Example:
       >>> def turn(*path, stop, reward=None):
-      ...     return Node(path=path, tokens=(1,), engine_logprobs=(-1.0,),
-      ...                 sampling_logprobs=(-1.0,), stop=stop, reward=reward)
+      ...     return Node(path=path, tokens=(1,), engine_logprobs=(-1.0,), stop=stop,
+      ...                 reward=reward)
       >>> tree = Tree(task_id="t", nodes=(Node(path=(), observation=(5, 6), stop="prompt"),
-      ...     turn(0, stop="continue"), turn(0, 0, stop="answer", reward=1.0),
-      ...     turn(0, 1, stop="answer", reward=0.0)))
+      ...     turn(0, stop="continue"), turn(0, 0, stop="end", reward=1.0),
+      ...     turn(0, 1, stop="end", reward=0.0)))
       >>> [branch.leaf.reward for branch in tree.branches()]
       [1.0, 0.0]
       >>> tree.total_tokens, tree.unique_tokens

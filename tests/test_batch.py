@@ -18,7 +18,7 @@ def turn(*path: int, tokens: tuple[int, ...], observation: tuple[int, ...] = (),
         engine_logprobs=logprobs,
         sampling_logprobs=logprobs,
         observation=observation,
-        **({"stop": "continue"} if observation else {"stop": "answer", "reward": 0.0}) | rest,
+        **({"stop": "continue"} if observation else {"stop": "end", "reward": 0.0}) | rest,
     )
 
 

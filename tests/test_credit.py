@@ -43,7 +43,7 @@ def tree(*rows: tuple[tuple[float, ...], float, str], name: str = "t") -> Tree:
 
 # Four tokens; the third was unlikely. Values 0.5 0.4 0.6 0.9, reward 1.
 BATCH = replace(
-    Batch.from_trees([tree(((0.9, 0.8, 0.1, 0.7), 1.0, "answer"))]),
+    Batch.from_trees([tree(((0.9, 0.8, 0.1, 0.7), 1.0, "end"))]),
     values=torch.tensor([[0.0, 0.0, 0.5, 0.4, 0.6, 0.9]]),
     token_entropies=torch.tensor([[0.0, 0.0, 0.1, 0.2, 2.0, 0.3]]),
 )
@@ -128,7 +128,7 @@ def test_critic_and_policy_have_decays_of_their_own() -> None:
 
 def test_decay_by_length() -> None:
     # alpha 0.5, rows of 4 and 8 tokens: lam = 1 - 1/2 and 1 - 1/4
-    rows = [((0.9,) * 4, 1.0, "answer"), ((0.9,) * 8, 1.0, "answer")]
+    rows = [((0.9,) * 4, 1.0, "end"), ((0.9,) * 8, 1.0, "end")]
     batch = Batch.from_trees([tree(*rows)])  # pyright: ignore[reportArgumentType]
     batch = replace(batch, values=torch.zeros(2, 10))
     advantage = replace(over(Token()), length_alpha=0.5)
@@ -141,8 +141,8 @@ def test_decay_by_length() -> None:
 
 def test_whitening_counts_the_tokens_that_are_trained() -> None:
     trees = [
-        tree(((0.9,) * 4, 1.0, "answer"), ((0.9,) * 3, 0.0, "length"), name="a"),
-        tree(((0.9,) * 2, 0.5, "answer"), name="b"),
+        tree(((0.9,) * 4, 1.0, "end"), ((0.9,) * 3, 0.0, "length"), name="a"),
+        tree(((0.9,) * 2, 0.5, "end"), name="b"),
     ]
     batch = Batch.from_trees(trees)
     batch = replace(batch, values=torch.zeros_like(batch.engine_logprobs))
@@ -181,7 +181,7 @@ def test_rewards_of_single_tokens_reach_every_kind_of_credit() -> None:
     assert batch.returns.tolist() == [0.25]
     # whole: 0.25 - 0.5; after the token that costs 0.25 there is 0.5 to come
     assert credit(over(Trajectory()), batch) == pytest.approx([-0.25, -0.15, -0.1, -0.4], abs=1e-6)
-    both = Batch.from_trees([tree(((0.9,), 1.0, "answer"), ((0.9,), 1.0, "answer"))])
+    both = Batch.from_trees([tree(((0.9,), 1.0, "end"), ((0.9,), 1.0, "end"))])
     both = replace(both, token_rewards=torch.tensor([[0.0, 0.0, -1.0], [0.0, 0.0, 0.0]]))
     centred = GroupAdvantage(baseline="group_mean")(both)
     assert centred[:, 2].tolist() == [-0.5, 0.5]
@@ -207,7 +207,7 @@ def test_what_is_missing_is_named() -> None:
 def test_the_two_limits_of_sae() -> None:
     torch.manual_seed(0)
     probabilities = torch.rand(3, 6).clamp(0.01, 0.99)
-    batch = Batch.from_trees([tree(*((tuple(p.tolist()), 1.0, "answer") for p in probabilities))])
+    batch = Batch.from_trees([tree(*((tuple(p.tolist()), 1.0, "end") for p in probabilities))])
     batch = replace(batch, values=torch.rand(3, 8))
     never, always = over(LowProbability(threshold=0.0)), over(LowProbability(threshold=1.01))
     assert torch.equal(never(batch), over(Trajectory())(batch))
@@ -218,8 +218,8 @@ def test_the_two_limits_of_sae() -> None:
 def test_the_baselines_of_a_group() -> None:
     batch = Batch.from_trees(
         [
-            tree(((0.5, 0.5), 1.0, "answer"), ((0.5,), 0.0, "answer")),
-            tree(((0.5,), 3.0, "answer"), ((0.5,), 3.0, "answer"), name="b"),
+            tree(((0.5, 0.5), 1.0, "end"), ((0.5,), 0.0, "end")),
+            tree(((0.5,), 3.0, "end"), ((0.5,), 3.0, "end"), name="b"),
         ]
     )
 

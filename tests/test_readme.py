@@ -62,7 +62,7 @@ def of_rewards(*rewards: float) -> Tree:
             tokens=(1,),
             engine_logprobs=(-1.0,),
             sampling_logprobs=(-1.0,),
-            stop="answer",
+            stop="end",
             reward=reward,
         )
         for i, reward in enumerate(rewards)

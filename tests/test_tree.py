@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from spanwise.tree import Node, Stop, Tree
 
 
-def turn(*path: int, stop: Stop = "answer", tokens: int = 1, observation: int = 0) -> Node:
+def turn(*path: int, stop: Stop = "end", tokens: int = 1, observation: int = 0) -> Node:
     return Node(
         path=path,
         tokens=(1,) * tokens,
@@ -13,7 +15,7 @@ def turn(*path: int, stop: Stop = "answer", tokens: int = 1, observation: int = 
         sampling_logprobs=(-1.0,) * tokens,
         observation=(9,) * observation,
         stop=stop,
-        reward=0.0 if stop == "answer" else None,
+        reward=0.0 if stop == "end" else None,
     )
 
 
@@ -64,18 +66,7 @@ def test_log_probs_must_match_the_tokens() -> None:
         )
 
 
-@pytest.mark.parametrize(
-    ("outcome", "reward", "right"),
-    [
-        ({"exact_match": 1.0}, 0.0, True),
-        ({"exact_match": True}, 0.0, True),
-        ({"exact_match": 0.3}, 1.0, False),
-        ({"exact_match": "yes"}, 1.0, False),
-        ({}, 1.0, True),
-        ({}, 0.9, False),
-        ({}, None, False),
-    ],
-)
-def test_what_counts_as_right(outcome: dict[str, object], reward: float | None, right: bool):
-    node = Node(path=(0,), stop="answer", outcome=outcome, reward=reward)
-    assert node.is_right is right
+def test_a_node_was_drawn_as_the_engine_says_unless_it_says_otherwise() -> None:
+    node = Node(path=(0,), tokens=(1, 2), engine_logprobs=(-1.0, -2.0), stop="continue")
+    assert node.sampling_logprobs == (-1.0, -2.0)
+    assert replace(node, sampling_logprobs=(0.0, 0.0)).sampling_logprobs == (0.0, 0.0)

@@ -47,13 +47,13 @@ class WordGame(Environment):
         if turns[-1].truncated:
             return Reply(stop="length", reward=-1.0)
         if word == "go":
-            return Reply(stop="continue", observation=f"[{len(turns)}]", outcome={"query": word})
+            return Reply(stop="continue", observation=f"[{len(turns)}]", outcome={"said": word})
         if word == "nan":
-            return Reply(stop="answer", reward=float("nan"))
+            return Reply(stop="end", reward=float("nan"))
         if word in ("win", "lose"):
             right = word == "win"
-            outcome = {"answer": word, "exact_match": right}
-            return Reply(stop="answer", reward=float(right), outcome=outcome)
+            label = f"answer {word}"
+            return Reply(stop="end", reward=float(right), success=right, label=label)
         return Reply(stop="malformed", reward=-1.0)
 
 

@@ -24,11 +24,13 @@ class Task:
     """Unique over all splits; draws are seeded by it."""
 
     question: str
-    answers: tuple[str, ...]
-    """Any of these is right."""
+    """What is asked, or what the task is, in words for a person."""
+
+    answers: tuple[str, ...] = ()
+    """Any of these is right; empty where there is no answer to compare with."""
 
     info: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """For tables and metrics, such as ``{"hops": 2}``."""
+    """What else is known of the task; held-out scores can be grouped by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +56,16 @@ class Reply:
     reward: float | None = None
     """Set when the trajectory ends, unless ``failure`` says why there is none."""
 
+    success: bool | None = None
+    """Whether the trajectory that ends here succeeded; None: there is no such thing."""
+
     failure: Failure | None = None
+    label: str = ""
+    """One short line that stands for the turn in tables and pages; empty: its text."""
+
     outcome: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What is worth keeping of the turn, as plain JSON values. Known to tables and pages:
-    ``query`` (what a tool was asked), ``answer`` (what was answered) and ``exact_match``
-    (whether that is right; without it, a reward of 1 or more is)."""
+    """What is worth keeping of the turn, as plain JSON values. Each number (True counts 1)
+    becomes a metric by its name."""
 
     def __post_init__(self) -> None:
         if self.stop not in REPLY_STOPS:
@@ -68,6 +75,11 @@ class Reply:
         failure, outcome = cast("tuple[object, object]", (self.failure, self.outcome))
         if not isinstance(failure, Failure | None) or not isinstance(outcome, Mapping):
             raise SpanwiseError("a reply's failure must be a Failure, and its outcome a mapping")
+        success, label = cast("tuple[object, object]", (self.success, self.label))
+        if not isinstance(success, bool | None) or not isinstance(label, str):
+            raise SpanwiseError("a reply's success must be True, False or None, and its label text")
+        if self.success is not None and self.stop in ("continue", "failure"):
+            raise SpanwiseError(f"a reply that ends can have success, not one of {self.stop}")
         if self.stop == "continue" and not self.observation:
             raise SpanwiseError("a reply that goes on needs an observation")
         if self.stop != "continue" and (self.reward is None) == (self.failure is None):

@@ -186,13 +186,14 @@ class ChainSums(Environment):
     async def reply(self, task: Task, turns: Sequence[Turn]) -> Reply:
         """Score the one turn there is."""
         if turns[-1].truncated:
-            return Reply(stop="length", reward=0.0, outcome={"exact_match": 0.0})
+            return Reply(stop="length", reward=0.0, success=False)
         match = _ANSWER.fullmatch(turns[-1].text)
         if match is None:
-            return Reply(stop="malformed", reward=0.0, outcome={"exact_match": 0.0})
-        right = float(match.group(1) in task.answers)
-        outcome = {"answer": match.group(1), "exact_match": right}
-        return Reply(stop="answer", reward=right, outcome=outcome)
+            return Reply(stop="malformed", reward=0.0, success=False)
+        right = match.group(1) in task.answers
+        return Reply(
+            stop="end", reward=float(right), success=right, label=f"answer {match.group(1)}"
+        )
 
     def check(self, tokenizer: Tokenizer) -> None:
         text = " ".join(WORDS)

@@ -49,6 +49,7 @@ class CallRunner:
         return Reply(
             stop="continue",
             observation=self._site.env.failure_text(failure),
+            label=reply.label,
             outcome={**reply.outcome, "failure": failure.kind},
         )
 
@@ -103,7 +104,8 @@ class CallRunner:
             kind = type(reply).__name__
             return _ended(Failure(kind="reward_error", message=f"the reply is {kind}, not a Reply"))
         try:
-            json.dumps(reply.outcome, ensure_ascii=False, allow_nan=False).encode()
+            words = {"label": reply.label, **reply.outcome}
+            json.dumps(words, ensure_ascii=False, allow_nan=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
             message = f"the outcome cannot be written as JSON: {error}"
             return _ended(Failure(kind="reward_error", message=message))

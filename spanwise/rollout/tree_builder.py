@@ -147,8 +147,10 @@ def _node(
         observation=observation,
         stop=reply.stop,
         reward=reply.reward,
+        success=reply.success,
         failure=reply.failure,
         text=text,
         observation_text=reply.observation if observation else "",
+        label=reply.label,
         outcome=reply.outcome,
     )

@@ -240,7 +240,7 @@ def node_of(record: Mapping[str, Any]) -> Node:
       KeyError, TypeError, ValueError: if the record is damaged.
 
     Example:
-      >>> node = Node(path=(0,), observation=(1,), stop="answer", reward=1.0)
+      >>> node = Node(path=(0,), observation=(1,), stop="end", reward=1.0)
       >>> node_of(json.loads(json.dumps(node_record(node)))) == node
       True
     """

@@ -187,7 +187,7 @@ def example_batch(seed: int, *, observation_length: int = 2, reverse_trees: bool
             engine_logprobs=logprobs,
             sampling_logprobs=logprobs,
             observation=() if leaf else (9,) * observation_length,
-            stop="failure" if failed else "answer" if leaf else "continue",
+            stop="failure" if failed else "end" if leaf else "continue",
             reward=reward,
             failure=Failure(kind="tool_error", message="made to fail") if failed else None,
         )

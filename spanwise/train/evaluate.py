@@ -152,9 +152,9 @@ async def _answer(
 def _scores(tasks: Sequence[Task], answers: _Answers, group_by: str) -> dict[str, Score]:
     right: dict[str, list[bool]] = defaultdict(list)
     for task, leaf in zip(tasks, answers.leaves, strict=True):
-        right["all"].append(leaf.is_right)
+        right["all"].append(bool(leaf.success))
         if group_by in task.info:
-            right[str(task.info[group_by])].append(leaf.is_right)
+            right[str(task.info[group_by])].append(bool(leaf.success))
     in_order = sorted(right, key=_numbers_by_size)
     return {k: Score(right=sum(right[k]), n=len(right[k])) for k in in_order}
 

@@ -59,7 +59,7 @@ def tree_metrics(trees: Sequence[Tree], batch: Batch | None) -> dict[str, Any]:
 
 def _stops(branches: Sequence[Branch]) -> dict[str, float]:
     """Share of branches by why they ended."""
-    kinds = ("answer", "malformed", "length", "budget", "failure")
+    kinds = ("end", "malformed", "length", "budget", "failure")
     counts = {kind: sum(b.leaf.stop == kind for b in branches) for kind in kinds}
     return {f"stop/{kind}": count / len(branches) for kind, count in counts.items()}
 
@@ -116,7 +116,7 @@ def packing_summary(metrics: Sequence[Mapping[str, Any]], *, epochs: int) -> dic
 
 
 def _exact_match(branch: Branch) -> float:
-    return float(branch.leaf.is_right)
+    return float(branch.leaf.success or False)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -26,7 +26,7 @@ PER_TOKEN = (
 )
 """Arrays of a node that stand beside its ``tokens``; the page shows those that are there."""
 
-STOPS = ("prompt", "continue", "answer", "malformed", "length", "budget", "failure")
+STOPS = ("prompt", "continue", "end", "malformed", "length", "budget", "failure")
 
 
 class DamagedLine(SpanwiseError):
@@ -122,6 +122,8 @@ def _readable_node(entry: Mapping[str, Any], notes: list[str]) -> dict[str, Any]
         "stop": stop if stop in STOPS else "failure",
         "text": _text(entry.get("text")),
         "observation_text": _text(entry.get("observation_text")),
+        "label": _text(entry.get("label")),
+        "success": entry["success"] if isinstance(entry.get("success"), bool) else None,
         "failure": _failure(entry.get("failure")),
         "faults": _faults(entry.get("faults")),
         "expansion": _expansion(entry.get("expansion")),

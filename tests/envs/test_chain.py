@@ -36,9 +36,9 @@ def test_splits_share_no_question_and_follow_from_the_seed():
 def test_right_and_wrong_answers():
     right = int(TASK.answers[0])
     scored = reply(f"1 + 1 = 2 # {right} .")
-    assert (scored.stop, scored.reward, scored.outcome["exact_match"]) == ("answer", 1.0, 1.0)
+    assert (scored.stop, scored.reward, scored.success) == ("end", 1.0, True)
     wrong = reply(f"1 + 1 = 2 # {(right + 1) % 10} .")
-    assert (wrong.stop, wrong.reward) == ("answer", 0.0)
+    assert (wrong.stop, wrong.reward) == ("end", 0.0)
 
 
 @pytest.mark.parametrize("text", ["", "# 5", "5 .", "# 5 . .", "# 1 . # 2 .", "# 12 .", "# x ."])

@@ -10,7 +10,7 @@ from spanwise.learn.reward_shaping import KLPenalty, Overlong, length_penalties,
 from tests.test_credit import tree
 
 BATCH = Batch.from_trees(
-    [tree(((0.5,) * 4, 1.0, "answer"), ((0.5,) * 6, 0.0, "length"), ((0.5,) * 5, 1.0, "answer"))]
+    [tree(((0.5,) * 4, 1.0, "end"), ((0.5,) * 6, 0.0, "length"), ((0.5,) * 5, 1.0, "end"))]
 )
 SCORED = replace(
     BATCH,

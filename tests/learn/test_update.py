@@ -50,7 +50,7 @@ def random_tree(seed: int, *, branches: int = 4) -> Tree:
                 engine_logprobs=logprobs,
                 sampling_logprobs=logprobs,
                 observation=() if ends else some(1, 5),
-                stop="answer" if ends else "continue",
+                stop="end" if ends else "continue",
                 reward=float(draw.random() < 0.5) if ends else None,
             )
             if ends:

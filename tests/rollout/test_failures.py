@@ -137,16 +137,16 @@ def test_one_failing_branch_leaves_its_siblings_alone() -> None:
         (raising(ZeroDivisionError("by\nzero")), "reward_error", "ZeroDivisionError: by zero"),
         (raising(SystemExit(3)), "reward_error", "SystemExit(3)"),
         (raising(StopIteration()), "reward_error", "StopIteration"),
-        (replying(stop="answer", reward=float("nan")), "reward_nan", "nan"),
-        (replying(stop="answer", reward=float("inf")), "reward_nan", "inf"),
-        (replying(stop="answer", reward=10**400), "reward_nan", "too large"),
-        (replying(stop="answer", reward="1"), "reward_error", "str, not a number"),
+        (replying(stop="end", reward=float("nan")), "reward_nan", "nan"),
+        (replying(stop="end", reward=float("inf")), "reward_nan", "inf"),
+        (replying(stop="end", reward=10**400), "reward_nan", "too large"),
+        (replying(stop="end", reward="1"), "reward_error", "str, not a number"),
         (replying(stop="finished", reward=1.0), "reward_error", "not finished"),
         (replying(stop="prompt", reward=1.0), "reward_error", "not prompt"),
         (replying(stop="failure", failure="down"), "reward_error", "must be a Failure"),
-        (replying(stop="answer", reward=1.0, outcome=None), "reward_error", "a mapping"),
-        (replying(stop="answer", reward=1.0, outcome={"f1": math.nan}), "reward_error", "JSON"),
-        (replying(stop="answer", reward=1.0, outcome={"a": "\ud800"}), "reward_error", "surrogate"),
+        (replying(stop="end", reward=1.0, outcome=None), "reward_error", "a mapping"),
+        (replying(stop="end", reward=1.0, outcome={"f1": math.nan}), "reward_error", "JSON"),
+        (replying(stop="end", reward=1.0, outcome={"a": "\ud800"}), "reward_error", "surrogate"),
         (replying(stop="continue", observation="\x1b[2J\x07"), "tool_error", "control characters"),
         (replying(stop="continue", observation=b"bytes"), "tool_error", "bytes, not text"),
     ],
@@ -373,7 +373,7 @@ def test_refused_settings(options: dict[str, Any], message: str) -> None:
 
 
 def test_an_outcome_that_cannot_be_written_down_is_left_out() -> None:
-    leaf = grown(replying(stop="answer", reward=1.0, outcome={"score": {1, 2}})).leaves()[0]
+    leaf = grown(replying(stop="end", reward=1.0, outcome={"score": {1, 2}})).leaves()[0]
     assert story(leaf) == [("reward_error", "excluded")] and leaf.outcome == {}
     assert leaf.failure is not None and "as JSON" in leaf.failure.message
 
@@ -381,13 +381,13 @@ def test_an_outcome_that_cannot_be_written_down_is_left_out() -> None:
 def test_a_turn_that_the_limit_cut_is_known_as_such_whatever_the_environment_says() -> None:
     class Unaware(WordGame):
         async def reply(self, task: Task, turns: Sequence[Turn]) -> Reply:
-            return Reply(stop="answer", reward=0.5)
+            return Reply(stop="end", reward=0.5)
 
     context = RolloutContext(
         env=Unaware(), sampler=PathSampler(go_then_win), tokenizer=CharTokenizer(), seed=0
     )
     task = Task(id="task", question="Q:", answers=("win",))
-    for limit, stop in ((2, "length"), (20, "answer")):
+    for limit, stop in ((2, "length"), (20, "end")):
         tree = run_rollouts(Chains(num_chains=1, max_turn_tokens=limit)(context, task, step=1))
         assert (tree.leaves()[0].stop, tree.leaves()[0].reward) == (stop, 0.5)
 

@@ -106,7 +106,7 @@ def test_the_choice_falls_on_entropy_less_the_penalty_for_siblings() -> None:
             tokens=(1,),
             engine_logprobs=(-entropy,),
             sampling_logprobs=(0.0,),
-            stop="answer",
+            stop="end",
             reward=1.0,
         )
 

@@ -44,7 +44,7 @@ BRANCH = Branch(
     (
         node(text="", stop="prompt", observation="Q:"),
         node(3, text="go;", stop="continue", observation="[1]"),
-        node(3, 1, text="lose;", stop="answer", reward=0.0),
+        node(3, 1, text="lose;", stop="end", reward=0.0),
     )
 )
 

@@ -28,7 +28,7 @@ class Guess(Environment):
         if text == "more":
             return Reply(stop="continue", observation="no hint", outcome={"calls": len(turns)})
         if text in task.answers:
-            return Reply(stop="answer", reward=1.0)
+            return Reply(stop="end", reward=1.0)
         return Reply(stop="malformed", reward=0.0)
 
 
@@ -178,7 +178,7 @@ class NeverRight(Guess):
 class NeverEnds(Guess):
     async def reply(self, task, turns):
         reply = await super().reply(task, turns)
-        if reply.stop == "answer":
+        if reply.stop == "end":
             return Reply(stop="continue", observation="go on")
         return reply
 
@@ -197,7 +197,7 @@ class NeverEnds(Guess):
         (RewritesOutcomes, "leave the turns as they are"),
         (WritesTask, "leave the task as it is"),
         (TellsInTheChat, "same chat after reply"),
-        (UnknownStop, "stop is one of continue, answer, .*, not done"),
+        (UnknownStop, "stop is one of continue, end, .*, not done"),
         (ObservationOfBytes, "the observation is text, got bytes"),
         (RewardOfNaN, "finite number, got nan"),
         (RewardOfText, "finite number, got '1'"),

@@ -68,8 +68,8 @@ class Letters(Environment):
         if not self.scored:
             raise RuntimeError("no judge")
         right = turns[-1].text[0] in self.right_from
-        stop = "length" if turns[-1].truncated else "answer"
-        return Reply(stop=stop, reward=float(right), outcome={"exact_match": right})
+        stop = "length" if turns[-1].truncated else "end"
+        return Reply(stop=stop, reward=float(right), success=right)
 
 
 @dataclass(frozen=True, kw_only=True)

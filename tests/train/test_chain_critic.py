@@ -34,7 +34,7 @@ def worked(seed: int, tokenizer: Any) -> Tree:
         tokens=tokens,
         engine_logprobs=blank,
         sampling_logprobs=blank,
-        stop="answer",
+        stop="end",
         reward=float(text.endswith(f"# {drawn.answer} .")),
     )
     return Tree(task_id=str(seed), nodes=(root, turn))

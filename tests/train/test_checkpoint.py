@@ -217,7 +217,7 @@ def test_a_journal_that_the_disk_cuts_short_is_named(tmp_path: Path) -> None:
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
         with pytest.raises(RunError, match=r"cannot write .*00001\.jsonl: File too large"):
-            journal.write(1, "task", Node(path=(0,), stop="answer", reward=1.0, text="x" * 10_000))
+            journal.write(1, "task", Node(path=(0,), stop="end", reward=1.0, text="x" * 10_000))
         journal.close()  # raises nothing that would hide that
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)

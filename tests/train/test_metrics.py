@@ -30,7 +30,7 @@ TREE = Tree(
     nodes=(
         Node(path=(), observation=(5, 6, 7), stop="prompt"),
         turn(0, tokens=2, stop="continue", observation=(9,), logprob=-0.5),
-        turn(0, 0, tokens=1, stop="answer", reward=1.0, outcome={"exact_match": 1.0}),
+        turn(0, 0, tokens=1, stop="end", reward=1.0, success=True),
         turn(
             0,
             1,
@@ -39,7 +39,7 @@ TREE = Tree(
             reward=-1.0,
             expansion=Expansion(round=1, of=(0, 0), score=0.1),
         ),
-        turn(1, tokens=4, stop="answer", reward=0.0, outcome={"exact_match": 0.0}),
+        turn(1, tokens=4, stop="end", reward=0.0, success=False),
         turn(2, tokens=1, stop="failure", failure=Failure(kind="tool_error", message="")),
     ),
 )
@@ -55,7 +55,7 @@ def test_figures_of_a_hand_made_tree() -> None:
     assert figures["turn_entropy"] == pytest.approx((0.5 + 1 + 1 + 1 + 1) / 5)
     assert figures["turn_tokens"] == pytest.approx((2 + 1 + 3 + 4 + 1) / 5)
     assert (figures["branches"], figures["excluded"]) == (4, 1)
-    assert figures["stop/answer"] == 0.5 and figures["stop/failure"] == 0.25
+    assert figures["stop/end"] == 0.5 and figures["stop/failure"] == 0.25
     assert figures["sampled_tokens"] == 11
     assert figures["trained_tokens"] == 3 + 5 + 4  # the shared turn in both of its branches
     assert figures["row_tokens"] == (3 + 3 + 1) + (3 + 3 + 3) + (3 + 4)  # of scored branches

@@ -363,7 +363,7 @@ def _decided(seed: int) -> Tree:
                 tokens=tokens,
                 engine_logprobs=blank,
                 sampling_logprobs=blank,
-                stop="answer",
+                stop="end",
                 reward=reward,
             )
         )

@@ -37,14 +37,14 @@ def small_tree(number: int = 0) -> Tree:
         nodes=(
             Node(path=(), observation=(1, 2), stop="prompt", observation_text=f"question {number}"),
             turn(0, stop="continue", words=("look", SCRIPT, "up"), observation=(3,),
-                 observation_text=IMAGE, outcome={"query": SCRIPT}),
-            turn(0, 0, stop="answer", words=(ANSI, BIDI, "yes"), reward=1.0,
-                 outcome={"answer": BIDI, "exact_match": 1.0}),
-            turn(0, 1, stop="answer", words=("no", "no"), reward=0.0,
+                 observation_text=IMAGE, label=f"search {SCRIPT}", outcome={"query": SCRIPT}),
+            turn(0, 0, stop="end", words=(ANSI, BIDI, "yes"), reward=1.0,
+                 success=True, label=f"answer {BIDI}"),
+            turn(0, 1, stop="end", words=("no", "no"), reward=0.0, success=False,
                  expansion=Expansion(round=2, of=(0, 0), score=0.75)),
             Node(path=(0, 2), stop="failure",
                  failure=Failure(kind="tool_timeout", message=f"hung {ANSI}")),
-            turn(1, stop="answer", words=("quick", "guess"), reward=0.0),
+            turn(1, stop="end", words=("quick", "guess"), reward=0.0, success=False),
         ),
     )  # fmt: skip
 
@@ -129,7 +129,7 @@ def branching_tree(num_leaves: int) -> Tree:
         below = num_leaves // 8 + (first < num_leaves % 8)
         for leaf in range(below):
             nodes.append(
-                turn(first, leaf, stop="answer", reward=float(leaf % 2),
+                turn(first, leaf, stop="end", reward=float(leaf % 2),
                      outcome={"answer": f"answer {leaf}"})
             )  # fmt: skip
     return Tree(task_id="branching", nodes=tuple(sorted(nodes, key=lambda n: n.path)))

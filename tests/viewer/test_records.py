@@ -83,6 +83,8 @@ FIELDS = [
     "faults",
     "expansion",
     "outcome",
+    "label",
+    "success",
     "reward",
     *PER_TOKEN,
 ]

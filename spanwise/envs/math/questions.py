@@ -152,10 +152,10 @@ class Questions(Environment):
         """Score the one turn there is."""
         turn = turns[-1]
         if turn.truncated:
-            return Reply(stop="length", reward=0.0, outcome={"exact_match": 0.0})
+            return Reply(stop="length", reward=0.0, success=False)
         answer = last_boxed_answer(turn.text)
         if answer is None:
-            return Reply(stop="malformed", reward=0.0, outcome={"exact_match": 0.0})
+            return Reply(stop="malformed", reward=0.0, success=False)
         try:
             verdict = await scored(
                 math_verdict,
@@ -165,10 +165,9 @@ class Questions(Environment):
                 deadline_s=self.deadline_s,
             )
         except ScoringError as error:
-            return Reply(stop="failure", failure=error.failure(), outcome={"answer": answer})
-        outcome = {"answer": answer, "exact_match": float(verdict or False)}
-        stop = "malformed" if verdict is None else "answer"
-        return Reply(stop=stop, reward=float(verdict or False), outcome=outcome)
+            return Reply(stop="failure", failure=error.failure(), label=f"answer {answer}")
+        right, stop = bool(verdict), "malformed" if verdict is None else "end"
+        return Reply(stop=stop, reward=float(right), success=right, label=f"answer {answer}")
 
 
 def _new(rows: Sequence[Row], seen: set[str]) -> list[Row]:

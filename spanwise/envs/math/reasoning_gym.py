@@ -38,7 +38,7 @@ class ReasoningGym(Environment):
 
     The answer is what the last ``<answer>...</answer>`` of the turn holds or, without one,
     the last ``\boxed{...}``. The reward is the scorer's number, which for some tasks gives
-    partial credit; ``exact_match`` is 1 where it is 1. A turn without an answer, or cut by
+    partial credit; it is a success where it is 1. A turn without an answer, or cut by
     the token limit, scores 0, and so does one that the scorer cannot read. A scorer that
     fails in another way or misses its deadline ends the trajectory without a reward. A task
     is refused if its scorer pays in full for nonsense, as that of ``game_of_life_halting``.
@@ -140,10 +140,10 @@ class ReasoningGym(Environment):
         """Score the one turn there is."""
         turn = turns[-1]
         if turn.truncated:
-            return Reply(stop="length", reward=0.0, outcome={"exact_match": 0.0})
+            return Reply(stop="length", reward=0.0, success=False)
         answer = tagged_answer(turn.text) or last_boxed_answer(turn.text)
         if answer is None:
-            return Reply(stop="malformed", reward=0.0, outcome={"exact_match": 0.0})
+            return Reply(stop="malformed", reward=0.0, success=False)
         entry = self._made.entries[task.id]
         try:
             reward = await scored(
@@ -158,9 +158,9 @@ class ReasoningGym(Environment):
             if not 0.0 <= reward <= 1.0:
                 raise ScoringError(f"the score is {reward}, not between 0 and 1")
         except ScoringError as error:
-            return Reply(stop="failure", failure=error.failure(), outcome={"answer": answer})
-        outcome = {"answer": answer, "exact_match": float(reward == 1.0)}
-        return Reply(stop="answer", reward=reward, outcome=outcome)
+            return Reply(stop="failure", failure=error.failure(), label=f"answer {answer}")
+        right = reward == 1.0
+        return Reply(stop="end", reward=reward, success=right, label=f"answer {answer}")
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse an unknown task, or parameters it does not take, before a model is loaded."""

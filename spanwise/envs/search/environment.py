@@ -38,8 +38,9 @@ class SearchEnvironment(Environment):
              call when no call is left
 
     A tool that fails or misses its deadline is a failure, and no reward.
-    ``outcome`` of a turn holds ``query`` and ``documents`` (titles), or ``answer``,
-    ``exact_match`` and ``f1``; of a turn with broken format ``fault``, and zeros for both.
+    The trajectory is a success if the answer matches. ``outcome`` of a turn holds ``query``
+    and ``documents`` (titles), or ``answer`` and ``f1``; of a turn with broken format
+    ``fault``, and 0 for ``f1``.
     """
 
     max_calls: int = 6
@@ -91,12 +92,13 @@ class SearchEnvironment(Environment):
         parsed = self.turn_format.parsed(turn.text)
         if isinstance(parsed, Answer):
             match = exact_match(parsed.text, task.answers)
-            outcome = {
-                "answer": parsed.text,
-                "exact_match": match,
-                "f1": f1(parsed.text, task.answers),
-            }
-            return Reply(stop="answer", reward=match, outcome=outcome)
+            return Reply(
+                stop="end",
+                reward=match,
+                success=match == 1.0,
+                label=f"answer {parsed.text}",
+                outcome={"answer": parsed.text, "f1": f1(parsed.text, task.answers)},
+            )
         if isinstance(parsed, Call):
             if len(turns) > self.max_calls:
                 return _broken("budget", f"call {len(turns)} of at most {self.max_calls}")
@@ -104,15 +106,15 @@ class SearchEnvironment(Environment):
         return _broken("malformed", parsed.fault)
 
     async def _result(self, query: str) -> Reply:
-        outcome: dict[str, Any] = {"query": query}
+        label, outcome = f"search {query}", dict[str, Any](query=query)
         try:
             documents = _checked(await self.search_tool(query))
         except ToolError as error:
-            return Reply(stop="failure", failure=error.failure(), outcome=outcome)
+            failure = error.failure()
+            return Reply(stop="failure", failure=failure, label=label, outcome=outcome)
         outcome["documents"] = [document.title for document in documents]
-        return Reply(
-            stop="continue", observation=self.turn_format.result(documents), outcome=outcome
-        )
+        observation = self.turn_format.result(documents)
+        return Reply(stop="continue", observation=observation, label=label, outcome=outcome)
 
     def failure_text(self, failure: Failure) -> str:
         """A result that says that there is none."""
@@ -136,8 +138,8 @@ def _check_round_trip(tokenizer: Tokenizer, texts: Sequence[str], needed_by: str
 
 
 def _broken(stop: Stop, fault: str) -> Reply:
-    outcome = {"fault": fault, "exact_match": 0.0, "f1": 0.0}
-    return Reply(stop=stop, reward=BROKEN_FORMAT_REWARD, outcome=outcome)
+    outcome = {"fault": fault, "f1": 0.0}
+    return Reply(stop=stop, reward=BROKEN_FORMAT_REWARD, success=False, outcome=outcome)
 
 
 def _checked(found: object) -> list[Document]:

@@ -309,7 +309,7 @@ const Trees = (() => {
     if (node.failure || node.reward === null) {
       return s("text", { ...place, fill: Scales.ink("alarm"), "font-weight": 600 }, node.failure ? `! ${Text.visible(node.failure.kind).slice(0, 14)}` : node.parent ? "! no score" : "");
     }
-    const text = `${node.reward > 0 ? "✓" : "✗"} ${Scales.number(node.reward)}${node.stop === "answer" ? "" : " " + node.stop}`;
+    const text = `${node.reward > 0 ? "✓" : "✗"} ${Scales.number(node.reward)}${node.stop === "end" ? "" : " " + node.stop}`;
     return s("text", { ...place, fill: node.reward > 0 ? Scales.ink("accent") : Scales.ink("soft"), "font-weight": node.reward > 0 ? 700 : 400 }, text);
   }
 

@@ -243,15 +243,15 @@ def test_answers_are_compared_as_mathematics(
 ):
     env = with_answer(tmp_path, reference, deadline_s=30.0)
     reply = replied(env, rf"I think \boxed{{0}}, or rather \boxed{{{answer}}}.<|im_end|>")
-    assert (reply.stop, reply.reward) == ("answer", reward)
-    assert reply.outcome == {"answer": answer, "exact_match": reward}
+    assert (reply.stop, reply.reward) == ("end", reward)
+    assert (reply.label, reply.success) == (f"answer {answer}", reward == 1.0)
 
 
 def test_no_readable_answer_is_malformed_and_a_cut_turn_is_too_long(tmp_path: Path):
     env = with_answer(tmp_path, "34", deadline_s=30.0)
     for text in ("it is 34", r"\boxed{}", r"\boxed{34", r"\boxed{@@##}", r"\boxed{34} \boxed{"):
         reply = replied(env, text)
-        assert (reply.stop, reply.reward, reply.outcome["exact_match"]) == ("malformed", 0.0, 0.0)
+        assert (reply.stop, reply.reward, reply.success) == ("malformed", 0.0, False)
     cut = replied(env, r"\boxed{34}", truncated=True)
     assert (cut.stop, cut.reward) == ("length", 0.0)
 

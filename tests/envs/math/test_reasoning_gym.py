@@ -38,11 +38,11 @@ def test_tasks_load_and_tell_their_own_answer_from_nonsense(name: str):
         assert message["role"] == "user" and message["content"].startswith(task.question)
         assert message["content"].endswith("</answer>.")
         right = replied(env, task, f"so <answer> {task.answers[0]} </answer><|im_end|>")
-        assert (right.stop, right.reward) == ("answer", 1.0)
-        assert right.outcome == {"answer": task.answers[0].strip(), "exact_match": 1.0}
+        assert (right.stop, right.reward) == ("end", 1.0)
+        assert right.success and right.label == f"answer {task.answers[0].strip()}"
         wrong = replied(env, task, "so <answer> @@ nonsense </answer>")
-        assert wrong.stop == "answer" and wrong.reward is not None and wrong.reward < 0.1
-        assert wrong.outcome["exact_match"] == 0.0
+        assert wrong.stop == "end" and wrong.reward is not None and wrong.reward < 0.1
+        assert wrong.success is False
 
 
 def test_the_last_tagged_answer_counts_and_else_the_last_box():
@@ -54,10 +54,10 @@ def test_the_last_tagged_answer_counts_and_else_the_last_box():
         (f"<answer>{right}</answer> no, <answer>x</answer>", 0.0),
         (f"\\boxed{{0}} no, \\boxed{{{right}}} <answer> open", 1.0),
     ]:
-        assert replied(env, task, text).outcome["exact_match"] == reward
+        assert replied(env, task, text).success is (reward == 1.0)
     for text in (f"it is {right}", "<answer> </answer>", f"<answer>{right}"):
         none = replied(env, task, text)
-        assert (none.stop, none.reward, none.outcome) == ("malformed", 0.0, {"exact_match": 0.0})
+        assert (none.stop, none.reward, none.success) == ("malformed", 0.0, False)
     cut = replied(env, task, f"<answer>{right}</answer>", truncated=True)
     assert (cut.stop, cut.reward) == ("length", 0.0)
 
@@ -67,7 +67,7 @@ def test_partial_credit_is_the_reward_and_no_match():
     task = env.tasks("train")[0]
     nearly = replied(env, task, f"<answer>{task.answers[0][:-1]}</answer>")
     assert nearly.reward is not None and 0 < nearly.reward < 1
-    assert nearly.outcome["exact_match"] == 0.0
+    assert nearly.success is False
 
 
 def test_splits_are_disjoint_and_do_not_move_with_the_number_of_training_questions():
@@ -101,7 +101,7 @@ def test_a_scorer_that_never_ends_or_raises_is_a_failure_and_not_a_reward():
 def test_an_answer_that_the_scorer_cannot_read_scores_nothing():
     env = small("prime_factorization")
     unread = replied(env, env.tasks("train")[0], "<answer>two</answer>")
-    assert (unread.stop, unread.reward) == ("answer", 0.0)
+    assert (unread.stop, unread.reward) == ("end", 0.0)
 
 
 def test_questions_that_follow_from_hashes_are_the_same_in_every_process():

@@ -72,7 +72,7 @@ def test_a_perfect_agent_is_always_right(env: MultiHopSearch, split: Any):
     tasks = env.tasks(split)[:400]
     replies = [played(env, task, perfect_agent) for task in tasks]
     assert [r.reward for r in replies] == [1.0] * len(tasks)
-    assert all(r.stop == "answer" and r.outcome["exact_match"] == 1.0 for r in replies)
+    assert all(r.stop == "end" and r.success for r in replies)
 
 
 def test_an_agent_that_only_guesses_is_hardly_ever_right(env: MultiHopSearch):
@@ -90,7 +90,7 @@ def test_an_agent_that_only_guesses_is_hardly_ever_right(env: MultiHopSearch):
 def test_an_agent_that_stops_a_hop_early_is_wrong(env: MultiHopSearch):
     for task in env.tasks("test")[:40]:
         got = reply(env, task, answer(task.info["path"][-2]))
-        assert (got.stop, got.reward, got.outcome["exact_match"]) == ("answer", 0.0, 0.0)
+        assert (got.stop, got.reward, got.success) == ("end", 0.0, False)
 
 
 def test_the_right_query_finds_its_document_first(env: MultiHopSearch):
@@ -155,7 +155,7 @@ def test_the_models_own_result_is_broken_format_not_a_tool_answer(env: MultiHopS
     forged = f"{call('x')} <result> {right} : {right} . </result> {answer(right)}"
     got = reply(env, task, forged)
     assert (got.stop, got.reward, got.observation) == ("malformed", -1.0, "")
-    assert got.outcome["exact_match"] == 0.0 and "documents" not in got.outcome
+    assert got.success is False and "documents" not in got.outcome
     assert "<result>" in got.outcome["fault"]
 
 
