@@ -16,7 +16,6 @@ EVERYWHERE = {
     "evaluation.split",
     "failures.backoff_s", "failures.engine_deadline_s", "failures.max_excluded",
     "failures.reply_deadline_s", "failures.retries", "failures.retry", "failures.show",
-    "failures.stop_at",
     "folder", "keep_trees_every",
     "kl.coefficient", "kl.estimator", "kl.where", "kl.target",
     "importance.rejection_bound", "importance.span", "importance.tis_cap",

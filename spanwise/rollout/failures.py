@@ -1,4 +1,4 @@
-"""What is done about failures: try again, tell the model, leave the branch out, or stop."""
+"""What is done about failures: retry, tell the model, leave the branch out, or stop the run."""
 
 from __future__ import annotations
 
@@ -15,53 +15,51 @@ SHOWABLE: frozenset[FailureKind] = frozenset(
 )
 """Kinds after which a trajectory can go on."""
 
-
 FEW_CALLS = 20
-"""Fewer tool calls than this say nothing of the tool."""
+"""Fewer tool calls than this tell nothing about the tool."""
 
 
 class RunStopped(SpanwiseError):
-    """Something outside the model is broken and the run does not go on. One clear line."""
+    """Something outside the model is broken, and the run does not go on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FailurePolicy:
     """What becomes of a failure, by its kind.
 
-    A failed call is made again if its kind is in ``retry``. If it fails for good, the run
-    stops (``stop_at``), or the model is told in place of the observation and the trajectory
-    goes on (``show``), or the branch has no reward and is left out of the update: never is
-    it scored 0. A retried turn is drawn with the same seed, so that an engine that comes
-    back leaves no trace in what is sampled.
+    A failed call is made again if its kind is in ``retry``. If it fails for good, either the
+    model is told in place of the observation and the trajectory goes on (``show``), or the
+    branch has no reward and is left out of the update. A failure is never scored 0. A retried
+    turn is drawn with the same seed, so an engine that comes back leaves no trace in what is
+    sampled.
 
     Raises:
       ValueError: if a setting is out of range, or a kind cannot be shown.
     """
 
     retry: tuple[FailureKind, ...] = ("tool_error", "tool_crash", "engine_error")
-    """Try these again. A timeout is not among them: it would cost its deadline again."""
+    """Kinds of failed call to make again. A timeout is not among them by default: it would
+    cost its deadline again."""
 
     show: tuple[FailureKind, ...] = ("tool_timeout", "tool_error", "tool_crash")
-    """Tell the model, which goes on; the environment words it (``failure_text``)."""
-
-    stop_at: tuple[FailureKind, ...] = ()
-    """Stop the run at these."""
+    """Kinds of failure that the model is told of, so that the trajectory goes on; the
+    environment words the message (``failure_text``)."""
 
     retries: int = 2
-    """Further attempts at a call that failed."""
+    """Number of further attempts at a call that failed."""
 
     backoff_s: float = 0.5
-    """Seconds before the first of them; doubled before each other."""
+    """Seconds before the first retry; doubled before each further one."""
 
     max_excluded: float = 0.5
-    """Stop the run if a larger share of a step's branches is left out, or of its tool calls
-    failed for good: a tool that is down teaches the model to live without it."""
+    """Largest share of a step's branches that may be left out, and of its tool calls that may
+    fail for good, before the run stops: a tool that is down teaches the model to do without."""
 
     reply_deadline_s: float = 300.0
-    """Of an environment's reply, tools and reward included, in seconds."""
+    """Seconds the environment has for a reply, tools and reward included."""
 
     engine_deadline_s: float = 1800.0
-    """Of a turn from the engine, in seconds, waiting for its place in a batch included."""
+    """Seconds the engine has for a turn, waiting for a place in a batch included."""
 
     def __post_init__(self) -> None:
         if self.retries < 0 or self.backoff_s < 0 or not 0 <= self.max_excluded <= 1:
@@ -74,9 +72,9 @@ class FailurePolicy:
                 "reply_deadline_s and engine_deadline_s must be positive, got "
                 f"{self.reply_deadline_s} and {self.engine_deadline_s}"
             )
-        if unfit := sorted(set(self.show) - SHOWABLE):
+        if others := sorted(set(self.show) - SHOWABLE):
             raise SpanwiseError(
-                f"failures.show cannot hold {unfit[0]}: a trajectory goes on only after "
+                f"failures.show cannot hold {others[0]}: a trajectory goes on only after "
                 f"{', '.join(sorted(SHOWABLE))}"
             )
 
@@ -90,10 +88,10 @@ class FailurePolicy:
         return self.backoff_s * 2**attempt
 
     def check(self, trees: Sequence[Tree]) -> None:
-        """Refuse to go on from rollouts in which too much failed.
+        """Refuse to go on if too much of these rollouts failed.
 
         Raises:
-          RunStopped: with the kinds and one message of each.
+          RunStopped: with the number of failures of each kind, and one message of each.
         """
         leaves = [leaf for tree in trees for leaf in tree.leaves()]
         lost = [leaf.failure for leaf in leaves if leaf.failure is not None]
@@ -115,7 +113,7 @@ class FailurePolicy:
 
 
 def failures_in(trees: Sequence[Tree]) -> Iterator[Failure]:
-    """Every failure of some trees, also those that were got over."""
+    """Every failure in some trees, including those that were retried, shown or cut."""
     for tree in trees:
         for node in tree.nodes:
             yield from node.faults

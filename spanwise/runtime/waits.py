@@ -1,73 +1,44 @@
-"""What a run is waiting for: calls, each with the node that needs it, and work of its own."""
+"""What the process is waiting for, so that a watchdog can say so."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Literal
 
 
-@dataclass(frozen=True, kw_only=True)
-class Call:
-    """A call to the engine or to the environment, and what it is for."""
+@dataclass(frozen=True, eq=False)
+class Wait:
+    """Something that takes time: a call that was made, or work that is being done."""
 
-    kind: Literal["engine", "environment"]
-    step: int
-    task_id: str
-    path: tuple[int, ...]
-    """The node."""
+    what: object
+    """Its ``str`` says what it is, such as ``the update, step 3``."""
 
-    attempt: int = 0
-    """0 for the first."""
-
-    since: float = field(default_factory=time.monotonic, compare=False)
-    """When it began, on ``time.monotonic``'s clock."""
-
-    def __str__(self) -> str:
-        node = ".".join(map(str, self.path))
-        again = f", attempt {self.attempt + 1}" if self.attempt else ""
-        return f"the {self.kind}, step {self.step}, task {self.task_id}, node {node}{again}"
+    since: float = field(default_factory=time.monotonic)
+    """When it began, on the clock of ``time.monotonic``."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """A part of a step in which the run computes or writes."""
-
-    name: str
-    """Such as ``update``."""
-
-    step: int
-    since: float = field(default_factory=time.monotonic, compare=False)
-    """When it began, on ``time.monotonic``'s clock."""
-
-    def __str__(self) -> str:
-        return f"the {self.name}, step {self.step}"
-
-
-_current: ContextVar[Call | None] = ContextVar("current call", default=None)
-_open: dict[int, Call | Work] = {}
+_open: dict[Wait, None] = {}
 
 
 @contextlib.contextmanager
-def waiting(wait: Call | Work) -> Iterator[None]:
-    """While the context is open, the call or work is among ``open_waits``."""
-    token = _current.set(wait if isinstance(wait, Call) else None)
-    _open[id(wait)] = wait
+def waiting(what: object) -> Iterator[None]:
+    """While the context is open, ``what`` is among the ``open_waits``.
+
+    Example:
+      >>> with waiting("the update, step 3"):
+      ...     [str(wait.what) for wait in open_waits()]
+      ['the update, step 3']
+    """
+    wait = Wait(what)
+    _open[wait] = None
     try:
         yield
     finally:
-        del _open[id(wait)]
-        _current.reset(token)
+        del _open[wait]
 
 
-def current_call() -> Call | None:
-    """The call on whose behalf this code runs; None outside a rollout."""
-    return _current.get()
-
-
-def open_waits() -> list[Call | Work]:
-    """All calls and work under way, the oldest first. Any thread may ask."""
-    return sorted(list(_open.values()), key=lambda wait: wait.since)
+def open_waits() -> list[Wait]:
+    """Everything that is being waited for, the oldest first. Any thread may ask."""
+    return list(_open)

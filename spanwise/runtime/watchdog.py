@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from spanwise.errors import SpanwiseError
-from spanwise.runtime.waits import Call, Work, open_waits
+from spanwise.runtime.waits import Wait, open_waits
 
 LOOK_S = 1.0
 """How often the watchdog looks, or ten times while a report comes due, if that is sooner."""
@@ -84,8 +84,8 @@ class _Watch:
 
     def __init__(self, report_after_s: float, stop_after_s: float, tell: Callable[[str], None]):
         self._report_after_s, self._stop_after_s, self._tell = report_after_s, stop_after_s, tell
-        self._told: tuple[Call | Work | None, int] = None, 0
-        self._stopped: tuple[Call | Work, float] | None = None
+        self._told: tuple[Wait | None, int] = None, 0
+        self._stopped: tuple[Wait, float] | None = None
 
     def until(self, over: threading.Event) -> None:
         """Look again and again until it is over."""
@@ -108,8 +108,8 @@ class _Watch:
         now, waits = time.monotonic(), open_waits()
         if self._stopped is not None:
             wait, at = self._stopped
-            if now - at > GRACE_S and any(wait is other for other in waits):
-                self._tell(f"{wait} did not end; the process does, and the run can be resumed")
+            if now - at > GRACE_S and wait in waits:
+                self._tell(f"{wait.what} did not end; the process does, and the run can be resumed")
                 faulthandler.dump_traceback(file=STDERR)
                 os._exit(1)
         elif waits and self._stop_after_s and now - waits[0].since > self._stop_after_s:
@@ -123,12 +123,12 @@ class _Watch:
                 self._told = waits[0], times + 1
 
 
-def _said(waits: list[Call | Work], now: float) -> str:
+def _said(waits: list[Wait], now: float) -> str:
     """What the oldest wait is for and since when, and how many others there are."""
     age_s = now - waits[0].since
     began = time.strftime("%H:%M:%S", time.localtime(time.time() - age_s))
     others = f", and for {len(waits) - 1} more" if len(waits) > 1 else ""
-    return f"waiting since {began} ({age_s:.3g} s) for {waits[0]}{others}"
+    return f"waiting since {began} ({age_s:.3g} s) for {waits[0].what}{others}"
 
 
 def _in_main_thread() -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from spanwise.envs.base import Environment, Reply, Split, Task, Turn
 from spanwise.models.tokenizer import Tokenizer
-from spanwise.runtime.waits import current_call
+from spanwise.rollout.calls import current_call
 from spanwise.samplers.base import Completion, Engine, EngineError, Request, Sampler
 from spanwise.tools.base import Tool, ToolCrash, ToolError
 from spanwise.tree import Failure

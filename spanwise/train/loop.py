@@ -24,7 +24,7 @@ from spanwise.run.trackers import check_trackers, open_trackers
 from spanwise.runtime.event_loop import run_rollouts
 from spanwise.runtime.seeds import seed_of
 from spanwise.runtime.signals import Stopped, StopSignals
-from spanwise.runtime.waits import Work, waiting
+from spanwise.runtime.waits import waiting
 from spanwise.samplers.base import EngineError
 from spanwise.train.checkpoint import save_weights
 from spanwise.train.config import TrainConfig, to_json
@@ -180,7 +180,7 @@ def run_training(run: Run, display: Display, signals: StopSignals) -> None:
     signals.check()
     with display.waiting("measuring the model after training"):
         after = measure(run.context, config.rollout, config.evaluation, run.ranks).summary()
-    with waiting(Work(name="saving of the finished model", step=state.step)):
+    with waiting(f"the saving of the finished model, step {state.step}"):
         save_weights(run.log.checkpoint_path("final"), run.learner, run.tokenizer)
     if run.ranks.is_main:
         run.log.write_summary(summary(run, after))
@@ -210,7 +210,7 @@ def train_step(run: Run, step: int, signals: StopSignals) -> dict[str, Any]:
         run.context.sampler.pause()
     clock.lap("rollout")
 
-    with waiting(Work(name="scoring", step=step)):
+    with waiting(f"the scoring, step {step}"):
         batch = learner.batch(sampled.trees)
     metrics = {"step": step, **tree_metrics(sampled.all_trees, batch)}
     if config.max_off_policy_steps:
@@ -224,7 +224,7 @@ def train_step(run: Run, step: int, signals: StopSignals) -> dict[str, Any]:
         advantages = learner.advantage(batch)
         clock.lap("credit")
         run.state.settled = False
-        with waiting(Work(name="update", step=step)):
+        with waiting(f"the update, step {step}"):
             metrics |= learner.update(batch, advantages, seed=seed_of(config.seed, step, "update"))
             run.prefetcher.settle()
             run.context.sampler.update_weights(learner.full_policy())
@@ -288,12 +288,12 @@ def critic_step(run: Run, number: int, signals: StopSignals) -> dict[str, Any]:
     signals.check()
     run.context.sampler.pause()
     clock.lap("rollout")
-    with waiting(Work(name="scoring", step=step)):
+    with waiting(f"the scoring, step {step}"):
         batch = learner.batch(trees)
     metrics = {"step": 0, "critic_batch": number, **tree_metrics(trees, batch)}
     if batch is not None:
         run.state.settled = False
-        with waiting(Work(name="fit of the critic", step=step)):
+        with waiting(f"the fit of the critic, step {step}"):
             metrics |= learner.fit_critic(batch, seed=seed_of(config.seed, step, "critic"))
     clock.lap("update")
     run.count(metrics, clock.total(), epochs=0)

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from spanwise.display import Display
 from spanwise.run.folder import RunError, RunFolder
-from spanwise.runtime.waits import Work, waiting
+from spanwise.runtime.waits import waiting
 from spanwise.train.checkpoint import (
     newest_usable,
     quarantine,
@@ -28,7 +28,7 @@ def save_state(run: Run) -> None:
       CheckpointError: if it cannot be written.
     """
     folder = state_path(run)
-    with waiting(Work(name="checkpoint", step=run.state.step)):
+    with waiting(f"the checkpoint, step {run.state.step}"):
         write_checkpoint(folder, run.learner, run.tokenizer, run.state, run.settings)
     if run.ranks.is_main:
         remove_old(folder.parent, run.config.checkpoints.keep)

@@ -17,7 +17,7 @@ import pytest
 
 from spanwise.envs.base import Reply, Task, Turn
 from spanwise.rollout import Chains, FailurePolicy, RolloutContext, run_rollouts
-from spanwise.runtime.waits import Work, current_call, open_waits, waiting
+from spanwise.runtime.waits import open_waits, waiting
 from spanwise.runtime.watchdog import Watchdog
 from spanwise.samplers.base import Completion, Request
 from tests.word_game import CharTokenizer, PathSampler, WordGame
@@ -102,11 +102,10 @@ def test_an_engine_that_hangs_is_reported_with_the_number_of_other_waits() -> No
     assert told.lines[0].endswith("for the engine, step 3, task t7, node 0, and for 4 more")
 
 
-def test_work_is_reported_and_makes_no_call() -> None:
+def test_work_is_reported() -> None:
     told = Told()
     with Watchdog(report_after_s=0.05, stop_after_s=0).watching(told):
-        with waiting(Work(name="update", step=4)):
-            assert current_call() is None
+        with waiting("the update, step 4"):
             told.wait(1)
         assert not open_waits()
     assert told.lines[0].endswith("for the update, step 4")
@@ -116,7 +115,7 @@ def test_short_waits_say_nothing_and_the_thread_ends() -> None:
     told = Told()
     with Watchdog(report_after_s=30.0, stop_after_s=60.0).watching(told):
         assert any(thread.name == "watchdog" for thread in threading.enumerate())
-        with waiting(Work(name="update", step=4)):
+        with waiting("the update, step 4"):
             time.sleep(0.05)
     with Watchdog(report_after_s=0, stop_after_s=0).watching(told):
         assert all(thread.name != "watchdog" for thread in threading.enumerate())
@@ -129,7 +128,7 @@ def test_a_run_that_waits_too_long_is_sent_one_signal() -> None:
     before = signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
     try:
         watchdog = Watchdog(report_after_s=0, stop_after_s=0.05)
-        with watchdog.watching(told), waiting(Work(name="update", step=4)):
+        with watchdog.watching(told), waiting("the update, step 4"):
             told.wait(1)
             time.sleep(0.1)
     finally:
@@ -143,7 +142,7 @@ def test_outside_the_main_thread_nothing_is_stopped() -> None:
 
     def watched() -> None:
         watchdog = Watchdog(report_after_s=0.05, stop_after_s=0.01)
-        with watchdog.watching(told), waiting(Work(name="update", step=4)):
+        with watchdog.watching(told), waiting("the update, step 4"):
             told.wait(1)
 
     thread = threading.Thread(target=watched)
@@ -155,7 +154,7 @@ def test_outside_the_main_thread_nothing_is_stopped() -> None:
 ENDLESS = """
 import re, signal, sys, time
 from spanwise.runtime import watchdog
-from spanwise.runtime.waits import Work, waiting
+from spanwise.runtime.waits import waiting
 
 def held():  # a regular expression that takes years, with the interpreter lock held
     re.match("(a+)+$", "a" * 60 + "b")
@@ -167,7 +166,7 @@ def asleep():
 watchdog.GRACE_S = 0.3
 signal.signal(signal.SIGTERM, lambda number, frame: print("asked to stop", flush=True))
 with watchdog.Watchdog(report_after_s=0.0, stop_after_s=0.3).watching(print):
-    with waiting(Work(name="update", step=4)):
+    with waiting("the update, step 4"):
         {how}()
 """
 

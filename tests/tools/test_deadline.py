@@ -5,12 +5,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from spanwise.runtime.waits import Call, current_call, waiting
 from spanwise.tools.base import MAX_RUNNING, Tool, ToolError, ToolTimeout, abandoned_threads
 
 
@@ -116,11 +116,11 @@ def test_calls_beyond_the_limit_wait_and_waiting_is_not_held_against_them() -> N
         assert asyncio.run(main()) == [str(n) for n in range(3 * MAX_RUNNING)]
 
 
-def test_a_tool_knows_in_its_thread_for_whom_it_is_called() -> None:
-    call = Call(kind="environment", step=3, task_id="task", path=(0, 1))
+def test_a_tool_runs_in_the_context_of_its_caller() -> None:
+    caller: ContextVar[str] = ContextVar("caller")
 
     async def main() -> object:
-        with waiting(call):
-            return await Calls(function=lambda query: current_call())("q")
+        caller.set("task 7")
+        return await Calls(function=lambda query: caller.get())("q")
 
-    assert asyncio.run(main()) is call
+    assert asyncio.run(main()) == "task 7"

@@ -1,4 +1,4 @@
-"""A run with faulty tools, rewards and engine goes on, and its metrics know of every fault."""
+"""A run with faulty tools, rewards and engine goes on, and its metrics count every fault."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pytest
+
+from spanwise.cli import main
 from spanwise.display import Display
 from spanwise.envs.search.environment import MultiHopSearch
 from spanwise.recipes.search import at2po_search
 from spanwise.rollout import FailurePolicy
+from spanwise.run.folder import RunFolder
 from spanwise.testing import FaultPlan, FaultyEngine, FaultyReward, FaultyTool
 from spanwise.tools.base import Tool
-from spanwise.train import train
+from spanwise.train import TrainConfig, train
 from spanwise.train.evaluate import Evaluation
 
 TRAINING = (1, 100)
@@ -59,3 +63,35 @@ def test_every_fault_is_in_the_metrics_and_the_summary(tmp_path: Path) -> None:
     assert min(counted.values()) > 0
     summary = log.read_summary()["failures"]
     assert {f"failures/{kind}": n for kind, n in summary.items() if kind != "retries"} == counted
+
+
+def failing_search() -> TrainConfig:
+    """One step in which every second search fails."""
+    recipe = at2po_search()
+    tool = FaultPlan(rates={"raise": 0.5}, steps=TRAINING)
+    return replace(
+        recipe,
+        env=FaultySearch(plan=tool, train_questions=200),
+        failures=FailurePolicy(retries=0),
+        evaluation=Evaluation(num_tasks=4),
+        steps=1,
+        prompts_per_step=6,
+    )
+
+
+def test_the_command_line_decides_what_becomes_of_failures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", f"{__file__}:failing_search", "--failures.max-excluded"]
+    assert main([*words, "1", "--folder", str(tmp_path / "shown")]) == 0
+    [line] = RunFolder.open(tmp_path / "shown").read_metrics()
+    assert line["failures/tool_error"] > 0 and line["excluded"] == 0
+
+    hidden = ["--failures.show", "tool_timeout", "--folder", str(tmp_path / "hidden")]
+    assert main([*words, "1", *hidden]) == 0
+    [line] = RunFolder.open(tmp_path / "hidden").read_metrics()
+    assert line["failures/tool_error"] > 0 and line["excluded"] > 0
+
+    capsys.readouterr()
+    assert main([*words, "0.1", "--folder", str(tmp_path / "stopped")]) == 2
+    assert "tool calls failed, more than failures.max_excluded = 0.1" in capsys.readouterr().err

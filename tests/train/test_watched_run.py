@@ -12,7 +12,7 @@ import pytest
 from spanwise.display import Display
 from spanwise.envs.base import Reply, Task, Turn
 from spanwise.learn.critic import NoCritic
-from spanwise.runtime.waits import current_call
+from spanwise.rollout.calls import current_call
 from spanwise.runtime.watchdog import Watchdog
 from spanwise.train import Stopped, train
 from tests.train.letters import Letters, letters
