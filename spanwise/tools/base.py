@@ -8,43 +8,23 @@ import contextvars
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, ClassVar, TypeVar
 
+from spanwise.errors import one_line
 from spanwise.tree import Failure, FailureKind
 
 T = TypeVar("T")
 
 MAX_RUNNING = 128
-"""Threads that make calls at once, in one event loop; other calls wait for one of them to end,
-which does not count towards their deadlines."""
+"""Tool calls that one event loop makes at once; the others wait, which does not count towards
+their deadlines."""
 
 MAX_ABANDONED = 64
-"""With so many threads past their deadlines no call is begun: each keeps its memory.
+"""While this many threads hang past their deadlines, no call is begun: each keeps its memory."""
 
-There are then never more than ``MAX_RUNNING + MAX_ABANDONED`` threads of tools.
-"""
-
-LOOK_S = 0.25
-"""How often a call that waits for a thread looks whether too many hang."""
-
-_left: set[threading.Thread] = set()
-
-
-class Room:
-    """A semaphore of ``size`` places for each event loop."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._places: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
-
-    def places(self) -> asyncio.Semaphore:
-        """Of the event loop that runs."""
-        for loop in [loop for loop in self._places if loop.is_closed()]:
-            del self._places[loop]
-        return self._places.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(self._size))
-
-
-_room = Room(MAX_RUNNING)
+POLL_S = 0.25
+"""Seconds between two looks of a waiting call at how many threads hang."""
 
 
 class ToolError(RuntimeError):
@@ -53,13 +33,13 @@ class ToolError(RuntimeError):
     kind: ClassVar[FailureKind] = "tool_error"
 
     def failure(self) -> Failure:
-        """For the record: the kind, and the message on one line.
+        """The record of this error in a tree: its kind, and its message on one line.
 
         Example:
           >>> ToolTimeout("no answer in 2 s").failure().kind
           'tool_timeout'
         """
-        return Failure(kind=self.kind, message=" ".join(str(self).split())[:500])
+        return Failure(kind=self.kind, message=one_line(str(self)))
 
 
 class ToolTimeout(ToolError):
@@ -69,22 +49,22 @@ class ToolTimeout(ToolError):
 
 
 class ToolCrash(ToolError):
-    """The process of a tool died."""
+    """What answers for the tool, such as a process or a sandbox, died."""
 
     kind = "tool_crash"
 
 
 class Tool(ABC):
-    """One tool: text in, text out. ``continue`` runs in a thread of its own.
+    """A tool takes text and answers in a thread of its own, before a deadline.
 
-    Subclasses are frozen keyword-only dataclasses; ``deadline_s`` is an option.
+    Subclasses are frozen keyword-only dataclasses with ``deadline_s``, in seconds, as a field.
     """
 
     deadline_s: float
 
     @abstractmethod
     def call(self, query: str) -> Any:
-        """Answer a query.
+        """Answer a query; may block.
 
         Raises:
           ToolError: if it cannot.
@@ -94,7 +74,7 @@ class Tool(ABC):
         """Answer a query before the deadline.
 
         Raises:
-          ToolTimeout: at the deadline; the thread is left behind.
+          ToolTimeout: at the deadline; the thread is abandoned.
           ToolError: if the tool raised anything.
         """
         try:
@@ -110,31 +90,57 @@ class Tool(ABC):
 
 
 async def run_with_deadline(function: Callable[[], T], deadline_s: float) -> T:
-    """Run a blocking function in a thread of its own, for a limited time.
+    """Run a blocking function in a thread for a limited time, in the context of the caller.
+
+    The thread is a daemon of its own, not one of a pool such as asyncio's or anyio's: calls
+    that hang neither fill a pool nor keep the process from ending. One that hangs keeps its
+    place among ``MAX_RUNNING``, so the number of threads is bounded.
 
     Raises:
       TimeoutError: at the deadline, although the thread may still run.
-      ToolError: at once, if ``MAX_ABANDONED`` earlier calls still run after theirs.
+      ToolError: if ``MAX_ABANDONED`` earlier calls still run after theirs.
     """
-    places, loop = _room.places(), asyncio.get_running_loop()
-    _check_left_behind()
+    places, loop, done = _places(), asyncio.get_running_loop(), Future[T]()
+    _refuse_if_many_hang()
     while True:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(places.acquire(), LOOK_S)
+            await asyncio.wait_for(places.acquire(), POLL_S)
             break
-        _check_left_behind()
+        _refuse_if_many_hang()
 
-    def call() -> T:
+    def work() -> None:
+        done.set_running_or_notify_cancel()
         try:
-            return function()
-        finally:  # the place of a thread that is left behind stays taken
+            done.set_result(function())
+        except BaseException as error:
+            # A tool that calls sys.exit has failed; a future cannot carry StopIteration.
+            plain = isinstance(error, Exception) and not isinstance(error, StopIteration)
+            done.set_exception(error if plain else RuntimeError(repr(error)))
+        finally:
             with contextlib.suppress(RuntimeError):  # the loop has closed, its places with it
                 loop.call_soon_threadsafe(places.release)
 
-    return await in_thread(call, deadline_s)
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
+    thread.start()
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(done), deadline_s)
+    except (TimeoutError, asyncio.CancelledError):
+        if thread.is_alive():
+            _abandoned.add(thread)
+        raise
 
 
-def _check_left_behind() -> None:
+_abandoned: set[threading.Thread] = set()
+_places_of: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
+
+
+def abandoned_threads() -> int:
+    """Number of threads that still run a call which nobody waits for any more."""
+    _abandoned.difference_update([thread for thread in _abandoned if not thread.is_alive()])
+    return len(_abandoned)
+
+
+def _refuse_if_many_hang() -> None:
     if (hanging := abandoned_threads()) >= MAX_ABANDONED:
         raise ToolError(
             f"{hanging} calls hang although their deadlines are over; no other is begun before "
@@ -142,48 +148,8 @@ def _check_left_behind() -> None:
         )
 
 
-async def in_thread(function: Callable[[], T], deadline_s: float | None = None) -> T:
-    """Run a blocking function in a daemon thread of its own, in the context of the caller.
-
-    A thread of its own, not one of a pool: calls that hang can then neither fill a
-    pool nor keep the process from ending.
-
-    Raises:
-      TimeoutError: at the deadline, if there is one, although the thread may still run.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if done.done():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(result)  # type: ignore[arg-type]
-
-    def work() -> None:
-        result, error = None, None
-        try:
-            result = function()
-        except BaseException as raised:
-            # A thread has no say over the run: SystemExit and its like are the tool's error,
-            # and a future cannot carry StopIteration.
-            plain = isinstance(raised, Exception) and not isinstance(raised, StopIteration)
-            error = raised if plain else RuntimeError(repr(raised))
-        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, result, error)
-
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
-    thread.start()
-    try:
-        return await asyncio.wait_for(done, deadline_s)
-    except (TimeoutError, asyncio.CancelledError):
-        _left.add(thread)
-        raise
-
-
-def abandoned_threads() -> int:
-    """Threads that still run a call which nobody waits for any more."""
-    _left.difference_update([thread for thread in _left if not thread.is_alive()])
-    return len(_left)
+def _places() -> asyncio.Semaphore:
+    """The ``MAX_RUNNING`` places of the running event loop."""
+    for loop in [loop for loop in _places_of if loop.is_closed()]:
+        del _places_of[loop]
+    return _places_of.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(MAX_RUNNING))

@@ -24,7 +24,7 @@ from spanwise.learn.nonfinite import NonfiniteError
 from spanwise.models.execution import checkpoint_gradients
 from spanwise.models.lora import LoRA, add_adapter
 from spanwise.run.folder import RunError, RunFolder
-from spanwise.tools.base import Room, run_with_deadline
+from spanwise.tools.base import run_with_deadline
 from spanwise.train import Stopped, TrainConfig, train
 from spanwise.train import loop as loop_module
 from spanwise.train.checkpoint import CheckpointError, checkpoint_folders
@@ -219,7 +219,7 @@ def test_the_same_run_however_many_tools_run_at_once_and_whichever_ends_first(
 ) -> None:
     config = replace(plain(), steps=3)
     run(config, tmp_path / "plain")
-    monkeypatch.setattr("spanwise.tools.base._room", Room(num_threads))
+    monkeypatch.setattr("spanwise.tools.base.MAX_RUNNING", num_threads)
     run(replace(config, env=ToolLetters()), tmp_path / "tools")
     assert (
         differing(abandoned_threads(tmp_path / "plain"), abandoned_threads(tmp_path / "tools"))

@@ -1,40 +1,48 @@
-"""Scores computed in a process of their own, which is ended at the deadline.
+"""Scores computed in processes of their own, which are ended at the deadline.
 
-One answer from the model that is computed as ``9**9**9`` would else stop the run for good: see
-``tools.process``. Importing a computer algebra system takes seconds and a score takes
-milliseconds, so processes are kept.
+A thread cannot be stopped, and one that holds the interpreter lock, as ``9**9**9`` in an
+answer does, stops all others: not even a deadline would be noticed. A process can be ended at
+any moment. Importing a computer algebra system takes seconds and a score milliseconds, so
+processes are kept. They are plain children, not those of ``multiprocessing``, whose workers
+import the user's main module again.
 
 Some scorers evaluate the answer as Python, so the process may run what a model wrote. It is
-refused files to write, processes and connections. That stops accidents and what a policy may
-stumble on; it is no sandbox.
+refused files to write, processes and connections, and what it answers is read as JSON, never
+unpickled. That stops accidents and what a policy may stumble on; it is no sandbox.
 
-All have the same hash seed, so that what iterates over sets of strings comes out the same
-in every run.
+All have the same hash seed, so that iterating over a set of strings gives the same order in
+every run.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
+import json
 import os
+import pickle
+import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from multiprocessing.connection import Connection, Pipe
 from typing import Any, ClassVar, TypeVar, cast
 
-from spanwise.tools.process import (
-    START_S,
-    ChildProcess,
-    ProcessDied,
-    ProcessFault,
-    ProcessTimeout,
-)
+from spanwise.errors import one_line
 from spanwise.tree import Failure, FailureKind
 
 T = TypeVar("T")
 
 MAX_ANSWER_BYTES = 100_000
-"""Of a score, which what a model wrote may try to make very long."""
+"""Longest score, which what a model wrote may try to make very long."""
+
+START_S = 120.0
+"""Seconds a process has to start and to import what it is to call."""
+
+ORPHAN_S = 5.0
+"""Seconds after its deadline at which a call ends its own process, if nobody else has."""
 
 HASH_SEED = "0"
 
@@ -64,10 +72,7 @@ FORBIDDEN = frozenset(
         "shutil.rmtree",
     ]
 )
-"""Events of the interpreter's audit that no score needs; to open a file to write is another."""
-
-_idle: list[ChildProcess] = []
-_room = threading.BoundedSemaphore(MAX_PROCESSES)
+"""Audit events of the interpreter that no score needs; opening a file to write is another."""
 
 
 class ScoringError(RuntimeError):
@@ -76,7 +81,7 @@ class ScoringError(RuntimeError):
     kind: ClassVar[FailureKind] = "reward_error"
 
     def failure(self) -> Failure:
-        """For the record."""
+        """The record of this error in a tree."""
         return Failure(kind=self.kind, message=str(self))
 
 
@@ -89,20 +94,20 @@ class ScoringTimeout(ScoringError):
 async def scored(function: Callable[..., T], *arguments: Any, package: str, deadline_s: float) -> T:
     """``function(*arguments)``, computed in a scoring process.
 
-    At most ``MAX_PROCESSES`` scores are computed at once; the others wait, and waiting
-    does not count towards the deadline. Neither does importing the package.
+    At most ``MAX_PROCESSES`` scores are computed at once; the others wait. Neither waiting
+    nor importing the package counts towards the deadline.
 
     Args:
       function: A function of a module, found again by its name.
       arguments: Anything that can be pickled; the result is a JSON value.
-      package: What the function imports, by name.
-      deadline_s: In seconds.
+      package: Name of the package that the function imports.
+      deadline_s: Seconds until the process is ended.
 
     Raises:
       ScoringTimeout: at the deadline.
       ScoringError: if the function raised anything, or the process died.
     """
-    call = _scored, function, arguments, package, deadline_s, MAX_ANSWER_BYTES
+    call = _called, function, arguments, package, deadline_s, MAX_ANSWER_BYTES
     return cast(T, await asyncio.to_thread(*call))
 
 
@@ -112,10 +117,14 @@ def generated(function: Callable[..., T], *arguments: Any, package: str) -> T:
     Raises:
       ScoringError: if the function raised anything, or the process died.
     """
-    return cast(T, _scored(function, arguments, package, None, None))
+    return cast(T, _called(function, arguments, package, None, None))
 
 
-def _scored(
+_idle: list[_Process] = []
+_room = threading.BoundedSemaphore(MAX_PROCESSES)
+
+
+def _called(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
     package: str,
@@ -123,28 +132,110 @@ def _scored(
     max_bytes: int | None,
 ) -> Any:
     with _room:
-        process = None
+        process = _ready_process()
         try:
-            process = _ready_process()
-            process.call(_prepare, package, function, deadline_s=START_S)
-            return process.call(function, *arguments, deadline_s=deadline_s, max_bytes=max_bytes)
-        except ProcessTimeout as error:
-            raise ScoringTimeout(str(error)) from None
-        except ProcessDied as error:
-            raise ScoringError(f"the scoring {error}") from None
-        except ProcessFault as error:
-            raise ScoringError(str(error)) from None
-        finally:
-            if process is not None and process.is_alive:
-                _idle.append(process)
+            _, error = process.call(_prepare, (package, function), START_S, None)
+            value = None
+            if error is None:
+                value, error = process.call(function, arguments, deadline_s, max_bytes)
+        except BaseException:
+            process.end()
+            raise
+        _idle.append(process)
+    if error is not None:
+        raise ScoringError(error)
+    return value
 
 
-def _ready_process() -> ChildProcess:
+def _ready_process() -> _Process:
     while _idle:
         process = _idle.pop()
         if process.is_alive:
             return process
-    return ChildProcess({"PYTHONHASHSEED": HASH_SEED})
+        process.end()
+    return _Process()
+
+
+class _Process:
+    """A Python process that makes calls, one at a time, until nobody is left to ask."""
+
+    def __init__(self) -> None:
+        ours, theirs = Pipe()
+        with theirs:
+            self._child = subprocess.Popen(
+                [sys.executable, "-c", f"from {__name__} import serve; serve({theirs.fileno()})"],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
+                    "PYTHONHASHSEED": HASH_SEED,
+                },
+                start_new_session=True,  # Ctrl-C is for the run, which then ends this process
+            )
+        self._connection = cast("Connection[Any, Any]", ours)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._child.poll() is None
+
+    def call(
+        self,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        deadline_s: float | None,
+        max_bytes: int | None,
+    ) -> tuple[Any, str | None]:
+        """The function's result, and what it raised, if anything.
+
+        Raises:
+          ScoringError: if there is no result: the process can then not be used any more.
+        """
+        try:
+            self._connection.send((function, arguments, deadline_s))
+            if not self._connection.poll(deadline_s):
+                raise ScoringTimeout(f"no answer in {deadline_s:g} s")
+            return tuple(json.loads(self._connection.recv_bytes(max_bytes)))
+        except (EOFError, ConnectionError):
+            raise ScoringError(f"the scoring process died {self._manner()}") from None
+        except (OSError, ValueError):
+            raise ScoringError(f"the answer is no JSON of at most {max_bytes} bytes") from None
+
+    def _manner(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = self._child.wait(timeout=1.0)
+            return f"of {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
+        return "without a word"
+
+    def end(self) -> None:
+        """End the process and all that it started."""
+        self._connection.close()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._child.pid, signal.SIGKILL)
+        self._child.wait()
+
+
+def serve(descriptor: int) -> None:
+    """What a scoring process does."""
+    connection = cast("Connection[Any, Any]", Connection(descriptor))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    with contextlib.suppress(EOFError):
+        while True:
+            connection.send_bytes(_answer(connection.recv_bytes()))
+
+
+def _answer(request: bytes) -> bytes:
+    try:
+        function, arguments, deadline_s = pickle.loads(request)
+        # Should the process that asked be gone, the kernel ends this one, whatever it does.
+        signal.setitimer(signal.ITIMER_REAL, 0 if deadline_s is None else deadline_s + ORPHAN_S)
+        return json.dumps([function(*arguments), None]).encode()
+    except BaseException as error:
+        return json.dumps([None, one_line(error)]).encode()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _prepare(package: str, function: Callable[..., Any]) -> None:

@@ -1,6 +1,8 @@
 import asyncio
 import json
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -280,14 +282,32 @@ def raising(*_: object) -> bool:
 
 
 def dying(*_: object) -> bool:
-    import os
-
     os._exit(3)
 
 
 def shouting(text: str) -> str:
     print(text)
     return text.upper()
+
+
+def process_id(text: str) -> int:
+    return os.getpid()
+
+
+def endless() -> int:
+    return sum(iter(int, 1))
+
+
+def leaving() -> None:
+    sys.exit(4)
+
+
+def verbose() -> str:
+    return "x" * scoring_process.MAX_ANSWER_BYTES
+
+
+def no_json() -> bytes:
+    return b"score"
 
 
 def test_many_scores_at_once_come_back_to_who_asked():
@@ -299,6 +319,39 @@ def test_many_scores_at_once_come_back_to_who_asked():
         return await asyncio.gather(*asked)
 
     assert asyncio.run(all_scores()) == [f"T{n}" for n in range(40)]
+
+
+def computed(function: Callable[..., Any], *arguments: Any, deadline_s: float = 30.0) -> Any:
+    scored = scoring_process.scored(function, *arguments, package="json", deadline_s=deadline_s)
+    return asyncio.run(scored)
+
+
+def test_processes_are_kept_and_one_past_its_deadline_is_ended():
+    process = computed(process_id, "q")
+    assert computed(process_id, "again") == process != os.getpid()
+    with pytest.raises(scoring_process.ScoringTimeout, match=r"no answer in 0\.5 s"):
+        computed(endless, deadline_s=0.5)
+    assert computed(process_id, "q") != process
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (leaving, "SystemExit: 4"),
+        (dying, "the scoring process died with exit status 3"),
+        (verbose, "the answer is no JSON of at most 100000 bytes"),
+        (no_json, "bytes is not JSON serializable"),
+    ],
+)
+def test_what_goes_wrong_in_a_process_is_a_typed_failure(
+    function: Callable[..., Any], message: str
+):
+    with pytest.raises(scoring_process.ScoringError, match=message) as raised:
+        computed(function)
+    assert raised.value.failure().kind == "reward_error"
+    assert computed(shouting, "next") == "NEXT"
 
 
 @pytest.mark.parametrize(
