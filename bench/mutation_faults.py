@@ -21,9 +21,11 @@ SPANS, RECURRENCE, CPU = "spans.py", "advantages/recurrence.py", "kernels/cpu.py
 CUDA, CUDA_TESTS = "kernels/cuda.py", "tests/test_cuda_kernel.py"
 SURROGATE, RATIO, AGGREGATE = "losses/surrogate.py", "losses/ratio.py", "losses/aggregate.py"
 GROUP, TREE = "advantages/group.py", "advantages/tree.py"
+TREE_ARRAYS = "advantages/tree_arrays.py"
 IMPORTANCE, IMPORTANCE_TESTS = "losses/importance.py", "tests/losses/test_importance.py"
 GROUP_TESTS = "tests/advantages/test_group_advantages.py"
 TREE_TESTS = "tests/advantages/test_tree_credit.py"
+REWARD_TESTS = "tests/advantages/test_rewards_on_the_way.py"
 ADVANTAGE_TESTS = "tests/advantages/test_span_advantages.py"
 SURROGATE_TESTS = "tests/losses/test_surrogate.py tests/losses/test_aggregate.py"
 
@@ -295,7 +297,7 @@ FAULTS = (
         "a turn's advantage is over the root instead of its parent",
         TREE,
         "torch.where(parents >= 0, parents, own), parents, leaves)",
-        "_depths_and_roots(parents)[1], parents, leaves)",
+        "depths_and_roots(parents)[1], parents, leaves)",
         TREE_TESTS,
     ),
     Fault(
@@ -414,51 +416,79 @@ FAULTS = (
     Fault(
         "the deviation of a tree is the sample one",
         TREE,
-        "std = (squares / counts).sqrt()[group]",
-        "std = (squares / (counts - 1).clamp(min=1)).sqrt()[group]",
-        GROUP_TESTS,
+        "index_add(0, group, squares) / counts",
+        "index_add(0, group, squares) / (counts - 1).clamp(min=1)",
+        REWARD_TESTS,
     ),
     Fault(
         "children without a scored leaf count in the mean",
         TREE,
-        "weights = (leaf_counts(parents, leaves) > 0).to(rewards.dtype)",
-        "weights = torch.ones_like(parents).to(rewards.dtype)",
+        "weights = (leaf_counts(parents, leaves) > 0).to(returns.dtype)",
+        "weights = torch.ones_like(parents).to(returns.dtype)",
         TREE_TESTS,
     ),
     Fault(
         "children count alike however many leaves they have",
         TREE,
-        "weights = leaf_counts(parents, leaves).to(rewards.dtype)",
-        "weights = (leaf_counts(parents, leaves) > 0).to(rewards.dtype)",
+        "weights = leaf_counts(parents, leaves).to(returns.dtype)",
+        "weights = (leaf_counts(parents, leaves) > 0).to(returns.dtype)",
         TREE_TESTS,
     ),
     Fault(
         "leaves count at their own node alone",
-        TREE,
-        "return _summed_upward(parents, torch.ones_like(parents), counts)",
+        TREE_ARRAYS,
+        "return summed_upward(parents, torch.ones_like(parents), counts)",
         "return counts",
         TREE_TESTS,
     ),
     Fault(
         "the advantage of a node is twice its value",
         TREE,
-        "    return values.detach()\n",
-        "    return 2 * values.detach()\n",
+        "    return (values - paid).detach()\n",
+        "    return (2 * values - paid).detach()\n",
         TREE_TESTS,
     ),
     Fault(
         "a turn's advantage is over its parent instead of the root",
         TREE,
-        "return _difference(values, _depths_and_roots(parents)[1], parents, leaves)",
-        "return _difference(values, parents.clamp(min=0), parents, leaves)",
+        "return _difference(to_go, depths_and_roots(parents)[1], parents, leaves)",
+        "return _difference(to_go, parents.clamp(min=0), parents, leaves)",
         TREE_TESTS,
     ),
     Fault(
         "local and global credit leaves out the global",
         TREE,
-        "return over_parent(values, parents, leaves) + over_root(values, parents, leaves)",
-        "return 2 * over_parent(values, parents, leaves)",
+        "return local + over_root(values, paid, parents, leaves)",
+        "return 2 * local",
         TREE_TESTS,
+    ),
+    Fault(
+        "a turn is credited with what was paid before it",
+        TREE,
+        "    return (values - paid).detach()\n",
+        "    return values.detach()\n",
+        REWARD_TESTS,
+    ),
+    Fault(
+        "what was paid is compared with what the tree's leaves were paid at any depth",
+        TREE,
+        "centred_by_group(before[path].flatten(), of_depth.flatten())",
+        "centred_by_group(before[path].flatten(), (0 * at_depth + of_depth[:, :1]).flatten())",
+        REWARD_TESTS,
+    ),
+    Fault(
+        "the deviation of a tree is that of the returns alone",
+        TREE,
+        "variances.view(-1, num_depths).amax(1).sqrt()",
+        "variances.view(-1, num_depths)[:, 0].sqrt()",
+        REWARD_TESTS,
+    ),
+    Fault(
+        "a turn's own reward counts as paid before it",
+        TREE_ARRAYS,
+        "    paid, above = torch.zeros_like(turn_rewards), parents\n",
+        "    paid, above = turn_rewards.clone(), parents\n",
+        REWARD_TESTS,
     ),
     Fault(
         "masked tokens get the advantage of the root",

@@ -7,12 +7,14 @@ log-prob, value and advantage that is computed from a batch later on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from spanwise import advantages as adv
 from spanwise.tree import Node, Path, Tree
 
 
@@ -21,7 +23,7 @@ class Batch:
     """Branches as rows, and the turns they are made of as nodes.
 
     ``N`` branches, right-padded to ``T`` tokens; ``M`` nodes over all trees, a parent
-    before its children. Branches without a reward are left out, and counted.
+    before its children. Branches whose leaf has no reward are left out, and counted.
     """
 
     tokens: Tensor
@@ -45,9 +47,6 @@ class Batch:
     sampling_logprobs: Tensor
     """``[N, T]`` float32, under the distribution drawn from; 0 where mask is False."""
 
-    rewards: Tensor
-    """``[N]`` float32, outcome of the branch."""
-
     groups: Tensor
     """``[N]`` int64, number of the tree."""
 
@@ -59,6 +58,22 @@ class Batch:
 
     entropies: Tensor
     """``[M]`` float32, ``H`` of each node, in nats; 0 for a root."""
+
+    turn_rewards: Tensor
+    """``[M]`` float32, what the environment paid for each node; 0 if nothing."""
+
+    texts: tuple[str, ...]
+    """Text that the model wrote in each of the ``M`` nodes; empty for a root."""
+
+    observations: tuple[str, ...]
+    """Text that the environment put after each of the ``M`` nodes; at a root, the question.
+    What a turn ``n`` answers is ``observations[parents[n]]``."""
+
+    outcomes: tuple[Mapping[str, Any], ...]
+    """What the environment says of each of the ``M`` nodes."""
+
+    task_ids: tuple[str, ...]
+    """The task of each tree, by its number in ``groups``."""
 
     num_excluded: int
     """Branches that have no reward and are not in the batch."""
@@ -83,7 +98,8 @@ class Batch:
     """``[N, T]`` under the frozen reference policy, if there is one."""
 
     token_rewards: Tensor | None = None
-    """``[N, T]`` paid for single tokens besides the outcome, such as a KL penalty."""
+    """``[N, T]`` paid for single tokens besides what the environment paid for turns, such as
+    penalties for length and divergence."""
 
     values: Tensor | None = None
     """``[N, T]`` of the critic, predicted before the token, if there is a critic."""
@@ -114,13 +130,13 @@ class Batch:
         """
         numbers: dict[tuple[int, Path], int] = {}
         parents: list[int] = []
-        entropies: list[float] = []
+        nodes: list[Node] = []
         rows: list[_Row] = []
         num_excluded = 0
         for group, tree in enumerate(trees):
             for node in tree.nodes:
                 parents.append(numbers[group, node.path[:-1]] if node.path else -1)
-                entropies.append(node.entropy)
+                nodes.append(node)
                 numbers[group, node.path] = len(numbers)
             for branch in tree.branches():
                 if branch.leaf.reward is None:
@@ -140,11 +156,15 @@ class Batch:
             nodes=_pad([r.nodes for r in rows], -1, torch.int64),
             engine_logprobs=_pad([r.engine_logprobs for r in rows], 0.0, torch.float32),
             sampling_logprobs=_pad([r.sampling_logprobs for r in rows], 0.0, torch.float32),
-            rewards=torch.tensor([r.reward for r in rows], dtype=torch.float32),
             groups=torch.tensor([r.group for r in rows]),
             leaves=torch.tensor([r.leaf for r in rows]),
             parents=torch.tensor(parents),
-            entropies=torch.tensor(entropies, dtype=torch.float32),
+            entropies=torch.tensor([n.entropy for n in nodes], dtype=torch.float32),
+            turn_rewards=torch.tensor([n.reward or 0.0 for n in nodes], dtype=torch.float32),
+            texts=tuple(n.text for n in nodes),
+            observations=tuple(n.observation_text for n in nodes),
+            outcomes=tuple(n.outcome for n in nodes),
+            task_ids=tuple(tree.task_id for tree in trees),
             num_excluded=num_excluded,
             truncated=torch.tensor([r.truncated for r in rows]),
             trained=torch.ones(len(rows), dtype=torch.bool),
@@ -165,18 +185,32 @@ class Batch:
 
     @property
     def returns(self) -> Tensor:
-        """``[N]`` all that a branch was paid: its outcome and what single tokens were paid."""
-        if self.token_rewards is None:
-            return self.rewards
-        return self.rewards + torch.where(self.mask, self.token_rewards, 0).sum(1)
+        """``[N]`` all that a branch was paid: for its turns and for single tokens."""
+        paid = self._turn_returns
+        if self.token_rewards is not None:
+            paid = paid + torch.where(self.mask, self.token_rewards, 0).sum(1)
+        return paid.to(self.turn_rewards.dtype)
 
     @property
     def rewards_by_token(self) -> Tensor:
-        """``[N, T]`` with the outcome at the last model token of each row."""
-        position = torch.arange(self.mask.shape[1])
-        last = torch.where(self.mask, position, -1).amax(1, keepdim=True)
-        paid = torch.where(position == last, self.rewards[:, None], 0.0)
+        """``[N, T]`` with the reward of each turn at its last model token.
+
+        What was paid for a turn without model tokens stands at the last one before it.
+        """
+        before = adv.paid_before(self.parents, self.turn_rewards.double())[self.nodes.clamp(min=0)]
+        width = self.mask.shape[1]
+        places = torch.arange(width, device=self.mask.device)
+        from_here = torch.where(self.mask, places, width).flip(1).cummin(1).values.flip(1)
+        next_model_token = torch.nn.functional.pad(from_here[:, 1:], (0, 1), value=width)
+        after = torch.cat([before, self._turn_returns[:, None]], 1).gather(1, next_model_token)
+        paid = torch.where(self.mask, after - before, 0).to(self.turn_rewards.dtype)
         return paid if self.token_rewards is None else paid + self.token_rewards
+
+    @property
+    def _turn_returns(self) -> Tensor:
+        """``[N]`` what a branch's turns were paid, without a rounding that tells their order."""
+        rewards = self.turn_rewards.double()
+        return (adv.paid_before(self.parents, rewards) + rewards)[self.leaves]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +220,6 @@ class _Row:
     nodes: list[int]
     engine_logprobs: list[float]
     sampling_logprobs: list[float]
-    reward: float
     group: int
     leaf: int
     truncated: bool
@@ -205,15 +238,12 @@ class _Row:
             nodes += [number] * sampled + [-1] * given
             logprobs += [*node.engine_logprobs, *[0.0] * given]
             sampling_logprobs += [*node.sampling_logprobs, *[0.0] * given]
-        reward = path[-1].reward
-        assert reward is not None
         return _Row(
             tokens=tokens,
             turns=turns,
             nodes=nodes,
             engine_logprobs=logprobs,
             sampling_logprobs=sampling_logprobs,
-            reward=reward,
             group=group,
             leaf=numbers[-1],
             truncated=path[-1].stop == "length",

@@ -26,11 +26,11 @@ class Advantage(ABC):
 
     Example:
       >>> @dataclass(frozen=True, kw_only=True)
-      ... class PlainReward(Advantage):
+      ... class PlainReturn(Advantage):
       ...     scale: float = 1.0
       ...
       ...     def __call__(self, batch):
-      ...         return adv.to_tokens(self.scale * batch.rewards, batch.mask)
+      ...         return adv.to_tokens(self.scale * batch.returns, batch.mask)
     """
 
     needs_values: ClassVar[bool] = False
@@ -59,7 +59,7 @@ class Advantage(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class GroupAdvantage(Advantage):
-    """One advantage for a whole trajectory: its reward against those of the same prompt."""
+    """One advantage for a whole trajectory: its return against those of the same prompt."""
 
     baseline: Literal["group_normalised", "group_mean", "leave_one_out", "batch_normalised"] = (
         "group_normalised"
@@ -78,7 +78,7 @@ class GroupAdvantage(Advantage):
 
 @dataclass(frozen=True, kw_only=True)
 class TreeAdvantage(Advantage):
-    """One advantage for each turn, from the outcomes below it (AT²PO, arXiv 2601.04767)."""
+    """One advantage for each turn, from its return to go (AT²PO, arXiv 2601.04767)."""
 
     value: Literal["child_softmax", "child_mean", "leaf_mean"] = "child_softmax"
     """How a turn's value follows from what came after: children weighted by the softmax
@@ -95,17 +95,24 @@ class TreeAdvantage(Advantage):
             "over_root": adv.over_root,
             "over_both": adv.over_both,
         }[self.advantage]
-        per_node = function(self.node_values(batch), batch.parents, batch.leaves)
+        per_node = function(*self._values(batch), batch.parents, batch.leaves)
         return adv.gather_nodes(per_node, batch.nodes)
 
     def node_values(self, batch: Batch) -> Tensor:
+        """The return to go of each turn, less the mean of what is to come at its depth."""
+        return adv.node_value(*self._values(batch), batch.parents, batch.leaves)
+
+    def _values(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Of whole trajectories through each node, and what of that was paid before it."""
         function = {
             "child_softmax": adv.child_softmax_values,
             "child_mean": adv.child_mean_values,
             "leaf_mean": adv.leaf_mean_values,
         }[self.value]
-        rewards = adv.normalised_leaf_rewards(batch.returns, batch.groups)
-        return function(batch.parents, batch.entropies, batch.leaves, rewards)
+        returns, paid = adv.normalised_returns(
+            batch.parents, batch.leaves, batch.returns, batch.turn_rewards
+        )
+        return function(batch.parents, batch.entropies, batch.leaves, returns), paid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +135,7 @@ class SpanAdvantage(Advantage):
     """Instead of ``lam``, ``1 - 1 / (this * model tokens of the row)``."""
 
     critic_lam: float = 1.0
-    """Trace decay of the critic's own targets; 1 fits it to the outcomes themselves."""
+    """Trace decay of the critic's own targets; 1 fits it to the returns themselves."""
 
     gamma: float = 1.0
     """Discount for each model token."""

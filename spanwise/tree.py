@@ -12,6 +12,7 @@ of the training batch. Everything after the rollout is a function of the tree.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -99,7 +100,7 @@ class Node:
 
     stop: Stop
     reward: float | None = None
-    """Of the trajectory that ends here. None: not a leaf, or never scored."""
+    """Paid for this turn. At a leaf, None says that the trajectory was never scored."""
 
     success: bool | None = None
     """Whether the trajectory that ends here succeeded, where the environment says so."""
@@ -192,7 +193,7 @@ class Tree:
       >>> tree = Tree(task_id="t", nodes=(Node(path=(), observation=(5, 6), stop="prompt"),
       ...     turn(0, stop="continue"), turn(0, 0, stop="end", reward=1.0),
       ...     turn(0, 1, stop="end", reward=0.0)))
-      >>> [branch.leaf.reward for branch in tree.branches()]
+      >>> [tree.returns(leaf) for leaf in tree.leaves()]
       [1.0, 0.0]
       >>> tree.total_tokens, tree.unique_tokens
       (8, 5)
@@ -235,6 +236,12 @@ class Tree:
 
     def leaves(self) -> list[Node]:
         return [n for n in self.nodes if n.is_leaf]
+
+    def returns(self, leaf: Node) -> float | None:
+        """All that was paid on the way to a leaf and at it; None if the leaf was never scored."""
+        if leaf.reward is None:
+            return None
+        return math.fsum(node.reward or 0.0 for node in self.branch(leaf).nodes)
 
     def branch(self, leaf: Node) -> Branch:
         return Branch(

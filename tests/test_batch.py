@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from spanwise.batch import Batch
 from spanwise.losses.weights import weight_mean, weight_once, weight_per_leaf
@@ -64,7 +68,9 @@ def test_rows_by_hand() -> None:
     ]
     assert torch.equal(batch.mask, batch.nodes >= 0)
     assert batch.parents.tolist() == [-1, 0, 1, 1, 0, -1, 5]
-    assert batch.rewards.tolist() == [1.0, 0.0, 0.5]
+    assert batch.returns.tolist() == [1.0, 0.0, 0.5]
+    assert batch.turn_rewards.tolist() == [0, 0, 1.0, 0, 0, 0, 0.5]
+    assert batch.task_ids == ("a", "b")
     assert batch.groups.tolist() == [0, 0, 1]
     assert batch.leaves.tolist() == [2, 3, 6]
     assert batch.num_excluded == 1
@@ -101,3 +107,105 @@ def test_rows_without_model_tokens_have_no_weight() -> None:
     nodes = torch.tensor([[-1, -1]])
     for weight in (weight_per_leaf, weight_mean, weight_once):
         assert weight(nodes).tolist() == [[0.0, 0.0]]
+
+
+# prompt 50 51 ── (0) 1 2 [90]   paid 0.25 ─┬─ (0,0) 3 [90]   paid nothing ── (0,0,0) 4   paid 0.5
+#              │                           └─ (0,1) 5 6       paid -1
+#              └─ (1) 7 [90]     paid 2 ────── (1,0) 8        failed: the 2 are not trained on
+ON_THE_WAY = Tree(
+    task_id="paid",
+    nodes=(
+        replace(ROOT, observation_text="start"),
+        turn(0, tokens=(1, 2), observation=(90,), reward=0.25, text="a", observation_text="one"),
+        turn(0, 0, tokens=(3,), observation=(90,), text="b", outcome={"door": 1}),
+        turn(0, 0, 0, tokens=(4,), reward=0.5, text="c"),
+        turn(0, 1, tokens=(5, 6), reward=-1.0),
+        turn(1, tokens=(7,), observation=(90,), reward=2.0),
+        turn(
+            1, 0, tokens=(8,), stop="failure", reward=None,
+            failure=Failure(kind="tool_error", message=""),
+        ),
+    ),
+)  # fmt: skip
+
+
+def test_rewards_on_the_way_by_hand() -> None:
+    batch = Batch.from_trees([ON_THE_WAY])
+    assert batch.num_excluded == 1
+    assert batch.turn_rewards.tolist() == [0, 0.25, 0, 0.5, -1, 2, 0]
+    assert batch.returns.tolist() == [0.75, -0.75]
+    assert [ON_THE_WAY.returns(leaf) for leaf in ON_THE_WAY.leaves()] == [0.75, -0.75, None]
+    assert batch.tokens.tolist() == [[50, 51, 1, 2, 90, 3, 90, 4], [50, 51, 1, 2, 90, 5, 6, 0]]
+    assert batch.rewards_by_token.tolist() == [
+        [0, 0, 0, 0.25, 0, 0, 0, 0.5],
+        [0, 0, 0, 0.25, 0, 0, -1, 0],
+    ]
+    extra = torch.zeros(2, 8).index_put((torch.tensor(0), torch.tensor(5)), torch.tensor(-0.125))
+    with_tokens = replace(batch, token_rewards=extra)
+    assert with_tokens.returns.tolist() == [0.625, -0.75]
+    assert with_tokens.rewards_by_token[0].tolist() == [0, 0, 0, 0.25, 0, -0.125, 0, 0.5]
+
+
+def test_what_estimators_may_know_of_each_node() -> None:
+    batch = Batch.from_trees([SECOND, ON_THE_WAY])
+    assert batch.texts[2:6] == ("", "a", "b", "c")
+    assert batch.observations[2:4] == ("start", "one") and batch.outcomes[4] == {"door": 1}
+    answered = [batch.observations[parent] for parent in batch.parents.tolist()]
+    assert answered[3:5] == ["start", "one"]
+    assert [batch.task_ids[group] for group in batch.groups.tolist()] == ["b", "paid", "paid"]
+
+
+def test_what_is_paid_for_a_turn_without_model_tokens_goes_to_the_last_before_it() -> None:
+    nodes = (
+        ROOT,
+        turn(0, tokens=(1, 2), observation=(90,), reward=0.25),
+        turn(0, 0, tokens=(), observation=(91,), reward=0.5),
+        turn(0, 0, 0, tokens=(), observation=(92,), reward=1.0),
+        turn(0, 0, 0, 0, tokens=(3,), observation=(93,)),
+        turn(0, 0, 0, 0, 0, tokens=(), reward=2.0),
+        turn(1, tokens=(), reward=4.0),
+    )
+    batch = Batch.from_trees([Tree(task_id="t", nodes=nodes)])
+    assert batch.returns.tolist() == [3.75, 4.0]
+    assert batch.rewards_by_token[0].tolist() == [0, 0, 0, 1.75, 0, 0, 0, 2, 0]
+    assert not batch.rewards_by_token[1].any()  # no model token that earned it
+
+
+def test_the_order_in_which_turns_are_paid_leaves_no_rounding_in_the_return() -> None:
+    rewards = (0.1, 0.7, 0.3, -0.2)
+    rows = [rewards, rewards[::-1], (0.3, -0.2, 0.1, 0.7)]
+    nodes = [ROOT]
+    for row, paid in enumerate(rows):
+        for depth, reward in enumerate(paid):
+            observation = () if depth == 3 else (90,)
+            path = (row, *(0,) * depth)
+            nodes.append(turn(*path, tokens=(1,), observation=observation, reward=reward))
+    tree = Tree(task_id="t", nodes=tuple(nodes))
+    assert len(set(Batch.from_trees([tree]).returns.tolist())) == 1
+    assert len({tree.returns(leaf) for leaf in tree.leaves()}) == 1
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 3), st.integers(-8, 8), st.booleans()), min_size=1),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_token_rewards_add_up_to_the_return(chains: list[list[tuple[int, int, bool]]]) -> None:
+    """Of chains that begin with a model token: each turn has some tokens and is paid."""
+    nodes = [ROOT]
+    for row, turns in enumerate(chains):
+        for depth, (count, reward, observed) in enumerate(turns):
+            nodes.append(
+                turn(
+                    row, *(0,) * depth,
+                    tokens=(1,) * max(count, depth == 0),
+                    observation=(90,) * observed,
+                    stop="continue" if depth + 1 < len(turns) else "end",
+                    reward=reward / 4,
+                )
+            )  # fmt: skip
+    batch = Batch.from_trees([Tree(task_id="t", nodes=tuple(nodes))])
+    assert torch.equal(batch.rewards_by_token.sum(1), batch.returns)
+    assert batch.returns.tolist() == [sum(r for _, r, _ in turns) / 4 for turns in chains]

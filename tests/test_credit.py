@@ -168,7 +168,7 @@ def test_masked_values_and_padding_change_nothing() -> None:
 
 
 def test_a_cut_row_goes_on_from_the_critic_if_asked_to() -> None:
-    batch = replace(BATCH, rewards=torch.tensor([0.0]), end_values=torch.tensor([0.8]))
+    batch = replace(BATCH, turn_rewards=torch.zeros(2), end_values=torch.tensor([0.8]))
     # whole span: 0.8 - V
     assert credit(over(Trajectory()), batch) == pytest.approx([0.3, 0.4, 0.2, -0.1], abs=1e-6)
     targets = PLAIN.critic_targets(batch)[batch.mask]

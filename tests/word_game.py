@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from spanwise.envs.base import Environment, Reply, Task, Turn
 from spanwise.samplers.base import Completion, Request, Sampler
@@ -30,6 +31,8 @@ class WordGame(Environment):
     """``go`` calls a tool that says ``[n]``; ``win`` and ``lose`` answer; else malformed."""
 
     before_reply: Callable[[Task, Sequence[Turn]], Awaitable[None]] | None = None
+    wage: Any = None
+    """Paid for each call."""
     seen: list[str] = field(default_factory=list)
     stop_strings = (";",)
 
@@ -47,7 +50,12 @@ class WordGame(Environment):
         if turns[-1].truncated:
             return Reply(stop="length", reward=-1.0)
         if word == "go":
-            return Reply(stop="continue", observation=f"[{len(turns)}]", outcome={"said": word})
+            return Reply(
+                stop="continue",
+                reward=self.wage,
+                observation=f"[{len(turns)}]",
+                outcome={"said": word},
+            )
         if word == "nan":
             return Reply(stop="end", reward=float("nan"))
         if word in ("win", "lose"):

@@ -22,14 +22,14 @@ from spanwise.advantages.tree import (
     child_mean_values,
     child_softmax_values,
     gather_nodes,
-    leaf_counts,
     leaf_mean_values,
     node_value,
-    normalised_leaf_rewards,
+    normalised_returns,
     over_both,
     over_parent,
     over_root,
 )
+from spanwise.advantages.tree_arrays import leaf_counts, paid_before
 
 __all__ = [
     "centred_advantages",
@@ -44,10 +44,11 @@ __all__ = [
     "leave_one_out_advantages",
     "length_adaptive_lambda",
     "node_value",
-    "normalised_leaf_rewards",
+    "normalised_returns",
     "over_both",
     "over_parent",
     "over_root",
+    "paid_before",
     "span_advantages",
     "span_returns",
     "to_tokens",

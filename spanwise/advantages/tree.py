@@ -2,12 +2,13 @@
 
 The trees of a batch are one flat array of M nodes. ``parents`` ``[M]`` int64 holds the
 node above, -1 for a root, and a parent always has a lower number than its children.
-``leaves`` ``[N]`` holds the node of each scored leaf, ``rewards`` ``[N]`` its reward. A
-node with no scored leaf below it (its branches failed) has value and advantage 0 and
-takes no part in any mean.
+``leaves`` ``[N]`` holds the node of each scored leaf, ``returns`` ``[N]`` all that its
+trajectory was paid. A node with no scored leaf below it (its branches failed) has value and
+advantage 0 and takes no part in any mean.
 
-The three value functions take the same arguments, and so do the four advantages: any
-value goes with any advantage.
+A value is that of whole trajectories through a node; what had been paid before the node,
+``paid``, is no doing of its turn, and the advantages take it off. The three value functions
+take the same arguments, and so do the four advantages: any value goes with any advantage.
 """
 
 from __future__ import annotations
@@ -16,195 +17,213 @@ import torch
 from torch import Tensor
 
 from spanwise.advantages.group import centred_by_group
+from spanwise.advantages.tree_arrays import (
+    check_tree,
+    depths_and_roots,
+    leaf_counts,
+    paid_before,
+    paths,
+    summed_upward,
+)
 from spanwise.spans import require_same_shape
 
 
-def normalised_leaf_rewards(rewards: Tensor, groups: Tensor, *, eps: float = 1e-6) -> Tensor:
-    """Rewards in standard deviations of their tree's leaves.
+def normalised_returns(
+    parents: Tensor, leaves: Tensor, returns: Tensor, turn_rewards: Tensor, *, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """Returns, and what of them was paid on the way, in standard deviations of the tree.
 
-        R'_i = (R_i - mean) / (std + eps)
+    A leaf ``l`` has the return ``G_l``, of which ``P_l(d)`` was paid for the turns above depth
+    ``d`` on its path; what was paid at the leaf itself is part of no ``P``.
 
-    ``std`` is the population standard deviation, as in AT²PO (``group_advantages`` uses
-    the sample one).
+        G'_l = (G_l - mean G) / sigma
+        P'_n = (P_n - mean P(d)) / sigma            for a node n at depth d
+        sigma = max over d of std(G - P(d)) + eps
 
-    Limits: a tree whose leaves all score alike carries no signal: exactly 0.
+    Means and population deviations are over the tree's leaves. ``G' - P'`` is thus the
+    return to go, less the mean return to go at that depth. All turns have one scale, so that
+    one at which little is at stake moves little. It is the largest deviation because returns
+    may be alike where returns to go are not (1 and then 0, 0 and then 1), and a deviation
+    near 0 would blow up the difference.
+
+    Limits: with rewards at the leaves alone ``P'`` is 0 and ``G'`` the leaves' rewards in
+    their deviations, as in AT²PO (``group_advantages`` uses the sample deviation). A tree
+    whose turns are all paid alike carries no signal: exactly 0.
 
     Args:
-      rewards: ``[N]`` float, one per scored leaf.
-      groups: ``[N]`` int64, which tree the leaf is of.
+      parents: ``[M]`` int64, the node above, -1 for a root; lower than the node's number.
+      leaves: ``[N]`` int64, the node of each scored leaf.
+      returns: ``[N]`` float, all that was paid on the way to each leaf and at it.
+      turn_rewards: ``[M]`` float, what was paid for each node.
       eps: Added to the standard deviation, in units of reward.
 
     Returns:
-      ``[N]`` in standard deviations of the tree; detached.
+      ``G'`` ``[N]`` and ``P'`` ``[M]``, 0 for nodes without a scored leaf below; detached.
 
     Raises:
-      ValueError: if a reward is NaN or the shapes differ.
+      ValueError: if the arrays are no tree, a reward is NaN or the shapes differ.
 
     Example:
-      >>> normalised_leaf_rewards(
-      ...     torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0, 0, 1]), eps=0).tolist()
-      [1.0, -1.0, 0.0]
+      Node 1 is paid 2 and leads to node 3, which is paid nothing, like node 2. Node 3 shares
+      in the return of 2 and is not to be praised for it.
+
+      >>> normalised_returns(
+      ...     parents=torch.tensor([-1, 0, 0, 1]), leaves=torch.tensor([2, 3]),
+      ...     returns=torch.tensor([0.0, 2.0]), turn_rewards=torch.tensor([0.0, 2.0, 0.0, 0.0]),
+      ...     eps=0)
+      (tensor([-1.,  1.]), tensor([0., 0., 0., 1.]))
 
     References:
       Zong et al., AT²PO, arXiv:2601.04767.
     """
-    centred, group, counts = centred_by_group(rewards, groups)
-    squares = torch.zeros_like(counts).index_add(0, group, centred.square())
-    std = (squares / counts).sqrt()[group]
-    return torch.where(centred == 0, 0, centred / (std + eps)).to(rewards.dtype)
+    check_tree(parents, leaves)
+    require_same_shape(parents=parents, turn_rewards=turn_rewards)
+    returns = _checked_returns(leaves, returns)
+    before = paid_before(parents, turn_rewards.detach().to(returns.dtype))
+    depths, roots = depths_and_roots(parents)
+    path = paths(parents, leaves)
+    num_depths = path.shape[1]
+    at_depth = torch.arange(num_depths, device=parents.device)
+    centred, _, _ = centred_by_group(returns, roots[leaves])
+    of_depth = roots[leaves][:, None] * num_depths + at_depth
+    paid, group, counts = centred_by_group(before[path].flatten(), of_depth.flatten())
+    squares = (centred.repeat_interleave(num_depths) - paid).square()
+    variances = torch.zeros_like(counts).index_add(0, group, squares) / counts
+    scale = variances.view(-1, num_depths).amax(1).sqrt()[group // num_depths] + eps
+    paid = torch.where(paid == 0, 0, paid / scale).view_as(path)
+    on_path = at_depth <= depths[leaves][:, None]
+    paid_of_nodes = torch.zeros_like(before).index_put((path[on_path],), paid[on_path])
+    return torch.where(centred == 0, 0, centred / scale.view_as(path)[:, 0]), paid_of_nodes
 
 
 def child_softmax_values(
-    parents: Tensor, entropies: Tensor, leaves: Tensor, rewards: Tensor
+    parents: Tensor, entropies: Tensor, leaves: Tensor, returns: Tensor
 ) -> Tensor:
     """A node is worth its children's values, weighted by a softmax over their entropies.
 
     The paper's setting: a turn that was sampled with little certainty says more about its
     parent than one of several near-copies.
 
-        V(leaf) = R
+        V(leaf) = G
         V(n)    = sum over children c of w_c V(c),   w = softmax of H(c)
 
-    Limits: equal entropies are ``child_mean_values``; a chain has its leaf's reward at
+    Limits: equal entropies are ``child_mean_values``; a chain has its leaf's return at
     every node.
 
     Args:
       parents: ``[M]`` int64, the node above, -1 for a root; lower than the node's number.
       entropies: ``[M]`` float, nats per token, ``H`` of each node; a root's is ignored.
       leaves: ``[N]`` int64, the node of each scored leaf.
-      rewards: ``[N]`` float, most often from ``normalised_leaf_rewards``.
+      returns: ``[N]`` float, of each leaf's trajectory; most often from ``normalised_returns``.
 
     Returns:
-      ``[M]`` in the rewards' unit, 0 for nodes without a scored leaf below; detached.
+      ``[M]`` in the returns' unit, 0 for nodes without a scored leaf below; detached.
 
     Raises:
-      ValueError: if the arrays are no tree, or a reward or a needed entropy is NaN.
+      ValueError: if the arrays are no tree, or a return or a needed entropy is NaN.
 
     Example:
       >>> child_softmax_values(
       ...     parents=torch.tensor([-1, 0, 0]), entropies=torch.tensor([0.0, 1.0, 1.0]),
-      ...     leaves=torch.tensor([1, 2]), rewards=torch.tensor([1.0, 0.0])).tolist()
+      ...     leaves=torch.tensor([1, 2]), returns=torch.tensor([1.0, 0.0])).tolist()
       [0.5, 1.0, 0.0]
 
     References:
       Zong et al., AT²PO, arXiv:2601.04767.
     """
     require_same_shape(parents=parents, entropies=entropies)
-    rewards = _checked_rewards(leaves, rewards)
+    returns = _checked_returns(leaves, returns)
     valued = leaf_counts(parents, leaves) > 0
     if bool((entropies.isnan() & valued & (parents >= 0)).any()):
         raise ValueError("an entropy is NaN at a node that leads to a scored leaf")
-    entropies = entropies.detach().to(rewards.dtype)
+    entropies = entropies.detach().to(returns.dtype)
     # Relative to the most uncertain sibling, no exponential overflows.
     family = torch.where(parents >= 0, parents, len(parents))
-    most = rewards.new_full((len(parents) + 1,), -torch.inf)
+    most = returns.new_full((len(parents) + 1,), -torch.inf)
     most = most.scatter_reduce(0, family, torch.where(valued, entropies, -torch.inf), "amax")
     weights = torch.where(valued, (entropies - most[family]).exp(), 0)
-    return _values_upward(parents, weights, leaves, rewards)
+    return _values_upward(parents, weights, leaves, returns)
 
 
 def child_mean_values(
-    parents: Tensor, entropies: Tensor, leaves: Tensor, rewards: Tensor
+    parents: Tensor, entropies: Tensor, leaves: Tensor, returns: Tensor
 ) -> Tensor:
     """A node is worth the plain mean of its children's values.
 
-        V(leaf) = R
+        V(leaf) = G
         V(n)    = mean over children c of V(c)
 
-    Limits: a chain has its leaf's reward at every node.
+    Limits: a chain has its leaf's return at every node.
 
     Args:
       parents: As in ``child_softmax_values``, like all other arguments.
       entropies: ``[M]``; not used.
       leaves: ``[N]``.
-      rewards: ``[N]``.
+      returns: ``[N]``.
 
     Returns:
-      ``[M]`` in the rewards' unit, 0 for nodes without a scored leaf below; detached.
+      ``[M]`` in the returns' unit, 0 for nodes without a scored leaf below; detached.
 
     Raises:
-      ValueError: if the arrays are no tree, or a reward is NaN.
+      ValueError: if the arrays are no tree, or a return is NaN.
 
     Example:
       Node 1 has the leaves 3 and 4; node 2 is a leaf.
 
       >>> child_mean_values(
       ...     parents=torch.tensor([-1, 0, 0, 1, 1]), entropies=torch.zeros(5),
-      ...     leaves=torch.tensor([2, 3, 4]), rewards=torch.tensor([1.0, 1.0, 0.0])).tolist()
+      ...     leaves=torch.tensor([2, 3, 4]), returns=torch.tensor([1.0, 1.0, 0.0])).tolist()
       [0.75, 0.5, 1.0, 1.0, 0.0]
     """
-    rewards = _checked_rewards(leaves, rewards)
-    weights = (leaf_counts(parents, leaves) > 0).to(rewards.dtype)
-    return _values_upward(parents, weights, leaves, rewards)
+    returns = _checked_returns(leaves, returns)
+    weights = (leaf_counts(parents, leaves) > 0).to(returns.dtype)
+    return _values_upward(parents, weights, leaves, returns)
 
 
-def leaf_mean_values(parents: Tensor, entropies: Tensor, leaves: Tensor, rewards: Tensor) -> Tensor:
-    """A node is worth the mean reward of all leaves below it.
+def leaf_mean_values(parents: Tensor, entropies: Tensor, leaves: Tensor, returns: Tensor) -> Tensor:
+    """A node is worth the mean return of all leaves below it.
 
-        V(n) = mean over leaves l below n of R(l)
+        V(n) = mean over leaves l below n of G(l)
 
-    Limits: a chain has its leaf's reward at every node; with normalised rewards the root
+    Limits: a chain has its leaf's return at every node; with normalised returns the root
     has 0.
 
     Args:
       parents: As in ``child_softmax_values``, like all other arguments.
       entropies: ``[M]``; not used.
       leaves: ``[N]``.
-      rewards: ``[N]``.
+      returns: ``[N]``.
 
     Returns:
-      ``[M]`` in the rewards' unit, 0 for nodes without a scored leaf below; detached.
+      ``[M]`` in the returns' unit, 0 for nodes without a scored leaf below; detached.
 
     Raises:
-      ValueError: if the arrays are no tree, or a reward is NaN.
+      ValueError: if the arrays are no tree, or a return is NaN.
 
     Example:
       The tree of ``child_mean_values``: three leaves, two of them at 1.
 
       >>> leaf_mean_values(
       ...     parents=torch.tensor([-1, 0, 0, 1, 1]), entropies=torch.zeros(5),
-      ...     leaves=torch.tensor([2, 3, 4]), rewards=torch.tensor([0.0, 1.0, 0.5])).tolist()
+      ...     leaves=torch.tensor([2, 3, 4]), returns=torch.tensor([0.0, 1.0, 0.5])).tolist()
       [0.5, 0.75, 0.0, 1.0, 0.5]
     """
-    rewards = _checked_rewards(leaves, rewards)
-    weights = leaf_counts(parents, leaves).to(rewards.dtype)
-    return _values_upward(parents, weights, leaves, rewards)
+    returns = _checked_returns(leaves, returns)
+    weights = leaf_counts(parents, leaves).to(returns.dtype)
+    return _values_upward(parents, weights, leaves, returns)
 
 
-def leaf_counts(parents: Tensor, leaves: Tensor) -> Tensor:
-    """The number of scored leaves at or below each node.
-
-    Also the number of training rows that a node's tokens stand in.
-
-    Args:
-      parents: ``[M]`` int64, the node above, -1 for a root; lower than the node's number.
-      leaves: ``[N]`` int64, the node of each scored leaf.
-
-    Returns:
-      ``[M]`` int64.
-
-    Raises:
-      ValueError: if the arrays are no tree, a leaf stands twice or has children.
-
-    Example:
-      >>> leaf_counts(torch.tensor([-1, 0, 0, 1, 1]), torch.tensor([2, 3])).tolist()
-      [2, 1, 1, 1, 0]
-    """
-    _check_tree(parents, leaves)
-    counts = torch.zeros_like(parents)
-    counts[leaves] = 1
-    return _summed_upward(parents, torch.ones_like(parents), counts)
-
-
-def node_value(values: Tensor, parents: Tensor, leaves: Tensor) -> Tensor:
+def node_value(values: Tensor, paid: Tensor, parents: Tensor, leaves: Tensor) -> Tensor:
     """The advantage of a turn is its value (the paper's best).
 
-        A(n) = V(n)
+        A(n) = V(n) - P'(n)
 
-    Limits: every node of a chain has the reward of its leaf, as if there were no tree.
+    Limits: a node of a chain has its return to go, as if there were no tree; with rewards at
+    the leaves alone, the reward of its leaf.
 
     Args:
       values: ``[M]`` float, from one of the value functions.
+      paid: ``[M]`` float, what was paid on the way to each node, from ``normalised_returns``.
       parents: ``[M]`` int64; not used.
       leaves: ``[N]`` int64; not used.
 
@@ -212,22 +231,27 @@ def node_value(values: Tensor, parents: Tensor, leaves: Tensor) -> Tensor:
       ``[M]`` in the unit of the values; detached.
 
     Example:
-      >>> node_value(torch.tensor([0.5, 1.0]), torch.tensor([-1, 0]), torch.tensor([1])).tolist()
-      [0.5, 1.0]
+      >>> node_value(torch.tensor([0.5, 1.0]), torch.tensor([0.0, 0.25]), torch.tensor([-1, 0]),
+      ...            torch.tensor([1])).tolist()
+      [0.5, 0.75]
     """
-    require_same_shape(values=values, parents=parents)
-    return values.detach()
+    require_same_shape(values=values, paid=paid, parents=parents)
+    return (values - paid).detach()
 
 
-def over_parent(values: Tensor, parents: Tensor, leaves: Tensor) -> Tensor:
+def over_parent(values: Tensor, paid: Tensor, parents: Tensor, leaves: Tensor) -> Tensor:
     """The advantage of a turn is what it changed: its value minus its parent's.
 
         A(n) = V(n) - V(parent)
+
+    What had been paid before the turn is in both, and so is what its parent was paid: neither
+    is credited to the turn.
 
     Limits: a root, and a turn without siblings, get 0.
 
     Args:
       values: ``[M]`` float, from one of the value functions.
+      paid: ``[M]`` float; not used.
       parents: ``[M]`` int64, the node above, -1 for a root.
       leaves: ``[N]`` int64, the node of each scored leaf.
 
@@ -238,24 +262,25 @@ def over_parent(values: Tensor, parents: Tensor, leaves: Tensor) -> Tensor:
       ValueError: if the arrays are no tree.
 
     Example:
-      >>> over_parent(torch.tensor([0.5, 1.0, 0.0]), torch.tensor([-1, 0, 0]),
+      >>> over_parent(torch.tensor([0.5, 1.0, 0.0]), torch.zeros(3), torch.tensor([-1, 0, 0]),
       ...             torch.tensor([1, 2])).tolist()
       [0.0, 0.5, -0.5]
     """
-    require_same_shape(values=values, parents=parents)
+    require_same_shape(values=values, paid=paid, parents=parents)
     own = torch.arange(len(parents), device=parents.device)
     return _difference(values, torch.where(parents >= 0, parents, own), parents, leaves)
 
 
-def over_root(values: Tensor, parents: Tensor, leaves: Tensor) -> Tensor:
+def over_root(values: Tensor, paid: Tensor, parents: Tensor, leaves: Tensor) -> Tensor:
     """The advantage of a turn is its value minus that of the prompt.
 
-        A(n) = V(n) - V(root)
+        A(n) = V(n) - P'(n) - V(root)
 
-    Limits: a root gets 0, and so does every node of a chain.
+    Limits: a root gets 0, and so does every node of a tree that is a single chain.
 
     Args:
       values: ``[M]`` float, from one of the value functions.
+      paid: ``[M]`` float, what was paid on the way to each node, from ``normalised_returns``.
       parents: ``[M]`` int64, the node above, -1 for a root.
       leaves: ``[N]`` int64, the node of each scored leaf.
 
@@ -266,21 +291,22 @@ def over_root(values: Tensor, parents: Tensor, leaves: Tensor) -> Tensor:
       ValueError: if the arrays are no tree.
 
     Example:
-      >>> over_root(torch.tensor([0.5, 1.0, 0.0, 0.0]), torch.tensor([-1, 0, 0, 2]),
-      ...           torch.tensor([1, 3])).tolist()
+      >>> over_root(torch.tensor([0.5, 1.0, 0.0, 0.0]), torch.zeros(4),
+      ...           torch.tensor([-1, 0, 0, 2]), torch.tensor([1, 3])).tolist()
       [0.0, 0.5, -0.5, -0.5]
     """
-    require_same_shape(values=values, parents=parents)
-    return _difference(values, _depths_and_roots(parents)[1], parents, leaves)
+    to_go = node_value(values, paid, parents, leaves)
+    return _difference(to_go, depths_and_roots(parents)[1], parents, leaves)
 
 
-def over_both(values: Tensor, parents: Tensor, leaves: Tensor) -> Tensor:
+def over_both(values: Tensor, paid: Tensor, parents: Tensor, leaves: Tensor) -> Tensor:
     """The sum of ``over_parent`` and ``over_root``: local and global credit.
 
-        A(n) = (V(n) - V(parent)) + (V(n) - V(root))
+        A(n) = (V(n) - V(parent)) + (V(n) - P'(n) - V(root))
 
     Args:
       values: ``[M]`` float, from one of the value functions.
+      paid: ``[M]`` float, what was paid on the way to each node, from ``normalised_returns``.
       parents: ``[M]`` int64, the node above, -1 for a root.
       leaves: ``[N]`` int64, the node of each scored leaf.
 
@@ -291,11 +317,12 @@ def over_both(values: Tensor, parents: Tensor, leaves: Tensor) -> Tensor:
       ValueError: if the arrays are no tree.
 
     Example:
-      >>> over_both(torch.tensor([0.5, 1.0, 0.0, 0.0]), torch.tensor([-1, 0, 0, 2]),
-      ...           torch.tensor([1, 3])).tolist()
+      >>> over_both(torch.tensor([0.5, 1.0, 0.0, 0.0]), torch.zeros(4),
+      ...           torch.tensor([-1, 0, 0, 2]), torch.tensor([1, 3])).tolist()
       [0.0, 1.0, -1.0, -0.5]
     """
-    return over_parent(values, parents, leaves) + over_root(values, parents, leaves)
+    local = over_parent(values, paid, parents, leaves)
+    return local + over_root(values, paid, parents, leaves)
 
 
 def gather_nodes(advantages: Tensor, nodes: Tensor) -> Tensor:
@@ -322,37 +349,15 @@ def gather_nodes(advantages: Tensor, nodes: Tensor) -> Tensor:
     return torch.where(nodes >= 0, advantages.detach()[nodes.clamp(min=0)], 0)
 
 
-def _values_upward(parents: Tensor, weights: Tensor, leaves: Tensor, rewards: Tensor) -> Tensor:
+def _values_upward(parents: Tensor, weights: Tensor, leaves: Tensor, returns: Tensor) -> Tensor:
     """Values of all nodes: each the mean of its children's, weighted by ``weights`` ``[M]``."""
     inner = parents >= 0
     totals = torch.zeros_like(weights).index_add(0, parents[inner], weights[inner])
     shares = torch.zeros_like(weights)
     # Unscored nodes have weight 0, and among themselves a total of 0.
     shares[inner] = torch.where(weights[inner] > 0, weights[inner] / totals[parents[inner]], 0)
-    values = torch.zeros_like(weights).index_put((leaves,), rewards)
-    return _summed_upward(parents, shares, values)
-
-
-def _summed_upward(parents: Tensor, weights: Tensor, start: Tensor) -> Tensor:
-    """``start`` plus the weighted sums of the children, from the deepest nodes upward."""
-    depths, _ = _depths_and_roots(parents)
-    sums = start.clone()
-    for depth in range(int(depths.max()) if len(depths) else 0, 0, -1):
-        nodes = (depths == depth).nonzero()[:, 0]
-        sums.index_add_(0, parents[nodes], weights[nodes] * sums[nodes])
-    return sums
-
-
-def _depths_and_roots(parents: Tensor) -> tuple[Tensor, Tensor]:
-    """How many nodes stand above each node ``[M]``, and the topmost of them ``[M]``."""
-    roots = torch.arange(len(parents), device=parents.device)
-    depths = torch.zeros_like(roots)
-    above = parents
-    while bool((above >= 0).any()):
-        depths = depths + (above >= 0)
-        roots = torch.where(above >= 0, above, roots)
-        above = torch.where(above >= 0, parents[above], -1)
-    return depths, roots
+    values = torch.zeros_like(weights).index_put((leaves,), returns)
+    return summed_upward(parents, shares, values)
 
 
 def _difference(values: Tensor, baseline: Tensor, parents: Tensor, leaves: Tensor) -> Tensor:
@@ -361,26 +366,11 @@ def _difference(values: Tensor, baseline: Tensor, parents: Tensor, leaves: Tenso
     return torch.where(leaf_counts(parents, leaves) > 0, values - values[baseline], 0)
 
 
-def _checked_rewards(leaves: Tensor, rewards: Tensor) -> Tensor:
-    """Rewards to add up with, float32 or wider."""
-    require_same_shape(leaves=leaves, rewards=rewards)
-    if not rewards.dtype.is_floating_point:
-        raise ValueError(f"rewards must be float [N], got {rewards.dtype}")
-    if bool(rewards.isnan().any()):
-        raise ValueError("a reward is NaN: leaves that were never scored must be left out first")
-    return rewards.detach().to(torch.promote_types(rewards.dtype, torch.float32))
-
-
-def _check_tree(parents: Tensor, leaves: Tensor) -> None:
-    if parents.dtype != torch.int64 or parents.dim() != 1:
-        raise ValueError(f"parents must be int64 [M], got {parents.dtype} {tuple(parents.shape)}")
-    if bool((parents >= torch.arange(len(parents), device=parents.device)).any()):
-        raise ValueError("a parent must have a lower number than its children, a root has -1")
-    if leaves.dtype != torch.int64 or leaves.dim() != 1:
-        raise ValueError(f"leaves must be int64 [N], got {leaves.dtype} {tuple(leaves.shape)}")
-    if bool(((leaves < 0) | (leaves >= len(parents))).any()):
-        raise ValueError(f"leaves must name nodes, 0 to {len(parents) - 1}")
-    if len(leaves) and int(torch.bincount(leaves).max()) > 1:
-        raise ValueError("a leaf stands twice in leaves: a trajectory must not count twice")
-    if bool(torch.isin(leaves, parents).any()):
-        raise ValueError("a leaf has children: only the end of a trajectory has a reward")
+def _checked_returns(leaves: Tensor, returns: Tensor) -> Tensor:
+    """Returns to add up with, float32 or wider."""
+    require_same_shape(leaves=leaves, returns=returns)
+    if not returns.dtype.is_floating_point:
+        raise ValueError(f"returns must be float [N], got {returns.dtype}")
+    if bool(returns.isnan().any()):
+        raise ValueError("a return is NaN: leaves that were never scored must be left out first")
+    return returns.detach().to(torch.promote_types(returns.dtype, torch.float32))

@@ -39,7 +39,7 @@ class Turn:
 
     text: str
     truncated: bool = False
-    """The token limit cut it."""
+    """The token limit cut it, or leaves no token for a turn after it."""
 
     outcome: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What the environment said of it (empty for the newest turn)."""
@@ -54,7 +54,10 @@ class Reply:
 
     observation: str = ""
     reward: float | None = None
-    """Set when the trajectory ends, unless ``failure`` says why there is none."""
+    """Paid for this turn, whether the trajectory goes on (None: nothing) or ends here. Needed
+    where it ends, unless ``failure`` says why there is none: then all that was paid on the way
+    is left out of training too. A turn that would go on but leaves no room for another is
+    asked about again with ``truncated``, and is paid what that reply says."""
 
     success: bool | None = None
     """Whether the trajectory that ends here succeeded; None: there is no such thing."""

@@ -1,4 +1,4 @@
-"""What is added to the outcome of a rollout before credit is given: length and divergence."""
+"""What is added to the rewards of a rollout before credit is given: length and divergence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Overlong:
     baseline alone; or go on from the critic's value where it was cut."""
 
     penalty_tokens: int = 0
-    """DAPO's soft penalty: over the last so many tokens before the limit the reward falls
+    """DAPO's soft penalty: over the last so many tokens before the limit the return falls
     by up to 1. 0: no penalty."""
 
     def __post_init__(self) -> None:
@@ -39,13 +39,20 @@ class Overlong:
         """
         if self.penalty_tokens:
             penalty = length_penalties(response_lengths(batch), limit, self.penalty_tokens)
-            batch = replace(batch, rewards=batch.rewards + penalty)
+            at_end = batch.mask & (batch.mask.cumsum(1) == batch.mask.sum(1, keepdim=True))
+            batch = _paid(batch, torch.where(at_end, penalty[:, None], 0))
         if self.on_truncation == "mask":
             batch = replace(batch, trained=batch.trained & ~batch.truncated)
         if batch.end_values is None:
             return batch
         goes_on = batch.truncated & (self.on_truncation == "bootstrap")
         return replace(batch, end_values=torch.where(goes_on, batch.end_values, 0))
+
+
+def _paid(batch: Batch, amounts: Tensor) -> Batch:
+    """The batch with amounts ``[N, T]`` added to the rewards of its tokens."""
+    before = 0.0 if batch.token_rewards is None else batch.token_rewards
+    return replace(batch, token_rewards=before + amounts)
 
 
 def response_lengths(batch: Batch) -> Tensor:
@@ -112,7 +119,7 @@ class KLPenalty:
         if batch.old_logprobs is None or batch.reference_logprobs is None:
             raise SpanwiseError("a KL penalty needs log-probs of the policy and of the reference")
         nats = self.estimates(batch.old_logprobs, batch.reference_logprobs, batch.mask)
-        return replace(batch, token_rewards=-self.coefficient * nats)
+        return _paid(batch, -self.coefficient * nats)
 
     def update(self, measured: float) -> KLPenalty:
         """The penalty of the next step, after a step at which the divergence was measured.

@@ -99,7 +99,7 @@ class TreeBuilder:
                 message = "the environment goes on after a turn that the limit cut"
                 failure = Failure(kind="length_limit", message=message)
                 reply = Reply(stop="failure", failure=failure, outcome=reply.outcome)
-        if turns[-1].truncated and reply.reward is not None:
+        if turns[-1].truncated and reply.stop != "continue" and reply.reward is not None:
             reply = replace(reply, stop="length")  # whatever the environment calls it
         node = _node(path, completion, text, reply, observation)
         return replace(node, faults=tuple(caller.faults))

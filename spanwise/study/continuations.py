@@ -26,7 +26,7 @@ class Place:
     """Tokens of that turn before it."""
 
 
-async def continuation_rewards(
+async def continuation_returns(
     context: RolloutContext,
     rollout: Rollout,
     task: Task,
@@ -35,7 +35,7 @@ async def continuation_rewards(
     count: int,
     seed: int,
 ) -> list[float]:
-    """Rewards of fresh trajectories that share everything before a place.
+    """Returns of fresh trajectories that share everything before a place, what was paid too.
 
     A stop string that begins before the place and ends after it is not seen by the sampler.
 
@@ -49,13 +49,13 @@ async def continuation_rewards(
       seed: Of all of them.
 
     Returns:
-      One reward for each trajectory that has one, in order.
+      All that each trajectory was paid, for those that were scored, in order.
     """
     grown = [
         _continue(context, rollout, task, branch, place, seed_of(seed, task.id, i))
         for i in range(count)
     ]
-    return [reward for reward in await asyncio.gather(*grown) if reward is not None]
+    return [paid for paid in await asyncio.gather(*grown) if paid is not None]
 
 
 async def _continue(
@@ -69,7 +69,8 @@ async def _continue(
     builder = TreeBuilder(rollout, replace(context, sampler=forced, seed=seed), task, 0)
     builder.nodes = {(0,) * depth: replace(n, path=(0,) * depth) for depth, n in enumerate(before)}
     await builder.chain(path)
-    return builder.freeze().leaves()[0].reward
+    tree = builder.freeze()
+    return tree.returns(tree.leaves()[0])
 
 
 class _Forced(Sampler):

@@ -36,10 +36,10 @@ from spanwise.rollout.chains import Chains
 from spanwise.rollout.context import RolloutContext
 from spanwise.runtime.event_loop import run_rollouts
 from spanwise.runtime.seeds import seed_of
-from spanwise.study.continuations import Place, continuation_rewards
+from spanwise.study.continuations import Place, continuation_returns
 from spanwise.study.statistics import interval, pearson, resample_weights, spearman
 from spanwise.train.config import TrainConfig
-from spanwise.tree import Branch, Tree
+from spanwise.tree import Tree
 
 REFERENCE = "SAE start"
 """The estimator that the others are compared with, resample by resample."""
@@ -123,10 +123,10 @@ class CorrelationResult:
     """Continuations without a reward, left out."""
 
     reward: float
-    """Mean of the rollouts."""
+    """Mean return of the rollouts."""
 
     critic_explained_variance: float
-    """Of the rollouts' own outcomes."""
+    """Of the rollouts' own returns to go."""
 
     truth_reliability: float
     """Correlation of the truth with another measurement of it: between halves of the
@@ -184,7 +184,7 @@ def correlation_study(
     found = true_advantages(study, config, context, tasks, trees, batch, progress)
 
     assert batch.values is not None
-    returns = batch.rewards[:, None].expand_as(batch.values)
+    returns_to_go = batch.rewards_by_token.flip(1).cumsum(1).flip(1)
     halves = [half[batch.mask] for half in found.halves]
     between = float(pearson(halves[0], halves[1], torch.ones(1, len(halves[0]))))
     return CorrelationResult(
@@ -194,8 +194,8 @@ def correlation_study(
         num_spans=found.num_spans,
         num_continuations=study.num_continuations,
         failed=found.failed,
-        reward=float(batch.rewards.mean()),
-        critic_explained_variance=explained_variance(batch.values, returns, batch.mask),
+        reward=float(batch.returns.mean()),
+        critic_explained_variance=explained_variance(batch.values, returns_to_go, batch.mask),
         truth_reliability=2 * between / (1 + between),
     )
 
@@ -250,7 +250,8 @@ def true_advantages(
 ) -> Truth:
     """The value after a span less the value before it, at each token of the span.
 
-    The value after the last span is the rollout's own reward.
+    Values are those of whole trajectories, so that what is paid within a span counts for it;
+    the value after the last span is the rollout's own return.
     """
     spans = study.truth.bind(context.tokenizer)(batch)
     whole = torch.zeros_like(batch.engine_logprobs)
@@ -258,9 +259,7 @@ def true_advantages(
     started, num_spans, failed = time.monotonic(), 0, 0
     for row, (task, tree) in enumerate(zip(tasks, trees, strict=True)):
         numbers = spans[row][batch.mask[row]]
-        values, lost = run_rollouts(
-            _end_values(study, config, context, task, next(tree.branches()), numbers)
-        )
+        values, lost = run_rollouts(_end_values(study, config, context, task, tree, numbers))
         for target, of_span in zip((whole, *halves), values.diff(dim=1), strict=True):
             target[row, batch.mask[row]] = of_span[numbers]
         num_spans += values.shape[1] - 1
@@ -275,22 +274,23 @@ async def _end_values(
     config: TrainConfig,
     context: RolloutContext,
     task: Task,
-    branch: Branch,
+    tree: Tree,
     numbers: Tensor,
 ) -> tuple[Tensor, int]:
     """``[3, K + 1]`` values at the ends of K spans, and the continuations that failed.
 
     Row 0 is from all continuations, rows 1 and 2 from every other one.
     """
+    branch = next(tree.branches())
     places = [
         Place(turn=turn, offset=offset)
         for turn, node in enumerate(branch.turns)
         for offset in range(len(node.tokens))
     ]
     opens = [0, *(numbers.diff() > 0).nonzero().squeeze(1).add(1).tolist()]
-    rewards = await asyncio.gather(
+    returns = await asyncio.gather(
         *(
-            continuation_rewards(
+            continuation_returns(
                 context,
                 config.rollout,
                 task,
@@ -302,19 +302,19 @@ async def _end_values(
             for position in opens
         )
     )
-    end = branch.leaf.reward
+    end = tree.returns(branch.leaf)
     assert end is not None
     values = [
-        [*(_mean(found[first::step], task) for found in rewards), end]
+        [*(_mean(found[first::step], task) for found in returns), end]
         for first, step in ((0, 1), (0, 2), (1, 2))
     ]
-    return torch.tensor(values), sum(study.num_continuations - len(found) for found in rewards)
+    return torch.tensor(values), sum(study.num_continuations - len(found) for found in returns)
 
 
-def _mean(rewards: Sequence[float], task: Task) -> float:
-    if not rewards:
+def _mean(returns: Sequence[float], task: Task) -> float:
+    if not returns:
         raise SpanwiseError(f"no continuation of task {task.id} could be scored")
-    return sum(rewards) / len(rewards)
+    return sum(returns) / len(returns)
 
 
 async def _rollouts(

@@ -22,13 +22,14 @@ OUTSTANDING = 100.0
 """Far above every number of ``example_batch``."""
 
 WITH_OBSERVATION, WORST_SIBLING = 2, 3
-"""Rows of ``example_batch``: one of two turns, and one with a lower reward than its siblings."""
+"""Rows of ``example_batch`` with the least return of their tree, of two turns and of one."""
 
 
 def check_advantage(advantage: Callable[[Batch], Tensor]) -> None:
     """Check an ``Advantage``, or any function from a ``Batch`` to the credit of its tokens.
 
-    On batches of small search trees, with and without forks, one of which has a failed branch:
+    On batches of small search trees, with and without forks, one of which has a failed branch,
+    and with rewards on the way:
 
     - the result is ``[N, T]`` float, finite, detached, and 0 where ``batch.mask`` is False;
     - the batch is not changed, and the same batch gives the same bits again;
@@ -38,9 +39,10 @@ def check_advantage(advantage: Callable[[Batch], Tensor]) -> None:
     - rows with one model token and rows with none have finite credit, and so have a batch of
       one row and one in which all rewards are alike;
     - credit stands where it belongs, none of it a place too early or too late: a reward far
-      above its siblings' raises the last model token of its row; what comes after an
-      observation reaches the turn before it; and if values are read, one far too high lowers
-      the token that it was predicted before.
+      above those of its siblings raises the last model token of its turn, be that the last
+      turn of its row or one on the way; what comes after an observation reaches the turn
+      before it; and if values are read, one far too high lowers the token that it was
+      predicted before.
 
     What no property tells is whether the formula is the one that was meant: compare with
     numbers worked by hand.
@@ -55,7 +57,7 @@ def check_advantage(advantage: Callable[[Batch], Tensor]) -> None:
     Example:
       >>> from spanwise.credit import GroupAdvantage
       >>> check_advantage(GroupAdvantage())
-      >>> check_advantage(lambda batch: batch.rewards[:, None].expand(batch.mask.shape))
+      >>> check_advantage(lambda batch: batch.returns[:, None].expand(batch.mask.shape))
       Traceback (most recent call last):
       AssertionError: an advantage must be 0 where the mask is False
     """
@@ -93,7 +95,8 @@ def check_advantage(advantage: Callable[[Batch], Tensor]) -> None:
             "the order of the trees must not change an advantage",
             tolerance=TOLERANCE,
         )
-        _checked(advantage, replace(batch, rewards=torch.ones_like(batch.rewards)))
+        alike = torch.isin(torch.arange(len(batch.parents)), batch.leaves).float()
+        _checked(advantage, replace(batch, turn_rewards=alike))
         _checked(advantage, _rows(batch, torch.tensor([0])))
         for length in (0, 1):
             _checked(advantage, _with_row_cut(batch, row=1, length=length))
@@ -102,25 +105,34 @@ def check_advantage(advantage: Callable[[Batch], Tensor]) -> None:
 
 def _check_places(advantage: Callable[[Batch], Tensor], batch: Batch, credit: Tensor) -> None:
     """Numbers that stand out, at one place after another, must show where they belong."""
-    row, end = WORST_SIBLING, _model_places(batch, WORST_SIBLING)[-1]
-    rewards = batch.rewards.clone()
-    rewards[row] += OUTSTANDING
-    last = _checked(advantage, replace(batch, rewards=rewards))[row, end]
+    for row, turn, reward in (
+        (WORST_SIBLING, 0, "a branch's last reward"),
+        (WITH_OBSERVATION, 0, "a reward on the way"),
+    ):
+        end = (batch.turns[row] == turn).nonzero()[-1, 0]
+        found = _checked(advantage, _paid(batch, int(batch.nodes[row, end]), OUTSTANDING))
+        last = found[row, end]
+        require(
+            bool(last > credit[row, end]) and bool(last > 0),
+            f"{reward} is paid for the last model token of its turn: far above those of its "
+            f"siblings it must raise that token's advantage above 0, got {last:.6g} after "
+            f"{credit[row, end]:.6g}",
+        )
+    gain = (found - credit)[row]
     require(
-        bool(last > credit[row, end]) and bool(last > 0),
-        "a branch's reward is paid for its last model token: far above that of its siblings it "
-        f"must raise that token's advantage above 0, got {last:.6g} after {credit[row, end]:.6g}",
+        bool((gain[batch.turns[row] > turn] <= gain[end] + TOLERANCE).all()),
+        "a reward on the way is paid for the last model token of its turn: it must not raise a "
+        "token after it by more",
     )
 
-    row, place = WITH_OBSERVATION, _model_places(batch, WITH_OBSERVATION)
-    turns = batch.turns[row, place]
-    before, after = place[turns == 0], place[turns == 1]
-    values, rewards = _values(batch).clone(), batch.rewards.clone()
-    values[row, after] += OUTSTANDING
-    rewards[row] += 2 * OUTSTANDING
-    found = _checked(advantage, replace(batch, values=values, rewards=rewards))
+    row = WITH_OBSERVATION
+    before = (batch.turns[row] == 0).nonzero()[-1, 0]
+    values = _values(batch).clone()
+    values[row, batch.turns[row] == 1] += OUTSTANDING
+    other = _paid(batch, int(batch.leaves[row]), 2 * OUTSTANDING)
+    found = _checked(advantage, replace(other, values=values))
     require(
-        bool(found[row, before[-1]] != credit[row, before[-1]]),
+        bool(found[row, before] != credit[row, before]),
         "what comes after an observation must reach the turn before it: other values and another "
         "reward there left the advantage of the turn's last token as it was",
     )
@@ -137,8 +149,11 @@ def _check_places(advantage: Callable[[Batch], Tensor], batch: Batch, credit: Te
     )
 
 
-def _model_places(batch: Batch, row: int) -> Tensor:
-    return batch.mask[row].nonzero()[:, 0]
+def _paid(batch: Batch, node: int, amount: float) -> Batch:
+    """The batch with more paid for one node."""
+    rewards = batch.turn_rewards.clone()
+    rewards[node] += amount
+    return replace(batch, turn_rewards=rewards)
 
 
 def _values(batch: Batch) -> Tensor:
@@ -177,10 +192,12 @@ def example_batch(seed: int, *, observation_length: int = 2, reverse_trees: bool
     def numbers(count: int) -> list[float]:
         return torch.rand(count, generator=generator, dtype=torch.float64).tolist()
 
-    def node(*path: int, reward: float | None = None, failed: bool = False) -> Node:
+    def node(
+        *path: int, reward: float | None = None, goes_on: bool = False, failed: bool = False
+    ) -> Node:
         length = 1 + int(4 * numbers(1)[0])
         logprobs = tuple(-3 * x for x in numbers(length))
-        leaf = reward is not None or failed
+        leaf = not goes_on
         return Node(
             path=path,
             tokens=tuple(range(1, length + 1)),
@@ -198,16 +215,21 @@ def example_batch(seed: int, *, observation_length: int = 2, reverse_trees: bool
 
     forks = tree(
         "forks",
-        node(0),
-        node(0, 0, reward=1.0),
-        node(0, 1),
-        node(0, 1, 0, reward=0.25),
+        node(0, reward=-0.5, goes_on=True),
+        node(0, 0, reward=1.5),
+        node(0, 1, goes_on=True),
+        node(0, 1, 0, reward=0.75),
         node(0, 1, 1, failed=True),
-        node(1),
-        node(1, 0, reward=-1.0),
+        node(1, reward=0.25, goes_on=True),
+        node(1, 0, reward=-1.25),
     )
     turns = tree("turns", node(0, reward=0.0), node(1, reward=1.0), node(2, reward=1.0))
-    chain = tree("chain", node(0), node(0, 0), node(0, 0, 0, reward=0.5))
+    chain = tree(
+        "chain",
+        node(0, reward=1.0, goes_on=True),
+        node(0, 0, goes_on=True),
+        node(0, 0, 0, reward=-0.5),
+    )
     trees = [forks, turns, chain]
     batch = Batch.from_trees(trees[::-1] if reverse_trees else trees)
 
@@ -262,7 +284,7 @@ def _padded(batch: Batch, columns: int) -> Batch:
 
 def _rows(batch: Batch, order: Tensor) -> Batch:
     """Some rows, in some order; the nodes stay as they are."""
-    nodewise = {"parents", "entropies"}
+    nodewise = {"parents", "entropies", "turn_rewards"}
     changed = {name: x[order] for name, x in _tensors(batch).items() if name not in nodewise}
     return replace(batch, **changed)
 

@@ -33,14 +33,14 @@ def check_environment(
     - a task opens with a chat of ``{"role": ..., "content": ...}``, always the same, also
       once turns have been answered;
     - every text, and every text cut by the token limit, gets a ``Reply``: no exception, a
-      known ``stop``, an observation that is text, a finite reward if it ends, an outcome that
-      can be written as JSON;
+      known ``stop``, an observation that is text, a finite reward if it ends and a finite one
+      or none if it goes on, an outcome that can be written as JSON;
     - a reply is a function of its arguments: the same again, whatever was answered in
       between and whatever is answered at the same time, so that a search may fork anywhere;
       the task and the turns it is given stay as they are, outcomes too: history is not
       rewritten;
-    - with ``solve``: a player who knows the answers ends every task within 50 turns, with a
-      better reward than any single text of ``texts`` had for that task.
+    - with ``solve``: a player who knows the answers ends every task within 50 turns, and is
+      paid more in all than for any one or two of ``texts`` that end that task.
 
     Args:
       environment: With its tools at work; their answers must not change between calls.
@@ -55,12 +55,12 @@ def check_environment(
     tried = (*texts, *environment.stop_strings)
     for task in _checked_tasks(environment, splits, num_tasks):
         opening = _checked_messages(environment, task)
-        rewards = asyncio.run(_check_replies(environment, task, tried))
+        returns = asyncio.run(_check_replies(environment, task, tried))
         if solve is not None:
-            reward = asyncio.run(_solved(environment, task, solve))
+            earned = asyncio.run(_solved(environment, task, solve))
             require(
-                reward > max(rewards, default=-math.inf),
-                f"task {task.id}: solve earns {reward:g}, no more than a text that knows nothing",
+                earned > max(returns, default=-math.inf),
+                f"task {task.id}: solve earns {earned:g}, no more than a text that knows nothing",
             )
         require(
             environment.messages(task) == opening,
@@ -102,18 +102,19 @@ def _checked_messages(environment: Environment, task: Task) -> list[dict[str, st
 
 
 async def _check_replies(environment: Environment, task: Task, texts: Sequence[str]) -> list[float]:
-    """Every text as a first turn and as a second; the rewards that were earned."""
+    """Every text as a first turn and as a second; the returns of what came to an end."""
     firsts = [Turn(text=text, truncated=cut) for text in texts for cut in (False, True)]
     histories: list[tuple[Turn, ...]] = [(turn,) for turn in firsts]
     replies = [await _reply(environment, task, history) for history in histories]
-    goes_on = [
-        (Turn(text=history[0].text, outcome=reply.outcome),)
-        for history, reply in zip(histories, replies, strict=True)
-        if reply.stop == "continue"
-    ]
-    seconds = [(*first, Turn(text=text)) for first in goes_on for text in texts]
-    replies += [await _reply(environment, task, history) for history in seconds]
-    histories += seconds
+    returns = [reply.reward for reply in replies if reply.stop != "continue"]
+    for first, reply in list(zip(firsts, replies, strict=True)):
+        if reply.stop == "continue":
+            opening = Turn(text=first.text, outcome=reply.outcome)
+            for text in texts:
+                histories.append((opening, Turn(text=text)))
+                replies.append(await _reply(environment, task, histories[-1]))
+                if replies[-1].stop != "continue" and replies[-1].reward is not None:
+                    returns.append((reply.reward or 0.0) + replies[-1].reward)
     together = await asyncio.gather(*(_reply(environment, task, h) for h in reversed(histories)))
     for history, alone, other in zip(histories, replies, reversed(together), strict=True):
         require(
@@ -121,7 +122,7 @@ async def _check_replies(environment: Environment, task: Task, texts: Sequence[s
             f"task {task.id}: the reply to {history[-1].text[:40]!r} must be a function of its "
             f"arguments alone, got {alone} and {other}",
         )
-    return [reply.reward for reply in replies if reply.reward is not None]
+    return [earned for earned in returns if earned is not None]
 
 
 async def _reply(environment: Environment, task: Task, turns: Sequence[Turn]) -> Reply:
@@ -155,11 +156,13 @@ async def _solved(
     environment: Environment, task: Task, solve: Callable[[Task, Sequence[Turn]], str]
 ) -> float:
     turns: list[Turn] = []
+    earned = 0.0
     for _ in range(MAX_TURNS):
         text = solve(task, tuple(turns))
         reply = await _reply(environment, task, (*turns, Turn(text=text)))
+        earned += reply.reward or 0.0
         if reply.stop != "continue":
             require(reply.reward is not None, f"task {task.id}: solve ended in {reply.failure}")
-            return float(reply.reward or 0.0)
+            return earned
         turns.append(Turn(text=text, outcome=reply.outcome))
     raise AssertionError(f"task {task.id}: solve did not come to an end in {MAX_TURNS} turns")

@@ -7,7 +7,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -194,7 +194,7 @@ class FaultyReward(Environment):
             case None:
                 return reply
             case "nan":
-                return Reply(stop=reply.stop, reward=float("nan"), outcome=reply.outcome)
+                return replace(reply, reward=float("nan"))
             case "hang":
                 await asyncio.Event().wait()
                 return reply

@@ -28,7 +28,7 @@ class Sampled:
     """To train on."""
 
     all_trees: list[Tree]
-    """With those that were left out because their branches all score alike."""
+    """With those that were left out because their branches were all paid alike."""
 
 
 async def sample_step(
@@ -38,7 +38,7 @@ async def sample_step(
     step: int,
     ranks: Ranks = ALONE,
 ) -> Sampled:
-    """The trees of one step; with ``dynamic_sampling_rounds``, those whose rewards vary."""
+    """The trees of one step; with ``dynamic_sampling_rounds``, those whose returns vary."""
     tasks = draw_tasks(pool, config.prompts_per_step, config.seed, step)
     trees = await rollouts(context, config, tasks, step, ranks)
     if not config.dynamic_sampling_rounds:
@@ -57,8 +57,8 @@ async def sample_step(
 
 
 def has_reward_variance(tree: Tree) -> bool:
-    """Whether some branches score better than others: no group baseline learns otherwise."""
-    return len({leaf.reward for leaf in tree.leaves() if leaf.reward is not None}) > 1
+    """Whether some branches were paid more than others: no group baseline learns otherwise."""
+    return len({tree.returns(leaf) for leaf in tree.leaves()} - {None}) > 1
 
 
 def draw_tasks(pool: Sequence[Task], count: int, seed: int, step: int) -> list[Task]:

@@ -12,7 +12,6 @@ from spanwise.advantages import (
     global_advantages,
     group_advantages,
     leave_one_out_advantages,
-    normalised_leaf_rewards,
     to_tokens,
     whiten,
 )
@@ -22,7 +21,6 @@ BASELINES = [
     centred_advantages,
     leave_one_out_advantages,
     global_advantages,
-    normalised_leaf_rewards,
 ]
 rows = st.lists(
     st.tuples(st.integers(-8, 8).map(lambda k: k / 4), st.sampled_from([3, 0, 11])),
@@ -50,7 +48,6 @@ def test_baselines_are_those_of_the_standard_library(rows):
             group_advantages: difference / (std + 1e-6),
             centred_advantages: difference,
             leave_one_out_advantages: reward - statistics.fmean(others) if others else 0.0,
-            normalised_leaf_rewards: difference / (statistics.pstdev(own) + 1e-6),
         }
         for function, number in expected.items():
             assert function(rewards, groups)[i].item() == pytest.approx(number, abs=1e-9)
@@ -61,7 +58,7 @@ def test_baselines_are_those_of_the_standard_library(rows):
 
 def test_hand_worked_numbers():
     # Group 5: rewards 1 0 0 1, mean .5, squares 4 * .25 = 1, sample variance 1 / 3,
-    # std .57735: +-.866025; population variance 1 / 4, std .5: +-1.
+    # std .57735: +-.866025.
     # Leave one out: 1 - 1/3 = 2/3 and 0 - 2/3 = -2/3.
     rewards = torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64)
     groups = torch.full((4,), 5)
@@ -71,7 +68,6 @@ def test_hand_worked_numbers():
         torch.testing.assert_close(got, signs * size, rtol=0, atol=1e-6)
 
     check(group_advantages(rewards, groups, eps=0), 0.75**0.5)
-    check(normalised_leaf_rewards(rewards, groups, eps=0), 1.0)
     check(centred_advantages(rewards, groups), 0.5)
     check(leave_one_out_advantages(rewards, groups), 2 / 3)
 

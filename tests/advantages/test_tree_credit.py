@@ -1,4 +1,7 @@
-"""Tree credit: a tree worked by hand, chains, siblings swapped, and a recursive oracle."""
+"""Tree credit: a tree worked by hand, chains, siblings swapped, and a recursive oracle.
+
+Rewards on the way are in ``test_rewards_on_the_way``.
+"""
 
 import math
 
@@ -32,6 +35,7 @@ PARENTS = torch.tensor([-1, 0, 0, 1, 1, 0, 5])
 LN_2, LN_3 = math.log(2), math.log(3)
 ENTROPIES = torch.tensor([7.0, LN_3, 0, LN_2, 0, LN_2, 1], dtype=torch.float64)
 LEAVES = torch.tensor([3, 4, 2])
+NOTHING_PAID = torch.zeros(7).double()
 REWARDS = torch.tensor([4.0, 1.0, -3.0]).double()
 
 # softmax at node 1: weights 2 : 1, so (2 * 4 + 1) / 3 = 3; at the root (node 5 has no value):
@@ -60,7 +64,7 @@ def test_values_of_the_worked_tree(value):
 @pytest.mark.parametrize("advantage", ADVANTAGES)
 def test_advantages_of_the_worked_tree(advantage):
     values = torch.tensor(WORKED_VALUES[child_softmax_values]).double()
-    got = advantage(values, PARENTS, LEAVES)
+    got = advantage(values, NOTHING_PAID, PARENTS, LEAVES)
     assert got.tolist() == pytest.approx(WORKED_ADVANTAGES[advantage], abs=1e-12)
 
 
@@ -138,7 +142,8 @@ def test_advantages_follow_their_definitions(value, tree):
         valued = float(counts[node] > 0)
         to_parent = valued * float(values[node] - values[parent])
         to_root = valued * float(values[node] - values[root])
-        got = [float(advantage(values, parents, leaves)[node]) for advantage in ADVANTAGES]
+        paid = torch.zeros_like(values)
+        got = [float(advantage(values, paid, parents, leaves)[node]) for advantage in ADVANTAGES]
         expected = [float(values[node]), to_parent, to_root, to_parent + to_root]
         assert got == pytest.approx(expected, abs=1e-12)
 
@@ -153,9 +158,10 @@ def test_a_chain_has_trajectory_credit(value, length):
     rewards = torch.tensor([0.3, -0.7])
     values = value(parents, entropies, leaves, rewards)
     assert torch.equal(values, rewards.repeat_interleave(length))
-    assert torch.equal(node_value(values, parents, leaves), values)
+    paid = torch.zeros_like(values)
+    assert torch.equal(node_value(values, paid, parents, leaves), values)
     for difference in (over_parent, over_root, over_both):
-        assert not difference(values, parents, leaves).any()
+        assert not difference(values, paid, parents, leaves).any()
 
 
 @pytest.mark.parametrize("value", VALUES)
@@ -176,10 +182,11 @@ def test_swapping_siblings_changes_nothing(value, tree, seed):
     before = value(parents, entropies, leaves, rewards)
     after = value(new_parents, entropies[order], new_leaves, rewards[shuffle])
     torch.testing.assert_close(after, before[order], rtol=0, atol=1e-12)
+    paid = torch.rand(len(parents), generator=generator).double()
     for advantage in ADVANTAGES:
         torch.testing.assert_close(
-            advantage(after, new_parents, new_leaves),
-            advantage(before, parents, leaves)[order],
+            advantage(after, paid[order], new_parents, new_leaves),
+            advantage(before, paid, parents, leaves)[order],
             rtol=0,
             atol=1e-12,
         )
@@ -239,7 +246,7 @@ def changed(index, value, tensor):
         (PARENTS, ENTROPIES, changed(0, 4, LEAVES), REWARDS, "stands twice"),
         (PARENTS, ENTROPIES, changed(0, 1, LEAVES), REWARDS, "has children"),
         (PARENTS, ENTROPIES, LEAVES, changed(0, torch.nan, REWARDS), "never scored"),
-        (PARENTS, ENTROPIES, LEAVES[:2], REWARDS, r"leaves \(2,\), rewards \(3,\)"),
+        (PARENTS, ENTROPIES, LEAVES[:2], REWARDS, r"leaves \(2,\), returns \(3,\)"),
         (PARENTS, changed(3, torch.nan, ENTROPIES), LEAVES, REWARDS, "entropy is NaN"),
         (PARENTS.int(), ENTROPIES, LEAVES, REWARDS, "parents must be int64"),
     ],

@@ -15,7 +15,7 @@ from spanwise.models.critic import SeparateCritic
 from spanwise.partitions import Token
 from spanwise.rollout import Chains, RolloutContext
 from spanwise.samplers.base import Request
-from spanwise.study.continuations import Place, continuation_rewards
+from spanwise.study.continuations import Place, continuation_returns
 from spanwise.study.correlation import CorrelationStudy, correlation_study
 from spanwise.study.report import correlation_record, correlation_svg, write_correlation
 from spanwise.tree import Branch, Node
@@ -49,22 +49,42 @@ BRANCH = Branch(
 )
 
 
-def continued(place: Place, write, count: int = 4) -> tuple[list[float], list[Request]]:
+def continued(
+    place: Place, write, count: int = 4, *, branch: Branch = BRANCH, env: WordGame | None = None
+) -> tuple[list[float], list[Request]]:
     sampler = PathSampler(write)
-    context = RolloutContext(env=WordGame(), sampler=sampler, tokenizer=CharTokenizer(), seed=0)
-    found = continuation_rewards(context, Chains(), TASK, BRANCH, place, count, 5)
+    env = env or WordGame()
+    context = RolloutContext(env=env, sampler=sampler, tokenizer=CharTokenizer(), seed=0)
+    found = continuation_returns(context, Chains(), TASK, branch, place, count, 5)
     return asyncio.run(found), sampler.requests
 
 
 def test_continuations_keep_all_that_stands_before_the_place() -> None:
-    rewards, requests = continued(Place(turn=1, offset=2), lambda prompt, request: "se;")
-    assert rewards == [0.0] * 4
+    returns, requests = continued(Place(turn=1, offset=2), lambda prompt, request: "se;")
+    assert returns == [0.0] * 4
     texts = {"".join(map(chr, r.prompt)) for r in requests}
     assert texts == {"Q:go;[1]lo"}
     assert len({r.seed for r in requests}) == 4
     # what is sampled is added to what stands there: "lo" and "se;" is an answer
-    rewards, _ = continued(Place(turn=1, offset=0), lambda prompt, request: "win;")
-    assert rewards == [1.0] * 4
+    returns, _ = continued(Place(turn=1, offset=0), lambda prompt, request: "win;")
+    assert returns == [1.0] * 4
+
+
+def test_continuations_have_what_was_paid_before_the_place_and_after_it() -> None:
+    def write(prompt: str, request: Request) -> str:
+        return "go;" if prompt == "Q:go;[1]" else "win;"
+
+    paid = Branch((BRANCH.nodes[0], replace(BRANCH.nodes[1], reward=0.5), BRANCH.nodes[2]))
+    returns, _ = continued(Place(turn=1, offset=0), write, branch=paid, env=WordGame(wage=0.25))
+    assert returns == [0.5 + 0.25 + 1.0] * 4  # of the first turn, the second and the last
+
+    # from within the first turn on, it is paid by the environment, as the second is
+    def from_the_first(prompt: str, request: Request) -> str:
+        return "o;" if prompt == "Q:g" else write(prompt, request)
+
+    place = Place(turn=0, offset=1)
+    returns, _ = continued(place, from_the_first, branch=paid, env=WordGame(wage=0.25))
+    assert returns == [0.25 + 0.25 + 1.0] * 4
 
 
 def test_continuations_go_on_through_later_turns() -> None:
@@ -73,8 +93,8 @@ def test_continuations_go_on_through_later_turns() -> None:
             return "o;"
         return "win;" if prompt == "Q:go;[1]" else "lose;"
 
-    rewards, requests = continued(Place(turn=0, offset=1), write)
-    assert rewards == [1.0] * 4 and len(requests) == 8
+    returns, requests = continued(Place(turn=0, offset=1), write)
+    assert returns == [1.0] * 4 and len(requests) == 8
     assert requests[0].max_tokens == Chains().max_turn_tokens - 1
 
 
@@ -82,8 +102,8 @@ def test_continuations_without_a_reward_are_left_out() -> None:
     def write(prompt: str, request: Request) -> str:
         return "nan;" if request.seed % 2 else "win;"
 
-    rewards, requests = continued(Place(turn=1, offset=0), write, 20)
-    assert rewards == [1.0] * sum(r.seed % 2 == 0 for r in requests) and 0 < len(rewards) < 20
+    returns, requests = continued(Place(turn=1, offset=0), write, 20)
+    assert returns == [1.0] * sum(r.seed % 2 == 0 for r in requests) and 0 < len(returns) < 20
 
 
 def study_of_letters(critic_knows: float, **changes: object):

@@ -53,7 +53,7 @@ def above_the_prompt(batch):
     """Correct: the critic foresees the whole row from its first model token."""
     first = batch.mask & (batch.mask.cumsum(1) == 1)
     foreseen = torch.where(first, batch.values, 0).sum(1)
-    return adv.to_tokens(batch.rewards - foreseen, batch.mask)
+    return adv.to_tokens(batch.returns - foreseen, batch.mask)
 
 
 def signs(batch):
@@ -67,63 +67,63 @@ def test_advantages_of_ones_own_pass(advantage):
 
 
 def rewards_everywhere(batch):
-    return batch.rewards[:, None].expand(batch.mask.shape)
+    return batch.returns[:, None].expand(batch.mask.shape)
 
 
 def attached(batch):
     w = torch.ones((), requires_grad=True)
-    return torch.where(batch.mask, w * batch.rewards[:, None], 0)
+    return torch.where(batch.mask, w * batch.returns[:, None], 0)
 
 
 def per_row(batch):
-    return batch.rewards
+    return batch.returns
 
 
 def whole_numbers(batch):
-    return (batch.rewards[:, None] * batch.mask).long()
+    return (batch.returns[:, None] * batch.mask).long()
 
 
 def in_place(batch):
     batch.values.add_(1)
-    return adv.to_tokens(batch.rewards, batch.mask)
+    return adv.to_tokens(batch.returns, batch.mask)
 
 
 def random_scale(batch):
-    return adv.to_tokens(batch.rewards * torch.rand(()), batch.mask)
+    return adv.to_tokens(batch.returns * torch.rand(()), batch.mask)
 
 
 def mask_by_product(batch):
-    return (batch.rewards[:, None] - batch.values) * batch.mask
+    return (batch.returns[:, None] - batch.values) * batch.mask
 
 
 def values_of_observations(batch):
-    return torch.where(batch.mask, batch.rewards[:, None] - batch.values.cumsum(1), 0)
+    return torch.where(batch.mask, batch.returns[:, None] - batch.values.cumsum(1), 0)
 
 
 def discounted_by_place(batch):
     place = torch.arange(batch.mask.shape[1])
-    return torch.where(batch.mask, batch.rewards[:, None] * 0.9**place, 0)
+    return torch.where(batch.mask, batch.returns[:, None] * 0.9**place, 0)
 
 
 def from_the_padded_end(batch):
     to_come = batch.mask.shape[1] - torch.arange(batch.mask.shape[1])
-    return torch.where(batch.mask, batch.rewards[:, None] * 0.9**to_come, 0)
+    return torch.where(batch.mask, batch.returns[:, None] * 0.9**to_come, 0)
 
 
 def first_row_as_baseline(batch):
-    return adv.to_tokens(batch.rewards - batch.rewards[0], batch.mask)
+    return adv.to_tokens(batch.returns - batch.returns[0], batch.mask)
 
 
 def by_number_of_the_tree(batch):
-    return adv.to_tokens(batch.rewards * (1 + batch.groups), batch.mask)
+    return adv.to_tokens(batch.returns * (1 + batch.groups), batch.mask)
 
 
 def divided_by_spread(batch):
-    return adv.to_tokens((batch.rewards - batch.rewards.mean()) / batch.rewards.std(), batch.mask)
+    return adv.to_tokens((batch.returns - batch.returns.mean()) / batch.returns.std(), batch.mask)
 
 
 def divided_by_length(batch):
-    return adv.to_tokens(batch.rewards, batch.mask) / batch.mask.sum(1, keepdim=True)
+    return adv.to_tokens(batch.returns, batch.mask) / batch.mask.sum(1, keepdim=True)
 
 
 def gae_over_observations(batch):
@@ -195,6 +195,19 @@ def rewards_a_token_early(batch):
     return gae(batch, rewards=moved(batch.rewards_by_token, batch.mask, -1))
 
 
+def outcomes_alone(batch):
+    """What was paid on the way is never read."""
+    return adv.to_tokens(batch.turn_rewards[batch.leaves], batch.mask)
+
+
+def paid_with_the_next_turn(batch):
+    """A reward on the way stands at the first model token after its turn."""
+    ends = batch.turns == batch.turns.amax(1, keepdim=True)
+    on_the_way = torch.where(ends, 0, batch.rewards_by_token)
+    at_the_end = torch.where(ends, batch.rewards_by_token, 0)
+    return gae(batch, rewards=at_the_end + moved(on_the_way, batch.mask, 1))
+
+
 def no_rewards(batch):
     return gae(batch, rewards=torch.zeros_like(batch.values))
 
@@ -220,14 +233,16 @@ def no_rewards(batch):
         (bootstraps_from_observations, "finite with NaN at masked places: observations"),
         (ends_at_observations, "after an observation must reach the turn before it"),
         (a_place_late, "predicted before its token"),
-        (a_place_early, "paid for its last model token"),
-        (a_token_late, "predicted before its token"),
-        (a_token_early, "paid for its last model token"),
+        (a_place_early, "last reward is paid for the last model token of its turn"),
+        (a_token_late, "must not raise a token after it by more"),
+        (a_token_early, "last reward is paid for the last model token of its turn"),
         (values_after_the_token, "predicted before its token"),
         (values_a_token_late, "predicted before its token"),
-        (rewards_a_token_early, "paid for its last model token"),
-        (no_rewards, "paid for its last model token"),
-        (lambda batch: batch.rewards.tolist(), "is a tensor, got list"),
+        (rewards_a_token_early, "last reward is paid for the last model token of its turn"),
+        (outcomes_alone, "a reward on the way is paid for the last model token of its turn"),
+        (paid_with_the_next_turn, "must not raise a token after it by more"),
+        (no_rewards, "last reward is paid for the last model token of its turn"),
+        (lambda batch: batch.returns.tolist(), "is a tensor, got list"),
     ],
 )
 def test_broken_advantages_fail(broken, message):

@@ -130,7 +130,7 @@ def test_a_recipe_of_ones_own_file(tmp_path: Path) -> None:
         "class Plain(Advantage):\n"
         "    scale: float = 1.0\n"
         "    def __call__(self, batch):\n"
-        "        return to_tokens(self.scale * batch.rewards, batch.mask)\n"
+        "        return to_tokens(self.scale * batch.returns, batch.mask)\n"
         "def plain():\n"
         "    return replace(grpo_search(), advantage=Plain())\n"
     )

@@ -60,6 +60,21 @@ def test_prompts_that_score_alike_are_replaced() -> None:
     assert [t.task_id for t in sample("0123", dynamic_sampling_rounds=5).all_trees] == ids
 
 
+@pytest.mark.parametrize(("wage", "vary"), [(None, False), (0.5, True)])
+def test_what_was_paid_on_the_way_makes_branches_differ(wage: float | None, vary: bool) -> None:
+    """All win, and half of them after a call."""
+
+    def write(prompt: str, request: Request) -> str:
+        return "go;" if prompt == "Q0:" and request.seed % 2 else "win;"
+
+    env, sampler = WordGame(wage=wage), PathSampler(write)
+    game = RolloutContext(env=env, sampler=sampler, tokenizer=CharTokenizer(), seed=0)
+    tree = asyncio.run(settings().rollout(game, POOL[0], step=1))
+    assert {leaf.reward for leaf in tree.leaves()} == {1.0}
+    assert len({len(leaf.path) for leaf in tree.leaves()}) == 2
+    assert has_reward_variance(tree) == vary
+
+
 def test_refilling_ends_at_its_limit_and_with_the_pool() -> None:
     once = sample("", dynamic_sampling_rounds=1)
     assert once.trees == [] and len(once.all_trees) == 6
