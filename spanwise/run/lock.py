@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from spanwise.run.folder import LOCK, RunError, writing
 
 
-def locked(folder: Path) -> IO[str]:
-    """The lock of a run folder, held by this process until it is closed.
+def locked(folder: Path) -> FileLock:
+    """The lock of a run folder, held by this process until it is released.
 
-    It ends with the process, however that ends, and no process that it starts has it. The
-    folder is made if there is none.
+    It ends with the process, however that ends, and processes started meanwhile do not hold
+    it. The folder is made if there is none.
 
     Raises:
       RunError: if another process holds it, or the folder cannot be written.
@@ -21,14 +21,14 @@ def locked(folder: Path) -> IO[str]:
     path = folder / LOCK
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a", encoding="utf-8")
+        path.touch()
+    lock = FileLock(path)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
+        lock.acquire(blocking=False)
+    except Timeout as error:
         raise RunError(
             f"another process is training in {folder}; wait for its end, or stop it"
         ) from error
     except OSError:
         pass  # a file system without locks: then nothing guards the folder
-    return file
+    return lock

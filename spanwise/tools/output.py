@@ -1,11 +1,11 @@
-"""What a tool says, made fit to be shown to a model."""
+"""Text from tools, made fit to be shown to a model."""
 
 from __future__ import annotations
 
 import re
 
 MAX_CHARACTERS = 20_000
-"""Of one observation."""
+"""Longest observation that is shown to a model."""
 
 _CONTROL = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # a terminal's control sequence as a whole
@@ -14,7 +14,7 @@ _CONTROL = re.compile(
 
 
 def shown_text(text: str) -> str:
-    r"""The text without terminal sequences and control characters, but for ``\n`` and ``\t``.
+    r"""The text without terminal sequences and control characters other than ``\n`` and ``\t``.
 
     Example:
       >>> shown_text("\x1b[31mred\x1b[0m\ta\x00b\n")
@@ -24,10 +24,10 @@ def shown_text(text: str) -> str:
 
 
 def shortened_text(text: str, limit: int = MAX_CHARACTERS) -> str:
-    """The text, or its beginning and end with a note of how much is missing between.
+    """The text, or its beginning and end with a note of how much is left out between them.
 
-    The end is kept because it often closes what the beginning opened. The note comes on top
-    of the limit.
+    The end is kept because it often closes what the beginning opened. The note does not count
+    towards the limit.
 
     Example:
       >>> shortened_text("<result>" + "x" * 1000 + "</result>", limit=80)[-41:]

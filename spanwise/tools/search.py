@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import bm25s
+import httpx2
 import numpy as np
 
-from spanwise.errors import SpanwiseError
+from spanwise.errors import SpanwiseError, one_line
 from spanwise.tools.base import Tool, ToolError
 
 MAX_REPLY_BYTES = 1_000_000
-"""A retriever's reply above this is refused unread."""
+"""Longest reply of a retriever that is read."""
 
 K1, B = 0.9, 0.4
 """BM25's saturation and length constants, at the values usual for Wikipedia passages.
@@ -33,7 +31,10 @@ class Document:
     """A passage and the title of the page it stands on."""
 
     title: str
+    """Title of the page."""
+
     text: str
+    """The passage itself."""
 
 
 def search_terms(text: str) -> list[str]:
@@ -113,8 +114,13 @@ class SearchTool(Tool):
     """Searches an index in memory."""
 
     index: DocumentIndex
+    """Documents to search."""
+
     num_documents: int = 3
+    """Number of documents in an answer."""
+
     deadline_s: float = 10.0
+    """Seconds that a search may take."""
 
     def call(self, query: str) -> tuple[Document, ...]:
         """The best documents for the query, best first."""
@@ -132,9 +138,9 @@ class RetrieverClient(Tool):
     it has ``title`` and ``text`` of its own.
 
     Args:
-      url: The address posted to, such as ``http://127.0.0.1:8000/retrieve``.
-      num_documents: Documents a query.
-      deadline_s: Seconds a call may take in all.
+      url: Address to post to, such as ``http://127.0.0.1:8000/retrieve``.
+      num_documents: Number of documents to ask for.
+      deadline_s: Seconds that a call may take in all.
 
     Raises:
       ValueError: if the address is not http or https.
@@ -145,11 +151,15 @@ class RetrieverClient(Tool):
     deadline_s: float = 30.0
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        if not re.match("https?://[^/]", self.url):
             raise SpanwiseError(
                 f"retriever address {self.url!r} must look like http://127.0.0.1:8000/retrieve"
             )
+
+    @cached_property
+    def _client(self) -> httpx2.Client:
+        limits = httpx2.Limits(max_connections=None, keepalive_expiry=2.0)
+        return httpx2.Client(timeout=self.deadline_s, limits=limits)
 
     def call(self, query: str) -> tuple[Document, ...]:
         """The server's documents for the query, in its order.
@@ -159,22 +169,19 @@ class RetrieverClient(Tool):
             something that is not a list of documents.
         """
         wish = {"queries": [query], "topk": self.num_documents, "return_scores": True}
-        request = urllib.request.Request(
-            self.url,
-            data=json.dumps(wish).encode(),
-            headers={"Content-Type": "application/json"},
-            method="POST",
-        )
+        body = bytearray()
         try:
-            with urllib.request.urlopen(request, timeout=self.deadline_s) as response:
-                body = response.read(MAX_REPLY_BYTES + 1)
-        except urllib.error.HTTPError as error:
-            raise ToolError(f"retriever {self.url} answered HTTP {error.code}") from error
-        except (OSError, http.client.HTTPException) as error:
-            reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            raise ToolError(f"retriever {self.url} cannot be reached: {reason}") from error
-        if len(body) > MAX_REPLY_BYTES:
-            raise ToolError(f"retriever {self.url} answered more than {MAX_REPLY_BYTES} bytes")
+            with self._client.stream("POST", self.url, json=wish) as response:
+                if response.status_code != 200:
+                    raise ToolError(f"retriever {self.url} answered HTTP {response.status_code}")
+                for chunk in response.iter_bytes():
+                    body += chunk
+                    if len(body) > MAX_REPLY_BYTES:
+                        raise ToolError(
+                            f"retriever {self.url} answered more than {MAX_REPLY_BYTES} bytes"
+                        )
+        except httpx2.HTTPError as error:
+            raise ToolError(f"retriever {self.url} cannot be reached: {one_line(error)}") from error
         try:
             reply: object = json.loads(body)
         except ValueError as error:  # not JSON, or not text at all

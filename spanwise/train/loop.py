@@ -122,7 +122,8 @@ def start(
     with contextlib.ExitStack() as undone:  # if anything below fails
         lock, trackers = None, []
         if ranks.is_main:
-            lock = undone.enter_context(locked(folder))
+            lock = locked(folder)
+            undone.callback(lock.release)
             if not resume:
                 record = {"recipe": recipe, "arguments": list(arguments), "config": settings}
                 log = RunFolder.create(folder, record)

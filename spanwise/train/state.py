@@ -6,7 +6,9 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock
 
 from spanwise.envs.base import Task
 from spanwise.errors import SpanwiseError
@@ -94,7 +96,7 @@ class Run:
     recipe: str
     config: TrainConfig
     log: RunFolder
-    lock: IO[str] | None
+    lock: FileLock | None
     """Held while this process writes to the run folder; None where another rank does."""
 
     trackers: Sequence[Tracker]
@@ -147,7 +149,7 @@ class Run:
         self.prefetcher.close()
         self.journal.close()
         if self.lock is not None:
-            self.lock.close()
+            self.lock.release()
         self.context.sampler.close()
         for tracker in self.trackers:
             tracker.close()

@@ -75,6 +75,6 @@ def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="another process is training in"):
         train(config, recipe="r", folder=tmp_path, display=Display(), resume=True)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
-    holder.close()
+    holder.release()
     train(config, recipe="r", folder=tmp_path, display=Display(), resume=True)
-    locked(tmp_path).close()  # a run that ended holds it no longer
+    locked(tmp_path).release()  # a run that ended holds it no longer

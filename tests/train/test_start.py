@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,7 +73,7 @@ def test_a_start_that_fails_leaves_nothing(
             start(replace(plain(), **changes), folder)
     assert not (tmp_path / "new").exists()
     assert [path.name for path in kept.iterdir()] == ["notes.txt"]
-    locked(kept).close()  # no longer held
+    locked(kept).release()  # no longer held
 
 
 def test_a_tracker_that_fails_leaves_nothing(
@@ -97,7 +102,7 @@ def test_a_folder_in_which_another_run_is_being_started_is_refused(tmp_path: Pat
     with pytest.raises(RunError, match="another process is training in"):
         start(plain(), tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
-    holder.close()
+    holder.release()
 
 
 def test_a_run_stopped_by_failures_says_how_to_go_on(tmp_path: Path) -> None:
@@ -121,3 +126,34 @@ def test_a_run_whose_engine_takes_no_weights_says_how_to_go_on(
             start(plain(), tmp_path)
     log = train(plain(), recipe="r", folder=tmp_path, display=Display(), resume=True)
     assert log.read_metrics()[-1]["step"] == plain().steps
+
+
+def test_the_lock_ends_with_its_process_and_no_child_holds_it(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, time; from pathlib import Path\n"
+        "from spanwise.run.lock import locked\n"
+        "lock = locked(Path(sys.argv[1]))\n"
+        "if not os.fork(): time.sleep(60)\n"  # outlives its parent, which is killed
+        "print('held', flush=True); time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        with pytest.raises(RunError, match="another process is training in"):
+            locked(tmp_path)
+        holder.kill()
+        holder.wait()
+        locked(tmp_path).release()
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+
+
+def test_a_file_system_without_locks_stops_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    locked(tmp_path).release()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import os
 import socket
@@ -121,6 +120,6 @@ def test_a_request_that_the_server_refuses_is_an_engine_error(
     bad = {"token_ids": [5], "sampling_params": {"temperature": -1.0}}
     try:
         with pytest.raises(EngineError, match="answers 4"):
-            asyncio.run(sampler._thread.awaited(sampler._pool.ask("/inference/v1/generate", bad)))
+            sampler._loop.call(sampler._pool.ask, "/inference/v1/generate", bad)
     finally:
         sampler.close()

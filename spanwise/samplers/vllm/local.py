@@ -14,14 +14,15 @@ import itertools
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from anyio.from_thread import start_blocking_portal
 
 from spanwise.errors import SpanwiseError
-from spanwise.runtime.loop_thread import LoopThread
 from spanwise.samplers.base import Completion, Engine, EngineError, Request, Sampler
 from spanwise.samplers.vllm.codec import Answer, Turns
 from spanwise.samplers.vllm.weight_folder import WeightFolder
@@ -98,20 +99,23 @@ class VLLMSampler(Sampler):
         self._under_way = 0
         self._names = itertools.count()
         self._weights = WeightFolder(model, None)
-        self._thread = LoopThread("vllm")
+        self._ending = ExitStack()
+        self._ending.callback(self._weights.close)
+        self._loop = self._ending.enter_context(start_blocking_portal(name="vllm"))
+        self._ending.callback(self._loop.call, self._loop.stop, True)  # cancels what still runs
         try:
             folder = self._weights.write(model, tokenizer)
-            self._llm = self._thread.call(_started(engine, str(folder), model))
+            self._llm = self._loop.call(_started, engine, str(folder), model)
         except Exception as error:
-            self._thread.close()
-            self._weights.close()
+            self._ending.close()
             raise EngineError(f"vLLM did not start: {_first_line(error)}") from error
 
     async def sample(self, request: Request) -> Completion:
         settings = self._turns.settings(request)
         self._under_way += 1
         try:
-            answer = await self._thread.awaited(self._answer(request.prompt, settings))
+            asked = self._loop.start_task_soon(self._answer, request.prompt, settings)
+            answer = await asyncio.wrap_future(asked)
         except Exception as error:
             raise EngineError(f"vLLM failed on a request: {_first_line(error)}") from error
         finally:
@@ -120,7 +124,7 @@ class VLLMSampler(Sampler):
 
     def pause(self) -> None:
         if self._sleeps and not self._asleep and not self._under_way:
-            self._thread.call(self._llm.sleep(level=1))
+            self._loop.call(partial(self._llm.sleep, level=1))
             self._asleep = True
 
     def update_weights(self, model: Any) -> None:
@@ -136,15 +140,14 @@ class VLLMSampler(Sampler):
             )
         folder = self._weights.write(model)
         try:
-            self._thread.call(self._reload(str(folder)))
+            self._loop.call(self._reload, str(folder))
         except Exception as error:
             raise EngineError(f"vLLM did not take the weights: {_first_line(error)}") from error
         self._weights.discard_older()
 
     def close(self) -> None:
         self._llm.shutdown()
-        self._thread.close()
-        self._weights.close()
+        self._ending.close()
 
     async def _answer(self, prompt: tuple[int, ...], settings: dict[str, Any]) -> Answer:
         """Called in vLLM's loop, as everything below."""

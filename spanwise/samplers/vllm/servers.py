@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import torch.distributed as dist
+from anyio.from_thread import start_blocking_portal
 
 from spanwise.errors import SpanwiseError
-from spanwise.runtime.loop_thread import LoopThread
 from spanwise.samplers.base import Completion, Engine, EngineError, Request, Sampler
 from spanwise.samplers.vllm.codec import Answer, Turns
 from spanwise.samplers.vllm.server_pool import Server, ServerPool
@@ -79,8 +81,13 @@ class VLLMServersSampler(Sampler):
         self._under_way = 0
         self._newest = ""
         self._weights = WeightFolder(model, engine.weights)
-        self._thread = LoopThread("vllm-servers")
-        self._pool = self._thread.call(_opened(engine))
+        # Training opens a loop for every batch; connections live in this one for the whole run.
+        self._ending = ExitStack()
+        self._ending.callback(self._weights.close)
+        self._loop = self._ending.enter_context(start_blocking_portal(name="vllm-servers"))
+        self._ending.callback(self._loop.call, self._loop.stop, True)  # cancels what still runs
+        self._pool = self._loop.call(_opened, engine)
+        self._ending.callback(self._loop.call, self._pool.close)
         try:
             self.update_weights(model)
         except EngineError:
@@ -96,7 +103,8 @@ class VLLMServersSampler(Sampler):
         }
         self._under_way += 1
         try:
-            said = await self._thread.awaited(self._pool.ask(_GENERATE, body, request.tree))
+            asked = self._loop.start_task_soon(self._pool.ask, _GENERATE, body, request.tree)
+            said = await asyncio.wrap_future(asked)
         finally:
             self._under_way -= 1
         return self._turns.completion(request, _answer(said))
@@ -124,7 +132,7 @@ class VLLMServersSampler(Sampler):
 
         if leads:
             try:
-                self._thread.call(self._pool.update(take))
+                self._loop.call(self._pool.update, take)
             except EngineError as error:
                 fault = str(error)
         if fault := _of_the_first(fault):
@@ -132,12 +140,10 @@ class VLLMServersSampler(Sampler):
         if leads:
             self._weights.discard_older()
         else:
-            self._thread.call(self._pool.update(take))  # the servers know these weights already
+            self._loop.call(self._pool.update, take)  # the servers know these weights already
 
     def close(self) -> None:
-        self._thread.call(self._pool.close())
-        self._thread.close()
-        self._weights.close()
+        self._ending.close()
 
 
 async def _opened(engine: VLLMServers) -> ServerPool:

@@ -86,6 +86,25 @@ def test_turns_and_weights_go_over(server: FakeServer, tokenizer: object, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_closing_cancels_the_turns_under_way(server: FakeServer, tokenizer: object) -> None:
+    sampler = VLLMServers(urls=(server.url,)).build(tiny_model(vocab=300), tokenizer)
+    server.gate.clear()
+
+    async def main() -> None:
+        turn = asyncio.ensure_future(sampler.sample(Request(prompt=(5, 6), seed=7, max_tokens=4)))
+        while not server.turns:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(sampler.close)
+        with pytest.raises(asyncio.CancelledError):
+            await turn
+
+    try:
+        asyncio.run(main())
+    finally:
+        server.gate.set()
+    sampler.close()  # a second time does nothing
+
+
 def newest(folder: Path) -> float:
     written = max(folder.glob("*/*"), key=lambda path: int(path.name))
     return load_file(written / "model.safetensors")["model.norm.weight"][0].item()
