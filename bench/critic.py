@@ -138,7 +138,7 @@ def one_run(trunk: Literal["own", "policy"], seed: int, folder: Path) -> dict[st
         "after": summary["after"],
         "pretraining": [round(x, 3) for x in summary["pretraining_explained_variance"]],
         "training": [round(line["explained_variance"], 3) for line in training],
-        "exact_match": [round(line["exact_match"], 3) for line in training],
+        "success": [round(line["success"], 3) for line in training],
         "windows": [
             {"steps": [window[0], window[-1]], **explained(list(tokens(log, window)))}
             for window in windows

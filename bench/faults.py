@@ -102,14 +102,14 @@ def comparison(seed: int, steps: int, folder: Path) -> dict[str, Any]:
         "all_accounted_for": counted == Counter(injected),
         "difference_points": {
             key: round(100 * (scores["faulty"]["after"][key] - scores["clean"]["after"][key]), 2)
-            for key in ("exact_match", "greedy")
+            for key in ("success", "greedy_success")
         },
     }
 
 
 def outcome(log: RunFolder) -> dict[str, Any]:
     summary, metrics = log.read_summary(), log.read_metrics()
-    kept = ("exact_match", "greedy", "n", "failed")
+    kept = ("success", "greedy_success", "n", "failed")
     return {
         "before": {key: summary["before"][key] for key in kept},
         "after": {key: summary["after"][key] for key in kept},

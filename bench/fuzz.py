@@ -194,7 +194,7 @@ def checkpoints_found(numbers: Sequence[int]) -> Found:
     with tempfile.TemporaryDirectory() as name:
         log = RunFolder.create(Path(name), {"recipe": "r", "arguments": [], "config": settings})
         folder = log.checkpoint_path("step_00002")
-        state = RunState(step=2, before={"exact_match": 0.5}, critic_history=[0.25])
+        state = RunState(step=2, before={"success": 0.5}, critic_history=[0.25])
         write_checkpoint(folder, learner, config.model.load_tokenizer(), state, settings)
         files = (log.config_path, *sorted(folder.iterdir()))
         sound = {path: path.read_bytes() for path in files}

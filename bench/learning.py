@@ -30,6 +30,9 @@ from spanwise.run.folder import RunFolder
 from spanwise.runtime.provenance import commit
 from spanwise.train import train
 
+KEYS = ("success", "greedy_success")
+"""The held-out scores that are compared."""
+
 
 def one_run(recipe: str, seed: int, every: int, folder: Path) -> dict[str, Any]:
     """Train once, or read the run if it is there, and give its scores and curve."""
@@ -46,11 +49,10 @@ def one_run(recipe: str, seed: int, every: int, folder: Path) -> dict[str, Any]:
         {
             "step": m["step"],
             "sampled_tokens": m["total_sampled_tokens"],
-            "exact_match": round(m["eval/exact_match"], 4),
-            "greedy": round(m["eval/greedy"], 4),
+            **{key: round(m[f"eval/{key}"], 4) for key in KEYS},
         }
         for m in log.read_metrics()
-        if "eval/exact_match" in m
+        if "eval/success" in m
     ]
     evaluation_s = sum(m.get("seconds/evaluation", 0.0) for m in log.read_metrics())
     return {
@@ -79,7 +81,7 @@ def main() -> None:
     rows = all_runs(arguments.recipes, arguments.seeds, arguments.every, arguments.workers)
     for recipe in arguments.recipes:
         mine = [row for row in rows if row["recipe"] == recipe]
-        for key in ("exact_match", "greedy"):
+        for key in KEYS:
             gains = [100 * (row["after"][key] - row["before"][key]) for row in mine]
             spread = f"median {statistics.median(gains):+.1f}, least {min(gains):+.1f}"
             print(f"{recipe}: gain in {key} {spread}")
@@ -121,7 +123,7 @@ def same_budget(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for recipe in dict.fromkeys(row["recipe"] for row in rows):
             mine = [row for row in rows if row["recipe"] == recipe]
             point = {"sampled_tokens": round(tokens), "recipe": recipe}
-            for key in ("exact_match", "greedy"):
+            for key in KEYS:
                 point[key] = round(statistics.median(at(row, key, tokens) for row in mine), 4)
             budgets.append(point)
             print(point)
@@ -141,8 +143,8 @@ def at(row: dict[str, Any], key: str, tokens: float) -> float:
 def show(row: dict[str, Any]) -> None:
     before, after = row["before"], row["after"]
     print(
-        f"{row['case']}: sampled {before['exact_match']:.3f} -> {after['exact_match']:.3f}, "
-        f"greedy {before['greedy']:.3f} -> {after['greedy']:.3f}, n {after['n']}, "
+        f"{row['case']}: sampled {before['success']:.3f} -> {after['success']:.3f}, "
+        f"greedy {before['greedy_success']:.3f} -> {after['greedy_success']:.3f}, n {after['n']}, "
         f"{row['train_seconds']} s, {row['sampled_tokens']} tokens sampled, "
         f"{row['peak_memory_mb']} MiB",
         flush=True,

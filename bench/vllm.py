@@ -128,7 +128,7 @@ def run(name: str, seed: int, runs: Path) -> dict[str, Any]:
 def learned(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean scores after training of each sampler, and how far they lie apart, in points."""
     found: dict[str, Any] = {}
-    for score in ("exact_match", "greedy"):
+    for score in ("success", "greedy_success"):
         after = {
             name: statistics.mean(100 * r["after"][score] for r in rows if r.get("sampler") == name)
             for name in SAMPLERS

@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from spanwise.envs.base import Split
 from spanwise.errors import SpanwiseError
@@ -127,7 +127,7 @@ def _train(arguments: list[str]) -> None:
         raise SystemExit(128 + stopped.number) from stopped
     leave_group()
     if leads:  # one of several processes shows the results of all
-        show_results(log, display.console, group_name=config.evaluation.group_by)
+        show_results(log, display.console, group_by=config.evaluation.group_by)
 
 
 def _to_resume(arguments: list[str]) -> tuple[Path, str, list[str], TrainConfig]:
@@ -197,10 +197,10 @@ def _eval(arguments: list[str]) -> None:
         config.evaluation, num_tasks=options.num_tasks, split=options.split
     )
     display = Display()
-    with display.waiting(f"answering {options.num_tasks} questions, sampled and greedily"):
+    with display.waiting(f"measuring on {options.num_tasks} tasks, sampled and greedily"):
         measured = measure(context, config.rollout, evaluation)
     sampler.close()
-    table = scores_table(measured.summary(), title=target, group_name=evaluation.group_by)
+    table = scores_table(measured, title=target, group_by=evaluation.group_by)
     display.console.print(table)
 
 
@@ -298,8 +298,9 @@ def _view(arguments: list[str]) -> None:
 class CompareOptions:
     """Held-out scores of runs over their seeds, and how often one method beats another."""
 
-    score: Literal["exact_match", "greedy"] = "exact_match"
-    """Sampled answers, or greedy ones."""
+    score: str = ""
+    """What to compare by, a name in summary.json, such as score, success, greedy_success or
+    env/KEY; by default success if all runs have it, else score."""
 
 
 def _compare(arguments: list[str]) -> None:
@@ -307,10 +308,11 @@ def _compare(arguments: list[str]) -> None:
     options = _parsed(CompareOptions(), rest, "spanwise compare RUN RUN")
 
     from spanwise.display import Display
-    from spanwise.study.compare import comparison, read_run, run_groups
+    from spanwise.study.compare import comparison, read_run, run_groups, score_of_all
 
-    groups = run_groups([read_run(folder, options.score) for folder in folders])
-    Display().console.print(comparison(groups, options.score))
+    runs = [read_run(folder) for folder in folders]
+    score = score_of_all(runs, options.score)
+    Display().console.print(comparison(run_groups(runs), score))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -443,7 +445,36 @@ def _parsed(default: C, arguments: Sequence[str], prog: str) -> C:
     import tyro
 
     kind: Any = type(default)
-    return tyro.cli(kind, default=default, args=list(arguments), prog=prog)
+    args = list(arguments)
+    return tyro.cli(kind, default=default, args=args, prog=prog, registry=_tracker_names())
+
+
+def _tracker_names() -> Any:
+    """Tyro's rules, with trackers by the name of their package."""
+    from tyro.constructors import (
+        ConstructorRegistry,
+        PrimitiveConstructorSpec,
+        PrimitiveTypeInfo,
+    )
+
+    from spanwise.run.trackers import TRACKERS, Tracker
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+        if info.type != type[Tracker]:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=f"{{{','.join(TRACKERS)}}}",
+            instance_from_str=lambda words: TRACKERS[words[0]],
+            is_instance=lambda value: isinstance(value, type),
+            str_from_instance=lambda kind: [kind.__name__],
+            choices=tuple(TRACKERS),
+        )
+
+    return registry
 
 
 def _new_folder(spec: str) -> Path:

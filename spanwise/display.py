@@ -8,6 +8,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from statistics import pvariance
 from typing import Any
 
 from rich.console import Console, Group
@@ -16,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree as RichTree
 
-from spanwise.run.folder import RunFolder
+from spanwise.run.folder import RunFolder, tree_of
 
 
 class Display:
@@ -83,10 +84,13 @@ class StepProgress:
 
     def step(self, metrics: Mapping[str, Any]) -> None:
         """One step is done."""
-        figures = (
-            f"exact match {metrics['unforked/exact_match']:.2f}  "
-            f"tool calls {metrics['tool_calls']:.1f}  entropy {metrics['turn_entropy']:.2f}"
-        )
+        shown = {
+            "success": metrics.get("unforked/success"),
+            "score": metrics.get("unforked/score"),
+            "turns": metrics["turns"],
+            "entropy": metrics["turn_entropy"],
+        }
+        figures = "  ".join(f"{name} {x:.2f}" for name, x in shown.items() if x is not None)
         self._progress.update(self._task, advance=1, figures=figures)
         step = metrics["step"]
         every = max(1, self._total // 20)
@@ -95,33 +99,34 @@ class StepProgress:
             self._console.print(line, highlight=False)
 
 
-def show_results(log: RunFolder, console: Console, *, group_name: str) -> None:
+def show_results(log: RunFolder, console: Console, *, group_by: str) -> None:
     """What a finished run has learned, one of its trees, and what to look at next."""
     folder, summary = log.folder, log.read_summary()
-    console.print(results_table(summary, group_name=group_name))
+    console.print(results_table(summary, group_by=group_by))
     if summary.get("row_tokens"):
         console.print(packing_line(summary), highlight=False)
     if steps := log.tree_steps():
-        console.print(f"\nOne search tree of step {steps[0]}\n", style="bold", highlight=False)
+        console.print(f"\nOne tree of step {steps[0]}\n", style="bold", highlight=False)
         console.print(tree_view(tree_to_show(log.read_trees(steps[0]))))
         console.print(f"\nanother tree  spanwise show {folder} --step {steps[-1]}", highlight=False)
     console.print(f"more scores   spanwise eval {folder} --num-tasks 400", highlight=False)
     console.print(f"run folder    {folder}", highlight=False)
 
 
-def results_table(summary: Mapping[str, Any], *, group_name: str = "hops") -> Table:
-    """Held-out exact match before and after, in all and by group, with counts."""
+def results_table(summary: Mapping[str, Any], *, group_by: str = "") -> Table:
+    """Held-out success, or else score, before and after, in all and by group, with counts."""
     before, after = summary["before"], summary["after"]
-    table = Table(title=f"Held-out exact match, {summary['recipe']}, seed {summary['seed']}")
-    for name in (group_name, "questions", "sampled, before → after", "greedy, before → after"):
-        table.add_column(name, justify="right")
-    rows = [("all", before, after)]
-    rows += [(k, before["by_group"][k], after["by_group"][k]) for k in before["by_group"]]
-    for name, old, new in rows:
-        cells = [_change(old[key], new[key]) for key in ("exact_match", "greedy")]
-        table.add_row(name, str(old["n"]), *cells, style="bold" if name == "all" else "")
-    table.caption = _failed(before["failed"] + after["failed"])
-    return table
+    title = f"{summary['recipe']}, seed {summary['seed']}"
+    columns = ("sampled, before → after", "greedy, before → after")
+
+    def cell(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+        if name not in old or name not in new:
+            return "–"
+        change = shown_score(name, new[name] - old[name], "+")
+        ends = [shown_score(name, row[name]) for row in (old, new)]
+        return f"{' → '.join(ends)}  {change:>6}"
+
+    return _scores_table(title, group_by, columns, [before, after], cell)
 
 
 def packing_line(summary: Mapping[str, Any]) -> str:
@@ -139,36 +144,53 @@ def packing_line(summary: Mapping[str, Any]) -> str:
     return f"trained on rows of {total:,} tokens by computing {computed:,}{what}"
 
 
-def _change(before: float, after: float) -> str:
-    return f"{100 * before:.1f}% → {100 * after:.1f}%  {100 * (after - before):+6.1f}"
+def scores_table(measured: Mapping[str, Any], *, title: str, group_by: str = "") -> Table:
+    """Held-out success, or else score, of one measurement, in all and by group."""
+
+    def cell(name: str, row: Mapping[str, Any]) -> str:
+        return shown_score(name, row[name]) if name in row else "–"
+
+    return _scores_table(title, group_by, ("sampled", "greedy"), [measured], cell)
 
 
-def scores_table(measured: Mapping[str, Any], *, title: str, group_name: str = "hops") -> Table:
-    """Exact match of one measurement, in all and by group."""
-    table = Table(title=f"Held-out exact match, {title}")
-    for name in (group_name, "questions", "sampled", "greedy"):
-        table.add_column(name, justify="right")
-    for name, row in [("all", measured), *measured["by_group"].items()]:
-        shares = [f"{100 * row[key]:.1f}%" for key in ("exact_match", "greedy")]
-        table.add_row(name, str(row["n"]), *shares, style="bold" if name == "all" else "")
-    table.caption = _failed(measured["failed"])
+def shown_score(name: str, value: float, sign: str = "") -> str:
+    """A held-out score as people read it: success in percent, all else as a number.
+
+    Example:
+      >>> shown_score("greedy_success", 0.5), shown_score("score", 0.25, "+")
+      ('50.0%', '+0.250')
+    """
+    return f"{100 * value:{sign}.1f}%" if name.endswith("success") else f"{value:{sign}.3f}"
+
+
+def _scores_table(
+    title: str,
+    group_by: str,
+    columns: Sequence[str],
+    measured: Sequence[Mapping[str, Any]],
+    cell: Callable[..., str],
+) -> Table:
+    """Sampled and greedy scores, in all and by group; ``cell`` takes a name and the rows."""
+    name = "success" if all("success" in whole for whole in measured) else "score"
+    table = Table(title=f"Held-out {name}, {title}")
+    for column in (group_by, "tasks", *columns):
+        table.add_column(column, justify="right")
+    rows = [("all", measured)]
+    rows += [(k, [whole["by_group"][k] for whole in measured]) for k in measured[0]["by_group"]]
+    for group, row in rows:
+        cells = [cell(prefix + name, *row) for prefix in ("", "greedy_")]
+        table.add_row(group, str(row[0]["n"]), *cells, style="bold" if group == "all" else "")
+    if failed := sum(whole["failed"] for whole in measured):
+        table.caption = f"{failed} trajectories failed: they did not succeed, and have no score"
     return table
-
-
-def _failed(count: int) -> str | None:
-    """What a table of scores has to say of trajectories that were never scored."""
-    return f"{count} trajectories failed and are counted as wrong" if count else None
 
 
 def tree_view(record: Mapping[str, Any]) -> Group:
     """One tree of a run folder: each turn with its entropy, its credit and why it is there."""
     task, nodes = record["task"], record["nodes"]
-    head = Text.assemble(
-        ("question ", "dim"),
-        printable(task["question"]),
-        ("   answer ", "dim"),
-        (printable(" / ".join(task["answers"])), "bold"),
-    )
+    head = Text.assemble(("task ", "dim"), printable(task["question"]))
+    if task["answers"]:
+        head.append("   answer ", "dim").append(printable(" / ".join(task["answers"])), "bold")
     root = RichTree(Text("prompt", style="dim"))
     branches = {(): root}
     for node in nodes[1:]:
@@ -183,12 +205,19 @@ def tree_view(record: Mapping[str, Any]) -> Group:
 
 
 def tree_to_show(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The tree that shows most: right and wrong leaves as even as can be, then few nodes."""
+    """The tree that shows most: its branches end as differently as can be, and then few nodes.
+
+    They differ in success, where the environment says it, else in return.
+    """
 
     def interest(record: Mapping[str, Any]) -> tuple[float, int]:
-        rewards = [n["reward"] for n in record["nodes"] if n["reward"] is not None]
-        right = sum(r > 0 for r in rewards) / max(len(rewards), 1)
-        return abs(right - 0.5), len(record["nodes"])
+        tree = tree_of(record)
+        ends = [
+            paid if leaf.success is None else float(leaf.success)
+            for leaf in tree.leaves()
+            if (paid := tree.returns(leaf)) is not None
+        ]
+        return -pvariance(ends or [0.0]), len(tree.nodes)
 
     return min(records, key=interest)
 

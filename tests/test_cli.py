@@ -89,7 +89,7 @@ def test_what_is_measured_is_a_run_or_a_model_of_the_recipe(
 ) -> None:
     assert "--recipe names the recipe" in refused(capsys, "eval", "chain_base")
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "config.json").write_text('{"schema": 1, "recipe": "sae_chain", "arguments": []}')
+    (tmp_path / "config.json").write_text('{"schema": 2, "recipe": "sae_chain", "arguments": []}')
     run = str(tmp_path)
     assert "leave out --recipe gae_chain" in refused(capsys, "eval", run, "--recipe", "gae_chain")
     assert "no finished checkpoint yet" in refused(capsys, "eval", run)

@@ -4,8 +4,16 @@ import io
 
 from rich.console import Console
 
-from spanwise.display import Display, printable, results_table, tree_to_show, tree_view
+from spanwise.display import (
+    Display,
+    printable,
+    results_table,
+    scores_table,
+    tree_to_show,
+    tree_view,
+)
 from spanwise.run.folder import tree_record
+from spanwise.tree import Node, Tree
 from tests.run.test_folder import TREE
 
 
@@ -47,39 +55,57 @@ def test_model_text_is_text() -> None:
     assert "[bold]?" in shown(tree_view(record))
 
 
-def test_the_tree_with_the_most_even_outcomes_is_shown() -> None:
-    def record(*rewards: float) -> dict[str, object]:
-        return {"nodes": [{"reward": None}, *({"reward": r} for r in rewards)]}
+def test_the_tree_whose_branches_end_most_differently_is_shown() -> None:
+    def record(*ends: float | bool) -> dict[str, object]:
+        nodes = [Node(path=(), stop="prompt")]
+        for i, end in enumerate(ends):
+            success = end if isinstance(end, bool) else None
+            nodes.append(Node(path=(i,), stop="continue", reward=float(end)))
+            nodes.append(Node(path=(i, 0), stop="end", reward=0.0, success=success))
+        tree = Tree(task_id="t", nodes=tuple(nodes))
+        return tree_record(tree, {"question": "?"}, advantages=[0.0] * len(nodes))
 
-    records = [record(1, 1, 1), record(1, 0), record(1, 0, 0, 0)]
+    records = [record(True, True, True), record(True, False), record(True, False, False, False)]
     assert tree_to_show(records) is records[1]
+    games = [record(5.0, 5.0), record(5.0, 4.0), record(5.0, -5.0, 5.0)]
+    assert tree_to_show(games) is games[2]
+
+
+def measured(share: float, **more: object) -> dict[str, object]:
+    scores = {"score": share - 1, "greedy_score": share / 2}
+    group = {"n": 4, **scores, **more}
+    return {**group, "n": 8, "failed": 3, "by_group": {"1": group, "2": {"n": 4}}}
 
 
 def test_results_before_and_after() -> None:
-    def measured(share: float) -> dict[str, object]:
-        group = {"exact_match": share, "greedy": share / 2, "n": 4}
-        return {**group, "n": 8, "failed": 3, "by_group": {"1": group}}
-
-    summary = {
-        "recipe": "demo",
-        "seed": 3,
-        "before": measured(0.25),
-        "after": measured(0.75),
-    }
-    text = shown(results_table(summary))
-    assert "demo, seed 3" in text
-    assert "6 trajectories failed and are counted as wrong" in text
+    before = measured(0.25, success=0.25, greedy_success=0.125)
+    after = measured(0.75, success=0.75, greedy_success=0.375)
+    summary = {"recipe": "demo", "seed": 3, "before": before, "after": after}
+    text = shown(results_table(summary, group_by="length"))
+    assert "Held-out success, demo, seed 3" in text and "│ length │" in text.replace("┃", "│")
+    assert "6 trajectories failed: they did not succeed" in text
     row = next(line for line in text.splitlines() if " all " in line)
-    for cell in ("8", "25.0% → 75.0%   +50.0", "12.5% → 37.5%   +25.0"):
+    for cell in ("8", "25.0% → 75.0%  +50.0%", "12.5% → 37.5%  +25.0%"):
         assert cell in row
+    without = next(line for line in text.splitlines() if " 2 " in line)
+    assert without.count("–") == 2
+
+
+def test_without_success_scores_are_numbers() -> None:
+    summary = {"recipe": "game", "seed": 3, "before": measured(0.25), "after": measured(0.75)}
+    text = shown(results_table(summary))
+    assert "Held-out score, game, seed 3" in text and "%" not in text
+    assert "-0.750 → -0.250  +0.500" in text and "0.125 → 0.375  +0.250" in text
+    table = shown(scores_table(measured(0.75, success=0.75), title="a model"))
+    assert "Held-out success, a model" in table and "75.0%" in table and "–" in table
 
 
 def test_progress_prints_lines_where_there_is_no_terminal() -> None:
     console = Console(file=io.StringIO(), width=120, force_terminal=False)
-    metrics = {"unforked/exact_match": 0.5, "tool_calls": 2.0, "turn_entropy": 0.3}
+    metrics = {"unforked/success": 0.5, "turns": 2.0, "turn_entropy": 0.3}
     with Display(console).steps(40) as progress:
         for step in range(1, 41):
             progress.step({"step": step, **metrics})
     lines = console.file.getvalue().strip().splitlines()  # type: ignore[attr-defined]
     lines = [line for line in lines if line.strip()]
-    assert len(lines) == 20 and lines[-1].startswith("step 40/40  exact match 0.50")
+    assert len(lines) == 20 and lines[-1] == "step 40/40  success 0.50  turns 2.00  entropy 0.30"

@@ -60,8 +60,8 @@ def options(config: Any, prefix: str = "") -> set[str]:
     names: set[str] = set()
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if prefix == "" and field.name == "env":
-            continue  # an environment's options are its own
+        if prefix == "" and field.name in ("env", "metrics"):
+            continue  # an environment's options are its own, functions no options at all
         if dataclasses.is_dataclass(value):
             names |= options(value, f"{prefix}{field.name}.")
         else:

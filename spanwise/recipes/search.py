@@ -13,6 +13,7 @@ from spanwise.rollout.chains import Chains
 from spanwise.rollout.tree_search import TreeSearch
 from spanwise.samplers.embedded.engine import TransformersEngine
 from spanwise.train.config import TrainConfig
+from spanwise.train.evaluate import Evaluation
 
 
 def at2po_search() -> TrainConfig:
@@ -31,6 +32,7 @@ def at2po_search() -> TrainConfig:
         advantage=TreeAdvantage(),
         objective=Objective(),
         update=Update(learning_rate=1e-4, prompts_per_minibatch=4),
+        evaluation=Evaluation(group_by="hops"),
         steps=40,
         prompts_per_step=12,
     )
@@ -46,6 +48,7 @@ def grpo_search() -> TrainConfig:
         advantage=GroupAdvantage(),
         objective=Objective(ratio_spans=Token(), clip_low=0.2, clip_high=0.28),
         update=Update(learning_rate=1e-4, prompts_per_minibatch=4),
+        evaluation=Evaluation(group_by="hops"),
         steps=40,
         prompts_per_step=12,
     )

@@ -23,10 +23,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
+import spanwise
 from spanwise.errors import SpanwiseError
 from spanwise.tree import Expansion, Failure, Node, Tree
 
-SCHEMA = 1
+SCHEMA = 2
+"""Of the layout and the names in it; those of version 0.1 were schema 1."""
+
 LOCK = "lock"
 
 
@@ -41,9 +44,9 @@ class RunFolder:
       >>> import tempfile
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     log = RunFolder.create(Path(folder) / "run", {"recipe": "demo"})
-      ...     _ = log.write_metrics({"step": 1, "reward": 0.5})
+      ...     _ = log.write_metrics({"step": 1, "score": 0.5})
       ...     log.read_metrics()
-      [{'step': 1, 'reward': 0.5}]
+      [{'step': 1, 'score': 0.5}]
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,7 +71,8 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"cannot write the run folder {folder}: {error.strerror}") from error
         try:
-            _write_json(log.config_path, {"schema": SCHEMA, **config})
+            version = spanwise.__version__
+            _write_json(log.config_path, {"schema": SCHEMA, "version": version, **config})
         except TypeError as error:
             log.discard()
             raise RunError(f"the configuration cannot be written down: {error}") from error
@@ -90,16 +94,13 @@ class RunFolder:
         """Open an existing run folder.
 
         Raises:
-          RunError: if there is none, or a newer version wrote it.
+          RunError: if there is none, or a version with another schema wrote it.
         """
         log = cls(folder)
         if not log.config_path.is_file():
             raise RunError(f"{folder} is no run folder: it has no config.json")
-        schema = log.read_config().get("schema")
-        if schema != SCHEMA:
-            raise RunError(
-                f"{folder} was written with schema {schema}, this version reads {SCHEMA}"
-            )
+        if refusal := other_schema(log.read_config()):
+            raise RunError(f"{folder} {refusal}")
         return log
 
     @property
@@ -179,6 +180,23 @@ class RunFolder:
 
     def read_summary(self) -> dict[str, Any]:
         return _read_json(self.summary_path)
+
+
+def other_schema(config: Mapping[str, Any]) -> str | None:
+    """Which version wrote a run of another schema; None for one that this version reads.
+
+    Example:
+      >>> other_schema({"schema": 1})  # doctest: +NORMALIZE_WHITESPACE
+      'was written by spanwise 0.1 (schema 1); this version reads schema 2. Look at it with
+       spanwise 0.1'
+    """
+    if (schema := config.get("schema")) == SCHEMA:
+        return None
+    version = "0.1" if schema == 1 else config.get("version", "of another version")
+    return (
+        f"was written by spanwise {version} (schema {schema}); this version reads schema "
+        f"{SCHEMA}. Look at it with spanwise {version}"
+    )
 
 
 def tree_record(

@@ -1,4 +1,4 @@
-"""The same metrics elsewhere: TensorBoard, Weights & Biases, trackio.
+"""The same metrics elsewhere: TensorBoard, Weights & Biases, trackio, or a tracker of your own.
 
 The run folder is the record; a tracker gets a copy of each line as it is written. Its
 package is loaded only when it is asked for.
@@ -9,13 +9,12 @@ from __future__ import annotations
 import importlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 from spanwise.errors import SpanwiseError
-
-TrackerName = Literal["tensorboard", "wandb", "trackio"]
+from spanwise.run.settings import flat_settings
 
 
 class TrackerError(SpanwiseError):
@@ -23,7 +22,28 @@ class TrackerError(SpanwiseError):
 
 
 class Tracker(ABC):
-    """Where metrics are copied to. Made when a run starts, closed when it ends."""
+    """Where metrics are copied to. Made when a run starts, closed when it ends.
+
+    Args:
+      folder: The run folder.
+      config: The resolved settings, as ``config.json`` has them.
+    """
+
+    package: ClassVar[str] = ""
+    """The package that it needs, and the extra of spanwise that brings it."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        self.folder, self.config = folder, config
+
+    @classmethod
+    def check(cls) -> None:
+        """Refuse a tracker that cannot be used, before a model is loaded.
+
+        Raises:
+          TrackerError: if its package is missing.
+        """
+        if cls.package:
+            _loaded(cls.package)
 
     @abstractmethod
     def write(self, metrics: Mapping[str, Any]) -> None:
@@ -35,14 +55,11 @@ class Tracker(ABC):
 
 
 class TensorBoard(Tracker):
-    """Event files under ``tensorboard/`` in the run folder.
+    """Event files under ``tensorboard/`` in the run folder."""
 
-    Raises:
-      TrackerError: if the package is missing.
-    """
+    package = "tensorboard"
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        _loaded("tensorboard", "tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder / "tensorboard"))
@@ -58,14 +75,12 @@ class TensorBoard(Tracker):
 
 
 class WandB(Tracker):
-    """A run at Weights & Biases, in the project ``spanwise``; its environment variables hold.
+    """A run at Weights & Biases, in the project ``spanwise``; its environment variables hold."""
 
-    Raises:
-      TrackerError: if the package is missing.
-    """
+    package = "wandb"
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        wandb = _loaded("wandb", "wandb")
+        wandb = _loaded("wandb")
         self._run = wandb.init(
             project="spanwise", name=folder.name, config=dict(config), dir=str(folder)
         )
@@ -78,14 +93,12 @@ class WandB(Tracker):
 
 
 class Trackio(Tracker):
-    """A run in trackio's local database, in the project ``spanwise``.
+    """A run in trackio's local database, in the project ``spanwise``."""
 
-    Raises:
-      TrackerError: if the package is missing.
-    """
+    package = "trackio"
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        trackio = _loaded("trackio", "trackio")
+        trackio = _loaded("trackio")
         self._run = trackio.init(project="spanwise", name=folder.name, config=dict(config))
 
     def write(self, metrics: Mapping[str, Any]) -> None:
@@ -95,45 +108,18 @@ class Trackio(Tracker):
         self._run.finish()
 
 
-TRACKERS: Mapping[TrackerName, type[TensorBoard] | type[WandB] | type[Trackio]] = {
-    "tensorboard": TensorBoard,
-    "wandb": WandB,
-    "trackio": Trackio,
-}
-
-
-def check_trackers(names: Sequence[TrackerName]) -> None:
-    """Refuse trackers whose package is missing.
-
-    Raises:
-      TrackerError: naming the extra that brings it.
-    """
-    for name in names:
-        _loaded(name, name)
-
-
-def open_trackers(
-    names: Sequence[TrackerName], folder: Path, config: Mapping[str, Any]
-) -> list[Tracker]:
-    """The trackers of a run.
-
-    Args:
-      names: Which, each once.
-      folder: The run folder.
-      config: The resolved settings.
-
-    Raises:
-      TrackerError: if one's package is missing; it names the extra that brings it.
-    """
-    return [TRACKERS[name](folder, config) for name in dict.fromkeys(names)]
+TRACKERS: Mapping[str, type[Tracker]] = {
+    "tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio
+}  # fmt: skip
+"""Those that ship with spanwise, by the name of their package."""
 
 
 def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The finite numbers of a line, without the step.
 
     Example:
-      >>> figures({"step": 3, "reward": 0.5, "loss": None, "note": "x"})
-      {'reward': 0.5}
+      >>> figures({"step": 3, "score": 0.5, "loss": None, "note": "x"})
+      {'score': 0.5}
     """
     return {
         name: value
@@ -149,26 +135,10 @@ def step_of(metrics: Mapping[str, Any]) -> int:
     return int(metrics.get("step", 0))
 
 
-def flat_settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings under dotted names.
-
-    Example:
-      >>> flat_settings({"seed": 0, "update": {"epochs": 1}})
-      {'seed': 0, 'update.epochs': 1}
-    """
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            found |= flat_settings(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
-    return found
-
-
-def _loaded(module: str, extra: str) -> Any:
+def _loaded(package: str) -> Any:
     try:
-        return importlib.import_module(module)
+        return importlib.import_module(package)
     except ImportError as error:
         raise TrackerError(
-            f"tracking with {module} needs its package: pip install 'spanwise[{extra}]'"
+            f"tracking with {package} needs its package: pip install 'spanwise[{package}]'"
         ) from error

@@ -9,27 +9,23 @@ Few seeds say little, and the intervals say so.
 from __future__ import annotations
 
 import json
-import random
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from spanwise.display import printable
+from spanwise.display import printable, shown_score
 from spanwise.run.folder import RunError, RunFolder
-
-Score = Literal["exact_match", "greedy"]
+from spanwise.run.settings import differing, flat_settings
+from spanwise.study.statistics import bootstrap_interval
 
 LEAST_SEEDS = 3
 """With fewer, no interval is given: there is too little to resample."""
-
-DRAWS = 10_000
-"""Of the bootstrap."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +38,10 @@ class FinishedRun:
     settings: Mapping[str, str]
     """Dotted names and their values, but for the seed and the folder."""
 
-    before: float
-    after: float
+    before: Mapping[str, float]
+    """The held-out scores before training, by name."""
+
+    after: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +51,13 @@ class RunGroup:
     name: str
     runs: tuple[FinishedRun, ...]
 
-    @property
-    def scores(self) -> list[float]:
-        return [run.after for run in self.runs]
+    def after(self, score: str) -> list[float]:
+        """The runs' scores of that name after training."""
+        return [run.after[score] for run in self.runs]
 
 
-def read_run(folder: Path, score: Score) -> FinishedRun:
-    """A run's held-out score before and after training.
+def read_run(folder: Path) -> FinishedRun:
+    """A run's held-out scores before and after training.
 
     Raises:
       RunError: if the folder is no run or the run has not ended.
@@ -74,12 +72,35 @@ def read_run(folder: Path, score: Score) -> FinishedRun:
             folder=folder,
             recipe=str(config["recipe"]),
             seed=int(summary["seed"]),
-            settings=_flat(config["config"]),
-            before=float(summary["before"][score]),
-            after=float(summary["after"][score]),
+            settings={
+                name: json.dumps(value)
+                for name, value in flat_settings(config["config"]).items()
+                if name not in ("seed", "folder")
+            },
+            before=_scores(summary["before"]),
+            after=_scores(summary["after"]),
         )
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise RunError(f"{folder}: summary.json or config.json lacks {error}") from error
+
+
+def score_of_all(runs: Sequence[FinishedRun], wanted: str = "") -> str:
+    """The name of the score that runs are compared by.
+
+    Args:
+      runs: All must have it.
+      wanted: A name; empty: ``success`` if all have it, else ``score``.
+
+    Raises:
+      RunError: if a run does not have it; the message names what all have.
+    """
+    measured = [run.before.keys() & run.after.keys() for run in runs]
+    common = set[str].intersection(*map(set, measured))
+    name = wanted or ("success" if "success" in common else "score")
+    if name not in common:
+        there_are = ", ".join(sorted(common)) or "none"
+        raise RunError(f"not every run was measured by {name!r}; the scores of all are {there_are}")
+    return name
 
 
 def run_groups(runs: Sequence[FinishedRun]) -> list[RunGroup]:
@@ -101,7 +122,7 @@ def run_groups(runs: Sequence[FinishedRun]) -> list[RunGroup]:
     groups: list[RunGroup] = []
     for first, members in zip(firsts, found.values(), strict=True):
         others = [other for other in firsts if other.recipe == first.recipe and other is not first]
-        names = sorted({n for o in others for n in _differing(first.settings, o.settings)})
+        names = sorted({n for o in others for n in differing(first.settings, o.settings)})
         told = [f"{name} {first.settings[name]}" for name in names if name in first.settings][:3]
         groups.append(RunGroup(name=", ".join([first.recipe, *told]), runs=tuple(members)))
     return groups
@@ -120,35 +141,11 @@ def probability_of_improvement(ours: Sequence[float], theirs: Sequence[float]) -
     return wins / (len(ours) * len(theirs))
 
 
-def bootstrap_interval(
-    statistic: Callable[..., float], *samples: Sequence[float], level: float = 0.95, seed: int = 0
-) -> tuple[float, float] | None:
-    """Percentile interval of a statistic when each sample is drawn anew from itself.
-
-    Args:
-      statistic: Of as many lists as there are samples.
-      samples: Scores of seeds, each list resampled on its own.
-      level: Share of the draws that lie inside.
-      seed: Of the draws.
-
-    Returns:
-      Low and high end; None if a sample has fewer than ``LEAST_SEEDS``.
-
-    Example:
-      >>> bootstrap_interval(statistics.median, [0.5, 0.5, 0.5])
-      (0.5, 0.5)
-    """
-    if min(map(len, samples)) < LEAST_SEEDS:
-        return None
-    draw = random.Random(seed)
-    found = sorted(statistic(*(draw.choices(s, k=len(s)) for s in samples)) for _ in range(DRAWS))
-    tail = (1 - level) / 2
-    return found[int(tail * DRAWS)], found[int((1 - tail) * DRAWS) - 1]
-
-
-def comparison(groups: Sequence[RunGroup], score: Score) -> Group:
-    """The tables of ``spanwise compare``."""
-    table = Table(title=f"Held-out {score}, % (95% interval over seeds)")
+def comparison(groups: Sequence[RunGroup], score: str) -> Group:
+    """The tables of ``spanwise compare``, by the score of that name."""
+    unit = ", %" if shown_score(score, 0.0).endswith("%") else ""
+    title = f"Held-out {score.replace('_', ' ')}{unit} (95% interval over seeds)"
+    table = Table(title=title)
     for name in ("", "group", "seeds", "before", "after", "gain"):
         table.add_column(
             name, justify="right" if name in ("seeds", "before", "after", "gain") else "left"
@@ -158,20 +155,20 @@ def comparison(groups: Sequence[RunGroup], score: Score) -> Group:
             letter,
             printable(group.name),
             str(len(group.runs)),
-            _percent([run.before for run in group.runs]),
-            _percent(group.scores),
-            _percent([run.after - run.before for run in group.runs], sign="+"),
+            _median(score, [run.before[score] for run in group.runs]),
+            _median(score, group.after(score)),
+            _median(score, [run.after[score] - run.before[score] for run in group.runs], "+"),
         )
     parts: list[Any] = [table]
     if len(groups) > 1:
-        parts.append(_improvement_table(groups))
+        parts.append(_improvement_table(groups, score))
     if any(len(group.runs) < LEAST_SEEDS for group in groups):
         text = f"no interval with fewer than {LEAST_SEEDS} seeds"
         parts.append(Text(text, style="dim"))
     return Group(*parts)
 
 
-def _improvement_table(groups: Sequence[RunGroup]) -> Table:
+def _improvement_table(groups: Sequence[RunGroup], score: str) -> Table:
     table = Table(
         title="Probability that a run of the row beats a run of the column, %", min_width=66
     )
@@ -184,9 +181,14 @@ def _improvement_table(groups: Sequence[RunGroup]) -> Table:
             if ours is theirs:
                 cells.append("–")
                 continue
-            value = probability_of_improvement(ours.scores, theirs.scores)
-            interval = bootstrap_interval(probability_of_improvement, ours.scores, theirs.scores)
-            cells.append(f"{100 * value:.0f}{_interval(interval, 0)}")
+            cells.append(
+                _with_interval(
+                    probability_of_improvement,
+                    lambda share, _: f"{100 * share:.0f}",
+                    ours.after(score),
+                    theirs.after(score),
+                )
+            )
         table.add_row(letter, *cells)
     return table
 
@@ -195,30 +197,26 @@ def _letters(groups: Sequence[RunGroup]) -> list[str]:
     return [chr(ord("A") + i) if i < 26 else str(i) for i in range(len(groups))]
 
 
-def _median(values: Sequence[float]) -> float:
-    return statistics.median(values)
+def _median(score: str, values: Sequence[float], sign: str = "") -> str:
+    def shown(value: float, sign: str = "") -> str:
+        return shown_score(score, value, sign).rstrip("%")
+
+    return _with_interval(np.median, shown, values, sign=sign)
 
 
-def _percent(values: Sequence[float], sign: str = "") -> str:
-    interval = bootstrap_interval(_median, values)
-    return f"{100 * statistics.median(values):{sign}.1f}{_interval(interval, 1)}"
+def _with_interval(
+    statistic: Callable[..., Any],
+    shown: Callable[[float, str], str],
+    *samples: Sequence[float],
+    sign: str = "",
+) -> str:
+    """A statistic with its interval, where there are seeds enough for one."""
+    value = shown(float(statistic(*samples)), sign)
+    if min(map(len, samples)) < LEAST_SEEDS:
+        return value
+    low, high = (shown(float(end), "") for end in bootstrap_interval(statistic, *samples))
+    return f"{value} ({low} to {high})"
 
 
-def _interval(interval: tuple[float, float] | None, digits: int) -> str:
-    if interval is None:
-        return ""
-    low, high = (f"{100 * end:.{digits}f}" for end in interval)
-    return f" ({low} to {high})"
-
-
-def _flat(value: Any, name: str = "") -> dict[str, str]:
-    if not isinstance(value, dict):
-        return {} if name in ("seed", "folder") else {name: json.dumps(value)}
-    found: dict[str, str] = {}
-    for key, inner in value.items():
-        found |= _flat(inner, f"{name}.{key}" if name else key)
-    return found
-
-
-def _differing(ours: Mapping[str, str], theirs: Mapping[str, str]) -> set[str]:
-    return {name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)}
+def _scores(measured: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in measured.items() if isinstance(value, float)}

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +38,7 @@ from spanwise.rollout.context import RolloutContext
 from spanwise.runtime.event_loop import run_rollouts
 from spanwise.runtime.seeds import seed_of
 from spanwise.study.continuations import Place, continuation_returns
-from spanwise.study.statistics import interval, pearson, resample_weights, spearman
+from spanwise.study.statistics import bootstrap_interval, pearson, spearman
 from spanwise.train.config import TrainConfig
 from spanwise.tree import Tree
 
@@ -185,8 +186,8 @@ def correlation_study(
 
     assert batch.values is not None
     returns_to_go = batch.rewards_by_token.flip(1).cumsum(1).flip(1)
-    halves = [half[batch.mask] for half in found.halves]
-    between = float(pearson(halves[0], halves[1], torch.ones(1, len(halves[0]))))
+    half, other = (half[batch.mask].double().numpy() for half in found.halves)
+    between = float(pearson(half, other[None])[0])
     return CorrelationResult(
         agreements=agreements(study, context, batch, found.advantages),
         num_prompts=batch.num_rows,
@@ -211,32 +212,37 @@ def agreements(
       batch: One rollout for each prompt, with values and entropies.
       truth: ``[N, T]``.
     """
-    prompts = batch.groups[:, None].expand_as(batch.mask)[batch.mask]
-    prompts = prompts.unique(return_inverse=True)[1]
-    ones = torch.ones(1, len(prompts))
-    weights = resample_weights(prompts, study.num_resamples, study.seed)
-    wanted = truth[batch.mask]
-    estimates = {
-        name: estimator.bind(context.tokenizer)(batch)[batch.mask]
-        for name, estimator in study.estimators().items()
-    }
-    reference = pearson(estimates[REFERENCE], wanted, ones)
-    reference_resampled = pearson(estimates[REFERENCE], wanted, weights)
-    found: list[Agreement] = []
-    for name, estimate in estimates.items():
-        linear, resampled = pearson(estimate, wanted, ones), pearson(estimate, wanted, weights)
-        found.append(
-            Agreement(
-                estimator=name,
-                pearson=float(linear),
-                pearson_interval=interval(resampled),
-                spearman=float(spearman(estimate, wanted, ones)),
-                spearman_interval=interval(spearman(estimate, wanted, weights)),
-                over_reference=float(linear - reference),
-                over_reference_interval=interval(resampled - reference_resampled),
-            )
+    names, estimators = zip(*study.estimators().items(), strict=True)
+    estimates = [e.bind(context.tokenizer)(batch)[batch.mask] for e in estimators]
+    wanted = truth[batch.mask].double().numpy()
+    found = torch.stack(estimates).double().numpy()
+    prompts = batch.groups[:, None].expand_as(batch.mask)[batch.mask].numpy()
+    members = [np.flatnonzero(prompts == prompt) for prompt in np.unique(prompts)]
+
+    def correlations(drawn: Sequence[int]) -> np.ndarray:
+        """``[3, E]``: Pearson, Spearman and Pearson over the reference, of some prompts."""
+        at = np.concatenate([members[prompt] for prompt in drawn])
+        linear = pearson(wanted[at], found[:, at])
+        by_rank = spearman(wanted[at], found[:, at])
+        return np.stack([linear, by_rank, linear - linear[names.index(REFERENCE)]])
+
+    everyone = list(range(len(members)))
+    values = correlations(everyone)
+    low, high = bootstrap_interval(
+        correlations, everyone, num_resamples=study.num_resamples, seed=study.seed
+    )
+    return [
+        Agreement(
+            estimator=name,
+            pearson=float(values[0, e]),
+            pearson_interval=(float(low[0, e]), float(high[0, e])),
+            spearman=float(values[1, e]),
+            spearman_interval=(float(low[1, e]), float(high[1, e])),
+            over_reference=float(values[2, e]),
+            over_reference_interval=(float(low[2, e]), float(high[2, e])),
         )
-    return found
+        for e, name in enumerate(names)
+    ]
 
 
 def true_advantages(

@@ -1,105 +1,92 @@
-"""Correlations with bootstrap intervals over clusters, such as the prompts of tokens.
+"""Bootstrap intervals, and correlations of several estimates with one truth.
 
-Tokens of one prompt are alike, so whole prompts are resampled. A resample gives every
-prompt, and so each of its tokens, a count; all statistics here take counts as weights.
+Tokens of one prompt are alike, so whole prompts are drawn anew: what is resampled are the
+numbers of the prompts, and the statistic takes the tokens of those that were drawn.
 
-Shapes: K observations, B resamples.
+Shapes: E estimates, K observations.
 """
 
 from __future__ import annotations
 
-import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def pearson(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """The linear correlation of two samples, for each row of weights.
+def pearson(truth: Array, estimates: Array) -> Array:
+    """The linear correlation of each estimate with the truth.
 
     Args:
-      x: ``[K]`` or ``[B, K]`` float.
-      y: ``[K]`` or ``[B, K]`` float.
-      weights: ``[B, K]``, how often each observation counts.
+      truth: ``[K]``.
+      estimates: ``[E, K]``.
 
     Returns:
-      ``[B]`` in ``[-1, 1]``; NaN where x or y does not vary.
+      ``[E]`` in ``[-1, 1]``; NaN where one of the two does not vary.
 
     Example:
-      >>> x, y = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 3.0, 2.0])
-      >>> [round(r, 4) for r in pearson(x, y, torch.ones(1, 3)).tolist()]
+      >>> pearson(np.array([1.0, 2.0, 3.0]), np.array([[1.0, 3.0, 2.0]])).round(4).tolist()
       [0.5]
     """
-    weights = weights.double()
-    total = weights.sum(1, keepdim=True)
-    x, y = x.double(), y.double()
-    x = x - (weights * x).sum(1, keepdim=True) / total
-    y = y - (weights * y).sum(1, keepdim=True) / total
-    spread = (weights * x * x).sum(1) * (weights * y * y).sum(1)
-    return (weights * x * y).sum(1) / spread.sqrt()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.corrcoef(truth, estimates)[0, 1:]
 
 
-def mid_ranks(x: Tensor, weights: Tensor) -> Tensor:
-    """The rank of each observation in its resample, the mean rank for equal ones.
-
-    Args:
-      x: ``[K]`` float.
-      weights: ``[B, K]``, how often each observation counts.
-
-    Returns:
-      ``[B, K]`` float64, from 1.
+def spearman(truth: Array, estimates: Array) -> Array:
+    """The correlation of the ranks; see ``pearson``.
 
     Example:
-      >>> mid_ranks(torch.tensor([5.0, 7.0, 5.0]), torch.ones(1, 3)).tolist()
-      [[1.5, 3.0, 1.5]]
-    """
-    weights = weights.double()
-    values, place = x.unique(return_inverse=True)
-    counts = weights.new_zeros(len(weights), len(values)).index_add(1, place, weights)
-    ranks = counts.cumsum(1) - (counts - 1) / 2
-    return ranks[:, place]
-
-
-def spearman(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """The correlation of the ranks: ``[B]``, see ``pearson``.
-
-    Example:
-      >>> x, y = torch.tensor([1.0, 2.0, 30.0]), torch.tensor([1.0, 4.0, 9.0])
-      >>> spearman(x, y, torch.ones(1, 3)).tolist()
+      >>> spearman(np.array([1.0, 2.0, 30.0]), np.array([[1.0, 4.0, 9.0]])).round(4).tolist()
       [1.0]
     """
-    return pearson(mid_ranks(x, weights), mid_ranks(y, weights), weights)
+    return pearson(mid_ranks(truth), np.stack([mid_ranks(estimate) for estimate in estimates]))
 
 
-def resample_weights(clusters: Tensor, num_resamples: int, seed: int) -> Tensor:
-    """Counts of each observation when whole clusters are drawn with replacement.
-
-    Args:
-      clusters: ``[K]`` int64, the cluster of each observation, numbered from 0.
-      num_resamples: ``B``.
-      seed: Of the draws.
-
-    Returns:
-      ``[B, K]`` float64; all observations of a cluster have the same count.
-    """
-    num_clusters = int(clusters.max()) + 1
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(num_clusters, (num_resamples, num_clusters), generator=generator)
-    counts = torch.zeros(num_resamples, num_clusters, dtype=torch.float64)
-    counts.scatter_add_(1, drawn, torch.ones_like(counts))
-    return counts[:, clusters]
-
-
-def interval(samples: Tensor, *, level: float = 0.95) -> tuple[float, float]:
-    """The central interval of bootstrap statistics; NaN ones, of constant samples, left out.
+def mid_ranks(x: Array) -> Array:
+    """The rank of each of ``[K]`` values, from 1; the mean rank for equal ones.
 
     Example:
-      >>> interval(torch.arange(101.0), level=0.9)
-      (5.0, 95.0)
+      >>> mid_ranks(np.array([5.0, 7.0, 5.0])).tolist()
+      [1.5, 3.0, 1.5]
     """
-    known = samples[~samples.isnan()].double()
-    if known.numel() == 0:
-        return math.nan, math.nan
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = torch.quantile(known, ends)
-    return round(float(low), 12), round(float(high), 12)
+    _, place, counts = np.unique(x, return_inverse=True, return_counts=True)
+    return (counts.cumsum() - (counts - 1) / 2)[place]
+
+
+def bootstrap_interval(
+    statistic: Callable[..., Any],
+    *samples: Sequence[float] | Array,
+    level: float = 0.95,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+) -> tuple[Any, Any]:
+    """Percentile interval of a statistic when each sample is drawn anew from itself.
+
+    Args:
+      statistic: Takes as many samples as there are; a number, or an array of numbers, whose
+        NaN ones, of constant samples, are left out.
+      samples: Each resampled on its own.
+      level: Share of the draws that lie inside.
+      num_resamples: How often the samples are drawn.
+      seed: Seed of the draws.
+
+    Returns:
+      Low and high end, as the statistic is; NaN where all draws were.
+
+    Example:
+      >>> bootstrap_interval(np.median, [0.5, 0.5, 0.5])
+      (np.float64(0.5), np.float64(0.5))
+    """
+    rng = np.random.default_rng(seed)
+    drawn = (
+        statistic(*(rng.choice(sample, len(sample)) for sample in samples))
+        for _ in range(num_resamples)
+    )
+    tail = (1 - level) / 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of all being NaN
+        low, high = np.nanquantile(np.array(list(drawn)), [tail, 1 - tail], axis=0)
+    return low, high

@@ -19,11 +19,12 @@ from spanwise.learn.update import Update
 from spanwise.models.loading import Model
 from spanwise.rollout.base import Rollout
 from spanwise.rollout.failures import FailurePolicy
-from spanwise.run.trackers import TrackerName
+from spanwise.run.trackers import Tracker
 from spanwise.runtime.distributed import Processes
 from spanwise.runtime.watchdog import Watchdog
 from spanwise.samplers.base import Engine
 from spanwise.train.evaluate import Evaluation
+from spanwise.train.metrics import Metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +116,11 @@ class TrainConfig:
     checkpoints: Checkpoints = Checkpoints()
     """When the run is written down so that it can be resumed."""
 
-    trackers: tuple[TrackerName, ...] = ()
-    """Where the metrics are copied to besides the run folder."""
+    metrics: tuple[Metric, ...] = ()
+    """Functions of your own, from the trees and the batch of a step to numbers by name."""
+
+    trackers: tuple[type[Tracker], ...] = ()
+    """Where the metrics are copied to besides the run folder: tensorboard, wandb, trackio."""
 
     folder: Path | None = None
     """The run folder; by default runs/RECIPE-DATE-TIME."""
@@ -162,6 +166,8 @@ class TrainConfig:
 def to_json(config: Any) -> Any:
     """A configuration as plain JSON values, each component with its class name.
 
+    A function or class is ``module:name``.
+
     Example:
       >>> to_json(Objective(clip_low=0.1))["ratio_spans"]
       {'class': 'Turn'}
@@ -173,5 +179,7 @@ def to_json(config: Any) -> Any:
         return {str(k): to_json(v) for k, v in config.items()}
     if isinstance(config, list | tuple):
         return [to_json(v) for v in config]
+    if callable(config):
+        return f"{config.__module__}:{getattr(config, '__qualname__', type(config).__name__)}"
     infinite = isinstance(config, float) and not math.isfinite(config)  # JSON has no such number
     return str(config) if infinite or isinstance(config, Path) else config

@@ -1,10 +1,11 @@
-"""Held-out questions, answered once at temperature 1 and once greedily."""
+"""Held-out tasks, played once as sampled and once greedily."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any
 
 from spanwise.envs.base import Environment, Split, Task
@@ -15,7 +16,8 @@ from spanwise.rollout.context import RolloutContext
 from spanwise.runtime.distributed import ALONE, Ranks
 from spanwise.runtime.event_loop import run_rollouts
 from spanwise.samplers.base import Sampling
-from spanwise.tree import Node
+from spanwise.train.metrics import outcome_means
+from spanwise.tree import Tree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,17 +25,19 @@ class Evaluation:
     """How a model is measured."""
 
     split: Split = "test"
+    """The split whose tasks are played."""
+
     num_tasks: int = 300
-    """The first so many of the split."""
+    """How many tasks, the first of the split."""
 
     every: int = 0
-    """Also measure every so many steps during training; 0: before and after alone."""
+    """Steps from one measurement during training to the next; 0: before and after alone."""
 
-    group_by: str = "hops"
-    """A key of ``Task.info``; scores are also given for each of its values."""
+    group_by: str = ""
+    """Key of ``Task.info`` by whose values the scores are also given; empty: no groups."""
 
     sampling: Sampling = field(default_factory=Sampling)
-    """Of the sampled score; the greedy one is always at temperature 0."""
+    """How turns are drawn for the sampled scores; the greedy ones are at temperature 0."""
 
     def __post_init__(self) -> None:
         if self.num_tasks < 1 or self.every < 0:
@@ -50,58 +54,14 @@ class Evaluation:
         """
         tasks = env.tasks(self.split)[: self.num_tasks]
         if not tasks:
-            raise SpanwiseError(f"the environment has no {self.split} questions to be measured on")
+            raise SpanwiseError(f"the environment has no {self.split} tasks to be measured on")
         return tasks
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """Share of right answers: ``right`` of ``n``."""
-
-    right: int
-    n: int
-
-    @property
-    def share(self) -> float:
-        return self.right / self.n if self.n else 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """One measurement of a model."""
-
-    sampled: dict[str, Score]
-    """By group, and ``"all"``."""
-
-    greedy: dict[str, Score]
-    failed: int
-    """Trajectories without a reward, counted as not right."""
-
-    sampled_tokens: int
-
-    def summary(self) -> dict[str, Any]:
-        """For ``summary.json``."""
-        return {
-            "exact_match": self.sampled["all"].share,
-            "greedy": self.greedy["all"].share,
-            "n": self.sampled["all"].n,
-            "failed": self.failed,
-            "by_group": {
-                name: {
-                    "exact_match": score.share,
-                    "greedy": self.greedy[name].share,
-                    "n": score.n,
-                }
-                for name, score in self.sampled.items()
-                if name != "all"
-            },
-        }
 
 
 def measure(
     context: RolloutContext, rollout: Rollout, evaluation: Evaluation, ranks: Ranks = ALONE
-) -> Measured:
-    """Answer the held-out tasks twice, sampled and greedily.
+) -> dict[str, Any]:
+    """Play the held-out tasks twice, sampled and greedily.
 
     Args:
       context: Where; its seed decides the draws, the same before and after training.
@@ -109,34 +69,50 @@ def measure(
       evaluation: Which tasks, and how they are sampled.
       ranks: Among which the tasks are shared out; each gets the whole result.
 
+    Returns:
+      As JSON values: ``score``, the mean return of the trajectories that were scored;
+      ``success``, the share that succeeded, where the environment says so, and one that
+      failed did not; ``env/KEY`` as in ``train.metrics``; all of them again as
+      ``greedy_score`` and so on; ``n``, the number of tasks; ``failed``, how many
+      trajectories of both kinds have no reward; and ``by_group`` the same, but for ``failed``,
+      for each value of ``evaluation.group_by``.
+
     Raises:
       RunStopped: if too much fails, by ``context.failures``.
     """
     tasks = evaluation.tasks(context.env)
-    sampled = run_rollouts(_answer(context, rollout, tasks, evaluation.sampling, ranks))
     certain = replace(evaluation.sampling, temperature=0)
-    greedy = run_rollouts(_answer(context, rollout, tasks, certain, ranks))
-    return Measured(
-        sampled=_scores(tasks, sampled, evaluation.group_by),
-        greedy=_scores(tasks, greedy, evaluation.group_by),
-        failed=sum(node.reward is None for node in [*sampled.leaves, *greedy.leaves]),
-        sampled_tokens=sampled.tokens + greedy.tokens,
-    )
+    sampled = run_rollouts(_played(context, rollout, tasks, evaluation.sampling, ranks))
+    greedy = run_rollouts(_played(context, rollout, tasks, certain, ranks))
+    leaves = [tree.leaves()[0] for tree in [*sampled, *greedy]]
+    knows_success = any(leaf.success is not None for leaf in leaves)
+
+    def figures(numbers: Sequence[int]) -> dict[str, Any]:
+        """What some of the tasks give."""
+        found: dict[str, Any] = {"n": len(numbers)}
+        for prefix, trees in (("", sampled), ("greedy_", greedy)):
+            of_these = _figures([trees[number] for number in numbers], knows_success)
+            found |= {prefix + name: value for name, value in of_these.items()}
+        return found
+
+    groups: dict[str, list[int]] = defaultdict(list)
+    for number, task in enumerate(tasks):
+        if evaluation.group_by in task.info:
+            groups[str(task.info[evaluation.group_by])].append(number)
+    return {
+        **figures(range(len(tasks))),
+        "failed": sum(leaf.reward is None for leaf in leaves),
+        "by_group": {name: figures(groups[name]) for name in sorted(groups, key=_numbers_by_size)},
+    }
 
 
-@dataclass
-class _Answers:
-    leaves: list[Node]
-    tokens: int
-
-
-async def _answer(
+async def _played(
     context: RolloutContext,
     rollout: Rollout,
     tasks: Sequence[Task],
     sampling: Sampling,
     ranks: Ranks,
-) -> _Answers:
+) -> list[Tree]:
     chain = Chains(
         num_chains=1,
         sampling=sampling,
@@ -145,18 +121,18 @@ async def _answer(
     )
     trees = await ranks.map(lambda task: chain(context, task, step=0), tasks)
     context.failures.check(trees)
-    tokens = sum(len(node.tokens) for tree in trees for node in tree.nodes)
-    return _Answers(leaves=[tree.leaves()[0] for tree in trees], tokens=tokens)
+    return trees
 
 
-def _scores(tasks: Sequence[Task], answers: _Answers, group_by: str) -> dict[str, Score]:
-    right: dict[str, list[bool]] = defaultdict(list)
-    for task, leaf in zip(tasks, answers.leaves, strict=True):
-        right["all"].append(bool(leaf.success))
-        if group_by in task.info:
-            right[str(task.info[group_by])].append(bool(leaf.success))
-    in_order = sorted(right, key=_numbers_by_size)
-    return {k: Score(right=sum(right[k]), n=len(right[k])) for k in in_order}
+def _figures(trees: Sequence[Tree], knows_success: bool) -> dict[str, float]:
+    leaves = [tree.leaves()[0] for tree in trees]
+    returns = [tree.returns(leaf) for tree, leaf in zip(trees, leaves, strict=True)]
+    scored = [paid for paid in returns if paid is not None]
+    known = [leaf for leaf in leaves if leaf.success is not None or leaf.reward is None]
+    found = {"score": fmean(scored)} if scored else {}
+    if knows_success and known:
+        found["success"] = fmean(bool(leaf.success) for leaf in known)
+    return found | outcome_means(node for tree in trees for node in tree.nodes[1:])
 
 
 def _numbers_by_size(name: str) -> tuple[bool, int, str]:

@@ -20,7 +20,6 @@ from spanwise.rollout.failures import RunStopped
 from spanwise.rollout.journal import StepJournal
 from spanwise.run.folder import RunError, RunFolder
 from spanwise.run.lock import locked
-from spanwise.run.trackers import check_trackers, open_trackers
 from spanwise.runtime.event_loop import run_rollouts
 from spanwise.runtime.seeds import seed_of
 from spanwise.runtime.signals import Stopped, StopSignals
@@ -30,7 +29,7 @@ from spanwise.train.checkpoint import save_weights
 from spanwise.train.config import TrainConfig, to_json
 from spanwise.train.evaluate import measure
 from spanwise.train.memory_check import check_memory
-from spanwise.train.metrics import failure_summary, packing_summary, tree_metrics
+from spanwise.train.metrics import failure_summary, own_metrics, packing_summary, tree_metrics
 from spanwise.train.nonfinite_batch import save_for_study
 from spanwise.train.resume import is_saved, open_for_resume, restore, save_state
 from spanwise.train.state import Clock, Run, RunState
@@ -117,7 +116,8 @@ def start(
     check_memory(config, ranks)
     advantage = config.advantage.bind(tokenizer)
     settings = to_json(config)
-    check_trackers(config.trackers)
+    for tracker in config.trackers:
+        tracker.check()
     log = open_for_resume(folder, settings) if resume else RunFolder(folder)
     with contextlib.ExitStack() as undone:  # if anything below fails
         lock, trackers = None, []
@@ -132,7 +132,7 @@ def start(
         sampler = config.sampler.build(learner.full_policy(), tokenizer)
         undone.callback(sampler.close)
         if ranks.is_main:
-            trackers = open_trackers(config.trackers, folder, settings)
+            trackers = [make(folder, settings) for make in dict.fromkeys(config.trackers)]
         undone.pop_all()
     return Run(
         recipe=recipe,
@@ -162,16 +162,15 @@ def run_training(run: Run, display: Display, signals: StopSignals) -> None:
     config, state = run.config, run.state
     if state.before is None:
         with display.waiting("measuring the model before training"):
-            state.before = measure(
-                run.context, config.rollout, config.evaluation, run.ranks
-            ).summary()
+            state.before = measure(run.context, config.rollout, config.evaluation, run.ranks)
     if not state.critic_fitted:
         pretrain_critic(run, display, signals)
     with display.steps(config.steps, done=state.step) as progress:
         for step in range(state.step + 1, config.steps + 1):
             signals.check()
             metrics = train_step(run, step, signals)
-            state.step, state.held_out = step, metrics.get("eval/exact_match")
+            state.step = step
+            state.held_out = metrics.get("eval/success", metrics.get("eval/score"))
             run.write(metrics)
             state.settled = True
             if is_due(step, config.checkpoints.every, config.steps):
@@ -180,7 +179,7 @@ def run_training(run: Run, display: Display, signals: StopSignals) -> None:
             progress.step(metrics)
     signals.check()
     with display.waiting("measuring the model after training"):
-        after = measure(run.context, config.rollout, config.evaluation, run.ranks).summary()
+        after = measure(run.context, config.rollout, config.evaluation, run.ranks)
     with waiting(f"the saving of the finished model, step {state.step}"):
         save_weights(run.log.checkpoint_path("final"), run.learner, run.tokenizer)
     if run.ranks.is_main:
@@ -214,6 +213,7 @@ def train_step(run: Run, step: int, signals: StopSignals) -> dict[str, Any]:
     with waiting(f"the scoring, step {step}"):
         batch = learner.batch(sampled.trees)
     metrics = {"step": step, **tree_metrics(sampled.all_trees, batch)}
+    metrics |= own_metrics(config.metrics, sampled.all_trees, batch)
     if config.max_off_policy_steps:
         metrics["staleness"] = min(step - 1, config.max_off_policy_steps)
     if config.dynamic_sampling_rounds:
@@ -240,9 +240,9 @@ def train_step(run: Run, step: int, signals: StopSignals) -> dict[str, Any]:
     run.prefetcher.settle()
 
     if is_due(step, config.evaluation.every, config.steps + 1):
-        held_out = measure(run.context, config.rollout, config.evaluation, run.ranks).summary()
-        metrics["eval/exact_match"] = held_out["exact_match"]
-        metrics["eval/greedy"] = held_out["greedy"]
+        held_out = measure(run.context, config.rollout, config.evaluation, run.ranks)
+        scores = {k: value for k, value in held_out.items() if isinstance(value, float)}
+        metrics |= {f"eval/{name}": value for name, value in scores.items()}
         clock.lap("evaluation")
     run.count(metrics, clock.total(), epochs=config.update.epochs)
     return {**metrics, "total_sampled_tokens": run.state.sampled_tokens, **clock.seconds()}
@@ -292,6 +292,7 @@ def critic_step(run: Run, number: int, signals: StopSignals) -> dict[str, Any]:
     with waiting(f"the scoring, step {step}"):
         batch = learner.batch(trees)
     metrics = {"step": 0, "critic_batch": number, **tree_metrics(trees, batch)}
+    metrics |= own_metrics(config.metrics, trees, batch)
     if batch is not None:
         run.state.settled = False
         with waiting(f"the fit of the critic, step {step}"):

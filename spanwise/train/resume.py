@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 from spanwise.display import Display
 from spanwise.run.folder import RunError, RunFolder
+from spanwise.run.settings import differing, flat_settings
 from spanwise.runtime.waits import waiting
 from spanwise.train.checkpoint import (
     newest_usable,
@@ -88,27 +88,11 @@ def open_for_resume(folder: Path, settings: dict[str, Any]) -> RunFolder:
     recorded = log.read_config().get("config")
     if not isinstance(recorded, dict):
         raise RunError(f"{log.config_path} does not say how the run was configured")
-    recorded = cast("dict[str, Any]", recorded)
-    before = {name: value for name, value in recorded.items() if name != "folder"}
-    now = {name: value for name, value in settings.items() if name != "folder"}
-    if changed := list(differences(before, now)):
+    before, now = flat_settings(cast("dict[str, Any]", recorded)), flat_settings(settings)
+    if changed := [name for name in differing(before, now) if name != "folder"]:
+        told = "; ".join(f"{n} was {before.get(n)!r} and is {now.get(n)!r}" for n in changed)
         raise RunError(
-            f"{folder} was started with other settings: {'; '.join(changed)}. Put the recipe "
+            f"{folder} was started with other settings: {told}. Put the recipe "
             "back as it was, or train in another --folder"
         )
     return log
-
-
-def differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
-    """What differs between two configurations of plain values, in words.
-
-    Example:
-      >>> list(differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}))
-      ['a.c was 2 and is 3']
-    """
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in dict.fromkeys([*before, *now]):
-            below = f"{name}.{key}" if name else str(key)
-            yield from differences(before.get(key), now.get(key), below)
-    elif before != now:
-        yield f"{name} was {before!r} and is {now!r}"

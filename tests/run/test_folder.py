@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import spanwise
 from spanwise.run.folder import RunError, RunFolder, tree_of, tree_record
 from spanwise.tree import Expansion, Failure, Node, Tree
 
@@ -71,11 +72,24 @@ def test_unusable_folders_are_refused(tmp_path: Path) -> None:
     newer = tmp_path / "newer"
     newer.mkdir()
     (newer / "config.json").write_text(json.dumps({"schema": 999}))
-    with pytest.raises(RunError, match="schema 999"):
+    with pytest.raises(RunError, match=r"another version \(schema 999\)"):
         RunFolder.open(newer)
     (newer / "config.json").write_text("{")
     with pytest.raises(RunError, match=r"config\.json"):
         RunFolder.open(newer)
+
+
+def test_a_run_of_another_version_is_refused_in_one_line_that_says_which(tmp_path: Path) -> None:
+    log = RunFolder.create(tmp_path, {"recipe": "r"})
+    assert log.read_config() == {"schema": 2, "version": spanwise.__version__, "recipe": "r"}
+    for record, version in (({"schema": 1}, "0.1"), ({"schema": 3, "version": "0.9.1"}, "0.9.1")):
+        log.config_path.write_text(json.dumps(record))
+        with pytest.raises(RunError) as error:
+            RunFolder.open(tmp_path)
+        assert str(error.value) == (
+            f"{tmp_path} was written by spanwise {version} (schema {record['schema']}); this "
+            f"version reads schema 2. Look at it with spanwise {version}"
+        )
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from spanwise.run.trackers import TrackerError, figures, open_trackers
+from spanwise.run.trackers import TRACKERS, TrackerError, figures
 
 LINES = [
-    {"step": 1, "reward": 0.5, "loss": None, "eval/greedy": 1},
-    {"step": 2, "reward": float("nan"), "note": "text"},
+    {"step": 1, "score": 0.5, "loss": None, "eval/greedy_score": 1},
+    {"step": 2, "score": float("nan"), "note": "text"},
 ]
 
 
@@ -40,11 +40,11 @@ def test_the_same_lines_reach_the_service(
 
     module.init = init  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, name, module)
-    (tracker,) = open_trackers([name, name], tmp_path / "my-run", {"seed": 3})
+    tracker = TRACKERS[name](tmp_path / "my-run", {"seed": 3})
     for line in LINES:
         tracker.write(line)
     tracker.close()
-    assert run.logged == [(1, {"reward": 0.5, "eval/greedy": 1}), (2, {})]
+    assert run.logged == [(1, {"score": 0.5, "eval/greedy_score": 1}), (2, {})]
     assert run.finished and asked["name"] == "my-run" and asked["config"] == {"seed": 3}
 
 
@@ -52,23 +52,23 @@ def test_tensorboard_writes_events_that_can_be_read_back(tmp_path: Path) -> None
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    (tracker,) = open_trackers(["tensorboard"], tmp_path, {"update": {"epochs": 2}})
+    tracker = TRACKERS["tensorboard"](tmp_path, {"update": {"epochs": 2}})
     for line in LINES:
         tracker.write(line)
     tracker.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("reward")] == [(1, 0.5)]
-    assert events.Tags()["scalars"] == ["reward", "eval/greedy"]
+    assert [(e.step, e.value) for e in events.Scalars("score")] == [(1, 0.5)]
+    assert events.Tags()["scalars"] == ["score", "eval/greedy_score"]
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio", "tensorboard"])
 def test_a_missing_package_is_one_line_with_the_extra(
-    name: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(TrackerError) as error:
-        open_trackers([name], tmp_path, {})
+        TRACKERS[name].check()
     assert f"'spanwise[{name}]'" in str(error.value) and "\n" not in str(error.value)
 
 

@@ -2,76 +2,69 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanwise.study.statistics import interval, mid_ranks, pearson, resample_weights, spearman
+from spanwise.study.statistics import bootstrap_interval, mid_ranks, pearson, spearman
 
-ONES = torch.ones(1, 4)
+X = np.array([1.0, 2.0, 3.0, 4.0])
 
 
 def test_by_hand() -> None:
-    x, y = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([2.0, 1.0, 4.0, 30.0])
+    estimates = np.array([[2.0, 1.0, 4.0, 30.0], [1.0, 1.0, 1.0, 1.0]])
     # deviations -1.5 -.5 .5 1.5 and -7.25 -8.25 -5.25 20.75
     products = 1.5 * 7.25 + 0.5 * 8.25 - 0.5 * 5.25 + 1.5 * 20.75
     spread = math.sqrt(5 * (7.25**2 + 8.25**2 + 5.25**2 + 20.75**2))
-    assert pearson(x, y, ONES).item() == pytest.approx(products / spread)
+    linear, constant = pearson(X, estimates)
+    assert linear == pytest.approx(products / spread) and math.isnan(constant)
     # ranks 1 2 3 4 and 2 1 3 4: 1 - 6 * 2 / (4 * 15)
-    assert spearman(x, y, ONES).item() == pytest.approx(0.8)
-    assert math.isnan(pearson(x, torch.ones(4), ONES).item())
+    assert spearman(X, estimates)[0] == pytest.approx(0.8)
 
 
 def test_equal_values_share_their_ranks() -> None:
-    x = torch.tensor([3.0, 1.0, 3.0, 2.0])
-    assert mid_ranks(x, ONES).tolist() == [[3.5, 1.0, 3.5, 2.0]]
-    # the first counts twice, the last not at all: 1 3 3 3
-    weights = torch.tensor([[2.0, 1.0, 1.0, 0.0]])
-    assert mid_ranks(x, weights)[0, :3].tolist() == [3.0, 1.0, 3.0]
-
-
-@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3), st.integers(0, 3)), min_size=3))
-@settings(max_examples=60, deadline=None)
-def test_a_count_is_as_good_as_a_repetition(rows: list[tuple[int, int, int]]) -> None:
-    x, y, counts = (torch.tensor(c, dtype=torch.float64) for c in zip(*rows, strict=True))
-    for statistic in (pearson, spearman):
-        counted = statistic(x, y, counts[None])
-        repeats = counts.long()
-        if repeats.sum() == 0:
-            continue
-        a, b = x.repeat_interleave(repeats), y.repeat_interleave(repeats)
-        repeated = statistic(a, b, torch.ones(1, len(a)))
-        torch.testing.assert_close(counted, repeated, equal_nan=True, rtol=1e-9, atol=1e-9)
+    assert mid_ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [3.5, 1.0, 3.5, 2.0]
 
 
 @given(st.lists(st.integers(-99, 99), min_size=5, max_size=20), st.randoms())
 @settings(max_examples=40, deadline=None)
 def test_ranks_do_not_see_a_rising_function(values: list[int], random) -> None:
-    x = torch.tensor(values, dtype=torch.float64)
-    y = torch.tensor(random.sample(values, len(values)), dtype=torch.float64)
-    ones = torch.ones(1, len(values))
-    torch.testing.assert_close(spearman(x, y, ones), spearman(x, y**3, ones), equal_nan=True)
+    x = np.array(values, dtype=np.float64)
+    y = np.array(random.sample(values, len(values)), dtype=np.float64)
+    np.testing.assert_allclose(spearman(x, y[None]), spearman(x, y[None] ** 3))
 
 
-def test_prompts_are_drawn_whole() -> None:
-    clusters = torch.tensor([0, 0, 1, 2, 2, 2])
-    weights = resample_weights(clusters, 500, 0)
-    assert weights.shape == (500, 6)
-    assert torch.equal(weights[:, 0], weights[:, 1]) and torch.equal(weights[:, 3], weights[:, 5])
-    assert (weights[:, [0, 2, 3]].sum(1) == 3).all()  # as many prompts as there are
-    assert weights[:, 2].mean() == pytest.approx(1, abs=0.15)
-    assert torch.equal(weights, resample_weights(clusters, 500, 0))
+def test_the_interval_of_a_mean_is_that_of_the_normal_law() -> None:
+    # Mean 0.495, standard error sqrt((100^2 - 1) / 12) / 100 / 10 = 0.0289; +-1.96 of them.
+    low, high = bootstrap_interval(np.mean, [i / 100 for i in range(100)])
+    assert low == pytest.approx(0.495 - 1.96 * 0.0289, abs=0.004)
+    assert high == pytest.approx(0.495 + 1.96 * 0.0289, abs=0.004)
+
+
+def test_samples_are_drawn_on_their_own_and_statistics_may_be_many() -> None:
+    def ends(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        assert len(x) == 3 and len(y) == 5 and set(x) <= {1, 2, 3} and set(y) <= {7, 8}
+        return np.array([x.max() - y.max(), x.min(), math.nan])
+
+    drawn = bootstrap_interval(ends, [1, 2, 3], [7, 8, 8, 8, 8], num_resamples=300, level=0.99)
+    assert [end.tolist()[:2] for end in drawn] == [[-7.0, 1.0], [-5.0, 3.0]]
+    assert math.isnan(drawn[0][2])
+    once_more = bootstrap_interval(ends, [1, 2, 3], [7, 8, 8, 8, 8], num_resamples=300, level=0.99)
+    np.testing.assert_equal(drawn, once_more)
 
 
 def test_an_interval_covers_what_it_should() -> None:
     """Of a correlation of independent clusters, 95% intervals miss 0 about 1 time in 20."""
-    generator = torch.Generator().manual_seed(0)
+    rng = np.random.default_rng(0)
     missed = 0
     for seed in range(100):
-        x, y = torch.randn(2, 60, generator=generator)
-        weights = resample_weights(torch.arange(60), 200, seed)
-        low, high = interval(pearson(x, y, weights))
+        x, y = rng.standard_normal((2, 60))
+        low, high = bootstrap_interval(
+            lambda at, x=x, y=y: pearson(x[at], y[None, at])[0],
+            list(range(60)),
+            num_resamples=200,
+            seed=seed,
+        )
         missed += not low <= 0 <= high
     assert missed <= 14
-    assert interval(torch.tensor([math.nan])) != interval(torch.tensor([1.0]))

@@ -36,12 +36,16 @@ def test_the_run_folder_has_all_that_it_should(at2po: RunFolder) -> None:
     assert {"recipe", "seed", "before", "after", "train_seconds"} <= summary.keys()
     for when in ("before", "after"):
         assert summary[when]["n"] == 12
-        assert 0 <= summary[when]["exact_match"] <= 1 and 0 <= summary[when]["greedy"] <= 1
+        assert 0 <= summary[when]["success"] <= summary[when]["env/f1"] <= 1
+        assert -1 <= summary[when]["score"] <= summary[when]["success"]  # -1 for a broken format
+        assert 0 <= summary[when]["greedy_success"] <= 1
+        assert sum(group["n"] for group in summary[when]["by_group"].values()) == 12
     metrics = at2po.read_metrics()
     assert [m["step"] for m in metrics] == [1, 2, 3]
-    assert ["eval/greedy" in m for m in metrics] == [False, True, False]
+    assert ["eval/greedy_success" in m for m in metrics] == [False, True, False]
     expected = {
-        "reward", "exact_match", "tool_calls", "turn_entropy", "gradient_norm", "ratio_mean",
+        "score", "success", "unforked/score", "unforked/success", "turns", "env/f1",
+        "turn_entropy", "gradient_norm", "ratio_mean",
         "ratio/turn_1", "clipped/turn_1", "sampled_tokens", "trained_tokens",
         "unique_token_fraction",
         "seconds/rollout", "seconds/credit", "seconds/update", "engine_mismatch",
@@ -105,7 +109,7 @@ def test_a_finished_run_is_evaluated_and_shown(
     at2po: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["eval", str(at2po.folder), "--num-tasks", "8"]) == 0
-    assert "Held-out exact match" in capsys.readouterr().out
+    assert "Held-out success" in capsys.readouterr().out
     assert main(["show", str(at2po.folder), "--step", "2", "--tree", "1"]) == 0
     assert "step 2, tree 1" in capsys.readouterr().out
     assert main(["show", str(at2po.folder), "--step", "9"]) == 2
@@ -142,21 +146,3 @@ def test_a_recipe_of_ones_own_file(tmp_path: Path) -> None:
     for node in record["nodes"]:
         if node["reward"] is not None:
             assert node["advantage"] == pytest.approx(2 * node["reward"])
-
-
-def test_metrics_are_copied_to_a_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copied: list[dict[str, object]] = []
-
-    class Copies:
-        def __init__(self, folder: Path, config: object) -> None: ...
-        def write(self, metrics: dict[str, object]) -> None:
-            copied.append(dict(metrics))
-
-        def close(self) -> None:
-            copied.append({"closed": True})
-
-    monkeypatch.setattr("spanwise.train.loop.check_trackers", lambda names: None)
-    monkeypatch.setattr("spanwise.train.loop.open_trackers", lambda names, *rest: [Copies(*rest)])
-    log = run(tmp_path / "run", "grpo_search", "--steps", "2", "--trackers", "tensorboard")
-    assert [line.get("step") for line in copied] == [1, 2, None] and copied[-1]["closed"]
-    assert log.read_config()["config"]["trackers"] == ["tensorboard"]

@@ -271,7 +271,7 @@ def test_what_cannot_be_resumed_is_refused(
     with pytest.raises(RunError, match=r"has \d+ bytes of the \d+"):
         (copy / "metrics.jsonl").write_text("")
         run(make(), copy, resume=True)
-    (copy / "config.json").write_text('{"schema": 1, "recipe": 3}')
+    (copy / "config.json").write_text('{"schema": 2, "recipe": 3}')
     with pytest.raises(RunError, match=r"config\.json does not say how the run was configured"):
         run(make(), copy, resume=True)
     assert main(["train", "--resume", str(copy)]) == 2

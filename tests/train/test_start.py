@@ -16,9 +16,9 @@ import pytest
 from spanwise.display import Display
 from spanwise.models.loading import ModelError
 from spanwise.rollout.failures import FailurePolicy, RunStopped
-from spanwise.run import trackers
 from spanwise.run.folder import RunError
 from spanwise.run.lock import locked
+from spanwise.run.trackers import Tracker, TrackerError
 from spanwise.samplers.base import Engine, EngineError
 from spanwise.samplers.embedded.engine import TransformersSampler
 from spanwise.train import TrainConfig, train
@@ -76,22 +76,27 @@ def test_a_start_that_fails_leaves_nothing(
     locked(kept).release()  # no longer held
 
 
-def test_a_tracker_that_fails_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def offline(folder: Path, config: Any) -> Any:
-        raise RuntimeError("no connection")
+def test_a_tracker_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    class Offline(Tracker):
+        def __init__(self, folder: Path, config: Any) -> None:
+            raise RuntimeError("no connection")
 
-    monkeypatch.setattr("spanwise.train.loop.check_trackers", lambda names: None)
-    monkeypatch.setattr(trackers, "TRACKERS", {"wandb": offline})
+        def write(self, metrics: Any) -> None: ...
+        def close(self) -> None: ...
+
+    class Missing(Offline):
+        package = "no_such_package"
+
     with pytest.raises(RuntimeError, match="no connection"):
-        start(replace(plain(), trackers=("wandb",)), tmp_path / "run")
+        start(replace(plain(), trackers=(Offline,)), tmp_path / "run")
+    with pytest.raises(TrackerError, match="no_such_package"):
+        start(replace(plain(), trackers=(Missing,)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_settings_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
-    config = replace(plain(), env=Letters(right_from=len))  # type: ignore[arg-type]
-    with pytest.raises(RunError, match="cannot be written down: builtin_function_or_method"):
+    config = replace(plain(), env=Letters(right_from=object()))  # type: ignore[arg-type]
+    with pytest.raises(RunError, match="cannot be written down: object"):
         start(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
