@@ -122,7 +122,7 @@ def results_table(summary: Mapping[str, Any], *, group_by: str = "") -> Table:
     def cell(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         if name not in old or name not in new:
             return "–"
-        change = shown_score(name, new[name] - old[name], "+")
+        change = shown_score(name, new[name] - old[name], "+").rstrip("%")
         ends = [shown_score(name, row[name]) for row in (old, new)]
         return f"{' → '.join(ends)}  {change:>6}"
 

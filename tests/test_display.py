@@ -85,7 +85,7 @@ def test_results_before_and_after() -> None:
     assert "Held-out success, demo, seed 3" in text and "│ length │" in text.replace("┃", "│")
     assert "6 trajectories failed: they did not succeed" in text
     row = next(line for line in text.splitlines() if " all " in line)
-    for cell in ("8", "25.0% → 75.0%  +50.0%", "12.5% → 37.5%  +25.0%"):
+    for cell in ("8", "25.0% → 75.0%   +50.0", "12.5% → 37.5%   +25.0"):
         assert cell in row
     without = next(line for line in text.splitlines() if " 2 " in line)
     assert without.count("–") == 2
