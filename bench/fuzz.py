@@ -32,8 +32,8 @@ from spanwise.envs.base import Turn
 from spanwise.envs.search.environment import MultiHopSearch
 from spanwise.envs.search.world import SearchWorld
 from spanwise.envs.search.xml_turns import TAGS
-from spanwise.learn.learner import Learner
 from spanwise.run.folder import RunError, RunFolder, tree_of, tree_record
+from spanwise.runtime.distributed import ALONE
 from spanwise.train.checkpoint import (
     MANIFEST,
     fingerprint,
@@ -41,6 +41,7 @@ from spanwise.train.checkpoint import (
     write_checkpoint,
 )
 from spanwise.train.config import to_json
+from spanwise.train.loop import new_learner
 from spanwise.train.resume import open_for_resume
 from spanwise.train.state import RunState
 from spanwise.tree import Expansion, Failure, Node, Tree
@@ -184,7 +185,7 @@ def checkpoints_found(numbers: Sequence[int]) -> Found:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     found, config = Found(), with_critic()
-    learner = Learner(config, config.model.load(), config.advantage)
+    learner = new_learner(config, config.model.load_tokenizer(), ALONE)
     assert learner.critic is not None
     for part in (learner, learner.critic):
         for parameter in part.model.parameters():

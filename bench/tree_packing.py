@@ -32,6 +32,8 @@ from bench.packing_inputs import flat_groups, random_rows
 from bench.record import save
 from bench.timing import alternated_s
 from spanwise.batch import Batch
+from spanwise.credit import GroupAdvantage
+from spanwise.learn.learner import Learner
 from spanwise.learn.objective import Objective
 from spanwise.learn.update import Update
 from spanwise.models.loading import Model
@@ -109,16 +111,23 @@ class Step:
     """One optimizer step on a case, with its rows laid out in one way."""
 
     def __init__(self, model: Any, batch: Batch, packing: Any) -> None:
-        self.model, self.batch = model, batch
-        self.update = replace(UPDATE, packing=packing)
-        self.optimizer = self.update.optimizer(model)
+        self.model = model
+        self.learner = Learner(
+            model,
+            advantage=GroupAdvantage(),
+            objective=OBJECTIVE,
+            update=replace(UPDATE, packing=packing),
+        )
         draw = torch.Generator().manual_seed(0)
-        self.advantages = torch.randn(batch.tokens.shape, generator=draw)
+        self.batch = replace(
+            self.learner.rescore(batch),
+            advantages=torch.randn(batch.tokens.shape, generator=draw),
+            ratio_spans=OBJECTIVE.ratio_spans(batch),
+            loss_weights=OBJECTIVE.weights(batch),
+        )
 
     def __call__(self) -> dict[str, float]:
-        return self.update(
-            self.model, self.optimizer, self.batch, self.advantages, OBJECTIVE, seed=0
-        )
+        return self.learner.update(self.batch, step=1)
 
     def gradients(self) -> list[torch.Tensor]:
         self()
@@ -128,7 +137,7 @@ class Step:
 def made(case: str) -> tuple[Any, Batch]:
     build, rows = CASES[case]
     model, batch = build(), rows()
-    return model, UPDATE.score(model, batch)
+    return model, batch
 
 
 def compared(case: str, *, rounds: int, threads: int) -> dict[str, Any]:
@@ -194,8 +203,7 @@ def on_random_inputs(which: str, *, first: int, seconds: float) -> Iterator[dict
     )
     fitting = (found for found in inputs if found[2].lengths.sum() <= most_tokens)
     for seed, kind, rows in itertools.islice(fitting, count):
-        batch = UPDATE.score(model, rows)
-        steps = {packing: Step(model, batch, packing) for packing in ("tree", "rows")}
+        steps = {packing: Step(model, rows, packing) for packing in ("tree", "rows")}
         figures = steps["tree"]()
         ratios, rows_s = time_ratios(steps, seconds)
         again = statistics.median(ratios) > SLOWER
@@ -203,8 +211,8 @@ def on_random_inputs(which: str, *, first: int, seconds: float) -> Iterator[dict
             ratios, rows_s = time_ratios(steps, 4 * seconds)
         yield {
             "case": f"{which}, random input {seed}: {kind}",
-            "rows": batch.num_rows,
-            "total_tokens": int(batch.lengths.sum()),
+            "rows": rows.num_rows,
+            "total_tokens": int(rows.lengths.sum()),
             "total_to_computed": round(1 / figures["computed_to_total"], 3),
             "packed": figures["packed"],
             "rows_s": float(f"{rows_s:.4g}"),

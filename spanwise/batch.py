@@ -7,8 +7,8 @@ log-prob, value and advantage that is computed from a batch later on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from spanwise import advantages as adv
 from spanwise.tree import Node, Path, Tree
+
+PER_NODE = frozenset(["parents", "entropies", "turn_rewards"])
+"""The columns of a batch that have a row for each node of its trees, not for each branch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +110,18 @@ class Batch:
     end_values: Tensor | None = None
     """``[N]`` bootstrapped from after the last model token; 0 for rows that ended."""
 
+    advantages: Tensor | None = None
+    """``[N, T]`` credit of each model token, 0 where mask is False."""
+
+    value_targets: Tensor | None = None
+    """``[N, T]`` what the critic is fitted to, if there is a critic."""
+
+    ratio_spans: Tensor | None = None
+    """``[N, T]`` int64, the span over which each token's policy ratio is averaged."""
+
+    loss_weights: Tensor | None = None
+    """``[N, T]`` how much each token counts in the loss."""
+
     @staticmethod
     def from_trees(trees: Sequence[Tree]) -> Batch:
         """Lay out the branches of some trees, in order.
@@ -169,6 +184,20 @@ class Batch:
             truncated=torch.tensor([r.truncated for r in rows]),
             trained=torch.ones(len(rows), dtype=torch.bool),
         )
+
+    def take(self, rows: Tensor) -> Batch:
+        """Some rows, cut to the longest of them; the nodes stay those of the whole batch."""
+        width = int(self.lengths[rows].max())
+        return self._each(lambda x: x[rows] if x.dim() == 1 else x[rows, :width])
+
+    def to(self, device: torch.device) -> Batch:
+        """The same rows on another device; the nodes stay where they are."""
+        return self._each(lambda x: x.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Change every tensor that has a row for each branch."""
+        per_row = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in PER_NODE}
+        return replace(self, **{k: change(v) for k, v in per_row.items() if isinstance(v, Tensor)})
 
     @property
     def num_rows(self) -> int:

@@ -18,12 +18,12 @@ EVERYWHERE = {
     "failures.reply_deadline_s", "failures.retries", "failures.retry", "failures.show",
     "folder", "keep_trees_every",
     "kl.coefficient", "kl.estimator", "kl.where", "kl.target",
-    "importance.rejection_bound", "importance.span", "importance.tis_cap",
+    "importance.rejection_bound", "importance.tis_cap",
     "model.compile", "model.device", "model.dtype", "model.gradient_checkpointing",
     "model.lora.alpha", "model.lora.rank", "model.lora.targets", "model.path",
     "objective.loss_aggregation", "objective.clip_high", "objective.clip_low",
     "objective.dual_clip",
-    "objective.entropy_bonus", "objective.gradient", "objective.ratio_spans",
+    "objective.entropy_bonus", "objective.gradient",
     "objective.shared_turns",
     "overlong.penalty_tokens", "overlong.on_truncation",
     "processes.sharding", "processes.timeout_s",
@@ -31,7 +31,7 @@ EVERYWHERE = {
     "rollout.max_response_tokens", "rollout.max_turn_tokens", "rollout.num_chains",
     "rollout.sampling.temperature", "rollout.sampling.top_k", "rollout.sampling.top_p",
     "sampler.max_prefix_tokens", "sampler.max_rows", "sampler.max_slot_tokens",
-    "seed", "steps", "max_off_policy_steps", "trackers",
+    "schedule.warmup_steps", "seed", "steps", "max_off_policy_steps", "trackers",
     "update.epochs", "update.learning_rate", "update.max_gradient_norm",
     "update.packing", "update.prompts_per_minibatch", "update.tokens_per_microbatch",
     "update.weight_decay",
@@ -43,11 +43,12 @@ TREE = {
 }  # fmt: skip
 CRITIC = {
     "advantage.critic_lam", "advantage.gamma", "advantage.lam", "advantage.length_alpha",
-    "advantage.spans.side", "advantage.spans.threshold",
     "advantage.whiten",
     "critic.clip", "critic.learning_rate", "critic.path", "critic.pretraining_steps",
     "critic.reads_surprise", "critic.trunk", "critic.trunk_gradient",
 }  # fmt: skip
+
+SEGMENTS = {"advantage.spans.side", "advantage.spans.threshold"}
 
 ENGINES = {
     "transformers": {"max_prefix_tokens", "max_rows", "max_slot_tokens"},
@@ -73,6 +74,7 @@ def options(config: Any, prefix: str = "") -> set[str]:
 def test_every_recipe_builds_with_these_options_and_no_others(name: str) -> None:
     method = name.split("_")[0]
     own = {"grpo": {"advantage.baseline"}, "at2po": TREE}.get(method, CRITIC)
+    own = own | SEGMENTS if method == "sae" else own
     assert options(recipes.find(name)()) == EVERYWHERE | own
 
 

@@ -6,17 +6,20 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from spanwise import losses
+from spanwise.batch import Batch
 from spanwise.errors import SpanwiseError
-from spanwise.learn.optimizer import Float32AdamW
+from spanwise.learn.metric_means import MetricMeans
+from spanwise.learn.optimizer import adamw
+from spanwise.learn.optimizer_step import Trainee
 from spanwise.models.critic import SeparateCritic, SharedCritic, ValueModel
 from spanwise.models.loading import Model
-from spanwise.models.lora import trained_parameters
+from spanwise.models.packing import TokenTree
 from spanwise.models.sharding import split
 from spanwise.models.tree_attention import TrunkCost
 from spanwise.runtime.distributed import Ranks
@@ -62,7 +65,7 @@ class NoCritic(Critic):
 
 @dataclass(frozen=True, kw_only=True)
 class ValueHead(Critic):
-    """A value head, fitted by its own optimizer (AdamW, constant learning rate)."""
+    """A value head, fitted by an AdamW of its own."""
 
     trunk: Literal["own", "policy"] = "own"
     """A copy of the starting model, or the policy itself: half the memory, and the value
@@ -81,7 +84,7 @@ class ValueHead(Critic):
     sooner than to check the work itself."""
 
     learning_rate: float = 1e-5
-    """Of the head, and of a trunk of its own."""
+    """Learning rate of the head and of a trunk of its own, at its highest."""
 
     clip: float | None = 0.5
     """A value is not drawn further than this from what it was before the update."""
@@ -125,19 +128,16 @@ class ValueHead(Critic):
             start = own.load(head=False) if self.path else policy
             critic = SeparateCritic(start, reads_surprise=self.reads_surprise)
             split(critic, ranks.mesh)
-        optimizer = Float32AdamW(
-            trained_parameters(critic), lr=self.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
-        )
         return FittedCritic(
             model=critic,
-            optimizer=optimizer,
+            optimizer=adamw(critic, self.learning_rate),
             clip=self.clip,
             pretraining_steps=self.pretraining_steps,
         )
 
 
 @dataclass(kw_only=True)
-class FittedCritic:
+class FittedCritic(Trainee):
     """A critic with its optimizer."""
 
     model: ValueModel
@@ -145,22 +145,26 @@ class FittedCritic:
     clip: float | None
     pretraining_steps: int
 
+    prefix: ClassVar[str] = "value_"
+
     def cost(self) -> TrunkCost:
-        """What its trunk costs."""
         return self.model.cost()
 
     def loss(
         self,
-        values: Tensor,
-        old_values: Tensor,
-        targets: Tensor,
-        mask: Tensor,
+        part: Batch,
+        tree: TokenTree | None,
+        metrics: MetricMeans,
         *,
+        num_samples: int,
         num_tokens: int,
     ) -> Tensor:
         """The value loss of some rows as their part of a minibatch's mean over tokens."""
-        per_token = losses.value_loss(values, old_values, targets, mask, clip=self.clip)
-        return losses.mean_by_token(per_token, mask, num_tokens=num_tokens)
+        old_logprobs, old_values, targets = part.old_logprobs, part.values, part.value_targets
+        assert old_logprobs is not None and old_values is not None and targets is not None
+        values = self.model(part.tokens, part.mask, part.lengths, old_logprobs, tree).values
+        per_token = losses.value_loss(values, old_values, targets, part.mask, clip=self.clip)
+        return losses.mean_by_token(per_token, part.mask, num_tokens=num_tokens)
 
 
 def still_rising(history: Sequence[float], *, window: int = 6, least: float = 0.01) -> bool:

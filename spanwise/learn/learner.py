@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,51 +13,88 @@ from torch import Tensor
 from spanwise.advantages import explained_variance
 from spanwise.batch import Batch
 from spanwise.credit import Advantage
+from spanwise.learn.critic import FittedCritic
+from spanwise.learn.importance_correction import ImportanceCorrection
+from spanwise.learn.metric_means import MetricMeans
+from spanwise.learn.microbatches import Microbatching
 from spanwise.learn.nonfinite import NonfiniteCounter
+from spanwise.learn.objective import Objective
+from spanwise.learn.optimizer import adamw
+from spanwise.learn.optimizer_step import Trainee, optimizer_step
+from spanwise.learn.policy import TrainedPolicy
+from spanwise.learn.reward_shaping import KLPenalty, Overlong
+from spanwise.learn.schedule import Constant, Schedule
+from spanwise.learn.scores import score_batch
+from spanwise.learn.update import Update
 from spanwise.models.lora import copy_trainable
 from spanwise.models.sharding import copy_to_sample_from, refresh, scatter, split
 from spanwise.runtime.distributed import ALONE, Ranks
-from spanwise.train.config import TrainConfig
+from spanwise.runtime.seeds import seed_of
 from spanwise.tree import Tree
 
 
 class Learner:
     """The policy, its critic and its reference, with their optimizers.
 
+    ``score`` turns trees into a batch with everything that the losses need; ``update`` takes
+    the optimizer steps. In between, the batch is yours to look at or to change.
+
     Args:
-      config: The run's.
-      model: The policy, as training starts from it.
-      advantage: The run's credit, prepared for the tokenizer.
-      ranks: Over which models are split and work is shared out.
+      policy: Causal language model of transformers, as training starts from it.
+      advantage: How rewards become advantages.
+      objective: The policy loss.
+      update: How a batch becomes optimizer steps.
+      schedule: By what the learning rates of a step are multiplied.
+      num_steps: Training steps of the whole run, for the schedule.
+      critic: Predicts values, for credit that needs them.
+      kl: What it costs to move away from the policy that training starts from.
+      overlong: What becomes of answers that the token limit cuts.
+      max_response_tokens: That limit.
+      importance: Correction for the distribution that tokens were sampled from.
+      seed: Seed of the run; the order of the prompts follows from it and the step.
+      ranks: The processes over which models are split and work is shared out.
+      sampled_apart: Sample from a copy of the policy, so that it may be trained meanwhile.
     """
 
     def __init__(
-        self, config: TrainConfig, model: Any, advantage: Advantage, ranks: Ranks = ALONE
+        self,
+        policy: Any,
+        *,
+        advantage: Advantage,
+        objective: Objective = Objective(),
+        update: Update = Update(),
+        schedule: Schedule = Constant(),
+        num_steps: int = 1,
+        critic: FittedCritic | None = None,
+        kl: KLPenalty = KLPenalty(),
+        overlong: Overlong = Overlong(),
+        max_response_tokens: int = 0,
+        importance: ImportanceCorrection = ImportanceCorrection(),
+        seed: int = 0,
+        ranks: Ranks = ALONE,
+        sampled_apart: bool = False,
     ) -> None:
-        self.config = config
-        self.model = model
-        self.advantage = advantage
-        self.settings = config.update
-        """From the first batch on, with plain rows if it showed that they cannot be packed."""
-        self._checked = False
-        self.ranks = ranks
-        self.critic = config.critic.build(model, config.model, ranks)
-        self.nonfinite = NonfiniteCounter()
-        self.kl = config.kl
-        """With the coefficient as it is now."""
-        held = config.kl.coefficient > 0
-        self.reference = copy_trainable(model).requires_grad_(False) if held else None
-        if self.reference is not None:
+        self.advantage, self.objective, self.kl = advantage, objective, kl
+        self.critic, self.ranks, self.nonfinite = critic, ranks, NonfiniteCounter()
+        self._overlong, self._limit = overlong, max_response_tokens
+        self._importance, self._seed = importance, seed
+        self._schedule, self._num_steps = schedule, num_steps
+        self._update, self._microbatching = update, None
+        self.reference = None
+        if kl.coefficient > 0:
+            self.reference = copy_trainable(policy).requires_grad_(False)
             split(self.reference, ranks.mesh)
-        self._whole = copy_to_sample_from(model, ranks.mesh, apart=config.max_off_policy_steps > 0)
-        split(model, ranks.mesh)
-        self.optimizer = config.update.optimizer(model)
+        self._whole = copy_to_sample_from(policy, ranks.mesh, apart=sampled_apart)
+        split(policy, ranks.mesh)
+        self.model = policy
+        self.optimizer = adamw(policy, update.learning_rate, weight_decay=update.weight_decay)
+        self._full_rates = self._rates()
 
     def full_policy(self) -> Any:
         """The policy as it is now with all of its weights, to sample from and to save.
 
         Every rank has to ask. Where the policy is split or the next step is sampled while it
-        is trained, this is a copy, at rest until the next call.
+        is trained, this is a copy, unchanged until the next call.
         """
         refresh(self._whole, self.model)
         return self._whole
@@ -69,98 +108,155 @@ class Learner:
         if self._whole is not self.model:
             scatter(self._whole, self.model)
 
-    def batch(self, trees: Sequence[Tree]) -> Batch | None:
-        """The trees as rows, with all that credit and losses are to see.
+    def score(self, trees: Sequence[Tree]) -> Batch | None:
+        """The trees as rows, with their credit and everything else that the losses need.
 
         Returns:
           None if no branch has a reward: there is nothing to train on.
         """
         if all(leaf.reward is None for tree in trees for leaf in tree.leaves()):
             return None
-        batch = Batch.from_trees(trees)
-        critic = None if self.critic is None else self.critic.model
-        if not self._checked:
-            self.settings = self.settings.validate(self.model, batch, critic)
-            self._checked = True
-        batch = self.settings.score(
-            self.model, batch, reference=self.reference, critic=critic, ranks=self.ranks
+        batch = self.rescore(Batch.from_trees(trees))
+        batch = self.kl.in_reward(self._importance(self._overlong(batch, self._limit)))
+        return replace(
+            batch,
+            advantages=self.advantage(batch),
+            value_targets=None if self.critic is None else self.advantage.critic_targets(batch),
+            ratio_spans=self.objective.ratio_spans(batch),
+            loss_weights=self.objective.weights(batch),
         )
-        limit = self.config.rollout.max_response_tokens
-        batch = self.config.importance(self.config.overlong(batch, limit))
-        return self.kl.in_reward(batch)
 
-    def update(self, batch: Batch, advantages: Tensor, *, seed: int) -> dict[str, float]:
-        """Train policy and critic on a batch.
+    def rescore(self, batch: Batch) -> Batch:
+        """The batch with what policy, critic and reference say of it as they are now."""
+        critic = None if self.critic is None else self.critic.model
+        if self._microbatching is None:
+            update = self._update
+            self._microbatching = Microbatching(
+                budget=update.tokens_per_microbatch, packed=update.packing == "tree"
+            ).checked(self.model, batch, critic)
+        return score_batch(
+            batch,
+            self.model,
+            critic=critic,
+            reference=self.reference,
+            microbatching=self._microbatching,
+            ranks=self.ranks,
+        )
+
+    def update(self, batch: Batch, *, step: int) -> dict[str, float]:
+        """Train policy and critic on a batch from ``score``.
 
         A policy that nothing would move is left alone, and so is everything if no row is
-        trained on; ``no_signal`` counts either.
+        trained on; the metric ``no_signal`` counts either.
+
+        Args:
+          batch: The rows.
+          step: Number of the training step, from 1: the order of the prompts and the
+            learning rate follow from it.
 
         Returns:
-          Metrics of the step.
+          Metrics of the step, each a mean over what it counts.
 
         Raises:
           NonfiniteError: if loss or gradient were not finite too often in a row.
         """
-        config, in_loss = self.config, self.kl.where == "loss" and self.reference is not None
-        figures = self.advantage.metrics(batch) | config.importance.metrics(batch)
-        if self.reference is not None:
-            figures |= self._divergence(batch)
-        targets = None
+        assert batch.advantages is not None
+        rates = self._set_rates(self._schedule(step, self._num_steps))
+        metrics = rates | self.advantage.metrics(batch) | self._importance.metrics(batch)
+        metrics |= self._divergence(batch) | self._value_metrics(batch)
+        penalty = self.kl if self.kl.where == "loss" and self.reference is not None else None
+        credited = bool((batch.advantages[batch.loss_mask] != 0).any())
+        trainees: list[Trainee] = []
+        if credited or penalty is not None or self.objective.entropy_bonus:
+            policy = TrainedPolicy(
+                model=self.model, optimizer=self.optimizer, objective=self.objective, kl=penalty
+            )
+            trainees.append(policy)
+            metrics |= _entropy(batch)
+        if not trainees or not bool(batch.loss_mask.any()):
+            metrics["no_signal"] = 1.0
         if self.critic is not None:
-            targets, of_values = self._value_targets(batch)
-            figures |= of_values
-        credited = bool((advantages[batch.loss_mask] != 0).any())
-        trains = bool(batch.loss_mask.any())
-        if trains and (credited or in_loss or config.objective.entropy_bonus):
-            figures |= self.settings(
-                self.model,
-                self.optimizer,
-                batch,
-                advantages,
-                config.objective,
-                seed=seed,
-                kl=self.kl if in_loss else None,
-                critic=self.critic,
-                value_targets=targets,
-                ranks=self.ranks,
-                nonfinite=self.nonfinite,
-            )
-        else:
-            figures["no_signal"] = 1.0
-            if trains and self.critic is not None:
-                figures |= self.fit_critic(batch, seed=seed)
+            trainees.append(self.critic)
+        metrics |= self._fit(batch, trainees, seed_of(self._seed, step, "update"))
         if self.reference is not None:
-            self.kl = self.kl.update(figures["kl"])
-        return figures
+            self.kl = self.kl.update(metrics["kl"])
+        return metrics
 
-    def fit_critic(self, batch: Batch, *, seed: int) -> dict[str, float]:
-        """Train the critic alone; the policy stays as it is, a shared trunk too."""
+    def fit_critic(self, batch: Batch, *, step: int) -> dict[str, float]:
+        """Train the critic alone, at its full learning rate; a shared trunk stays as it is."""
         assert self.critic is not None
-        targets, figures = self._value_targets(batch)
-        if bool(batch.loss_mask.any()):
-            figures |= self.settings.fit_critic(
-                self.critic,
-                batch,
-                targets,
-                self.config.objective,
-                seed=seed,
-                ranks=self.ranks,
-                nonfinite=self.nonfinite,
-            )
-        return figures
+        self._set_rates(1.0)
+        seed = seed_of(self._seed, step, "critic")
+        return self._value_metrics(batch) | self._fit(batch, [self.critic], seed)
 
-    def _value_targets(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """The critic's targets, and how well it predicted them before it saw them."""
-        assert batch.values is not None
-        targets = self.advantage.critic_targets(batch)
-        explained = explained_variance(batch.values, targets, batch.loss_mask)
-        values = batch.values[batch.loss_mask]
-        mean = float(values.mean()) if values.numel() else 0.0
-        return targets, {"explained_variance": explained, "value_mean": mean}
+    def _fit(self, batch: Batch, trainees: list[Trainee], seed: int) -> dict[str, float]:
+        """Optimizer steps on the rows that are trained on, a minibatch at a time."""
+        metrics, microbatching = MetricMeans(), self._microbatching
+        if not trainees or not bool(batch.loss_mask.any()):
+            return {}
+        assert microbatching is not None
+        alone = trainees == [self.critic]
+        frozen = self.critic.model.trunk_frozen() if self.critic and alone else nullcontext()
+        with frozen:
+            for minibatch in self._minibatches(batch, seed):
+                finite = optimizer_step(
+                    minibatch,
+                    trainees,
+                    metrics,
+                    microbatching=microbatching,
+                    max_gradient_norm=self._update.max_gradient_norm,
+                    ranks=self.ranks,
+                )
+                self.nonfinite.count(finite, minibatch)
+        return metrics.over(self.ranks).read()
+
+    def _minibatches(self, batch: Batch, seed: int) -> Iterator[Batch]:
+        """The trained rows of a few prompts at a time, prompts in a new order each epoch."""
+        generator = torch.Generator().manual_seed(seed)
+        rows = batch.take(batch.trained.nonzero().squeeze(-1))
+        prompts = rows.groups.unique()
+        for _ in range(self._update.epochs):
+            order = prompts[torch.randperm(len(prompts), generator=generator)]
+            for chosen in order.split(self._update.prompts_per_minibatch):
+                yield rows.take(torch.isin(rows.groups, chosen).nonzero().squeeze(-1))
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        critic = {} if self.critic is None else {"critic_learning_rate": self.critic.optimizer}
+        return {"learning_rate": self.optimizer, **critic}
+
+    def _rates(self) -> dict[str, float]:
+        return {name: o.param_groups[0]["lr"] for name, o in self._optimizers().items()}
+
+    def _set_rates(self, factor: float) -> dict[str, float]:
+        """Multiply the full learning rates by a factor; returns what they are now."""
+        for name, optimizer in self._optimizers().items():
+            for group in optimizer.param_groups:
+                group["lr"] = factor * self._full_rates[name]
+        return self._rates()
+
+    def _value_metrics(self, batch: Batch) -> dict[str, float]:
+        """How well the critic predicted its targets before it saw them."""
+        if self.critic is None:
+            return {}
+        assert batch.values is not None and batch.value_targets is not None
+        explained = explained_variance(batch.values, batch.value_targets, batch.loss_mask)
+        return {"explained_variance": explained, "value_mean": _mean(batch.values, batch)}
 
     def _divergence(self, batch: Batch) -> dict[str, float]:
+        if self.reference is None:
+            return {}
         assert batch.old_logprobs is not None and batch.reference_logprobs is not None
-        with torch.no_grad():
-            nats = self.kl.estimates(batch.old_logprobs, batch.reference_logprobs, batch.mask)
+        nats = self.kl.estimates(batch.old_logprobs, batch.reference_logprobs, batch.mask)
         mean = float(nats.sum() / batch.mask.sum().clamp(min=1))
         return {"kl": mean, "kl_coefficient": self.kl.coefficient}
+
+
+def _mean(column: Tensor, batch: Batch) -> float:
+    values = column[batch.loss_mask]
+    return float(values.mean()) if values.numel() else 0.0
+
+
+def _entropy(batch: Batch) -> dict[str, float]:
+    """Mean entropy of the policy before the update, over model tokens, in nats."""
+    assert batch.token_entropies is not None
+    return {"entropy": float(batch.token_entropies[batch.mask].mean())}

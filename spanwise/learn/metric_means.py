@@ -10,17 +10,17 @@ from spanwise.runtime.distributed import Ranks
 
 
 class MetricMeans:
-    """Weighted means of named figures; extremes of those that end in ``_min`` or ``_max``."""
+    """Weighted means of named metrics; extremes of those that end in ``_min`` or ``_max``."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = defaultdict(float)
         self._weights: dict[str, float] = defaultdict(float)
         self._extremes: dict[str, float] = {}
 
-    def add(self, figures: Mapping[str, Any], *, weight: float = 1.0) -> None:
-        """Take in some figures, all of the same weight."""
-        for name, figure in figures.items():
-            value = float(figure)
+    def add(self, metrics: Mapping[str, Any], *, weight: float = 1.0) -> None:
+        """Take in some metrics, all of the same weight."""
+        for name, metric in metrics.items():
+            value = float(metric)
             if name.endswith("_min"):
                 self._extremes[name] = min(value, self._extremes.get(name, value))
             elif name.endswith("_max"):
@@ -30,7 +30,7 @@ class MetricMeans:
                 self._weights[name] += weight
 
     def over(self, ranks: Ranks) -> MetricMeans:
-        """What the meters of all ranks have taken in together."""
+        """What those of all ranks have taken in together."""
         if ranks.size == 1:
             return self
         total = MetricMeans()
@@ -42,6 +42,6 @@ class MetricMeans:
         return total
 
     def read(self) -> dict[str, float]:
-        """The figures so far."""
+        """The metrics so far."""
         means = {k: self._sums[k] / self._weights[k] for k in self._sums if self._weights[k]}
         return means | self._extremes

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from spanwise.batch import Batch
+from spanwise.learn.packing_check import packing_fault
+from spanwise.models.critic import ValueModel
 from spanwise.models.packing import (
     BLOCK_PAIRS,
     TokenTree,
@@ -19,7 +24,7 @@ from spanwise.models.packing import (
     token_tree,
 )
 from spanwise.models.tree_attention import TrunkCost
-from spanwise.runtime.distributed import balanced
+from spanwise.runtime.distributed import Ranks, balanced
 
 MIN_PACKING_GAIN = 0.95
 """Rows are packed if that costs less than this share; the estimate is no better than so."""
@@ -39,6 +44,53 @@ class Microbatch:
     """Tokens that the model computes, padding included."""
 
     num_pairs: int
+
+    def tree_on(self, device: torch.device) -> TokenTree | None:
+        """The packed rows on the device that computes them."""
+        return None if self.tree is None else self.tree.to(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Microbatching:
+    """How the rows of a batch are parted: by a budget of computed tokens, packed or not."""
+
+    budget: int
+    """Computed tokens of one micro-batch."""
+
+    packed: bool
+    """Whether rows that begin alike may be packed."""
+
+    def __call__(
+        self, batch: Batch, cost: TrunkCost, ranks: Ranks
+    ) -> Iterator[tuple[Microbatch, bool]]:
+        """This process's micro-batches; False with one that another process counts."""
+        parts = microbatches(
+            batch.tokens,
+            batch.lengths,
+            budget=self.budget,
+            cost=cost if self.packed else None,
+            num_ranks=ranks.size,
+        )
+        for number, counts in ranks.assign([cost(p.num_tokens, p.num_pairs) for p in parts]):
+            yield parts[number], counts
+
+    def checked(self, policy: Any, batch: Batch, critic: ValueModel | None) -> Microbatching:
+        """The same, or without packing and with a warning if a model cannot be packed.
+
+        Args:
+          policy: The policy.
+          batch: Rows on which packing is tried (see ``packing_fault``).
+          critic: Tried too, if there is one.
+        """
+        if not self.packed:
+            return self
+        fault = packing_fault(policy, batch, critic=critic, budget=self.budget)
+        if fault is None:
+            return self
+        warnings.warn(
+            f"training on plain rows, shared tokens are recomputed: {fault}", stacklevel=2
+        )
+        return replace(self, packed=False)
 
 
 def microbatches(

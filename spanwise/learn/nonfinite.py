@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spanwise.batch import Batch
 from spanwise.errors import SpanwiseError
-from spanwise.learn.objective import TrainRows
 
 MOST_IN_A_ROW = 3
 """So many optimizer steps in a row without a finite loss and gradient end the run."""
@@ -18,7 +18,7 @@ class NonfiniteError(SpanwiseError):
       rows: The last minibatch.
     """
 
-    def __init__(self, rows: TrainRows) -> None:
+    def __init__(self, rows: Batch) -> None:
         super().__init__(f"loss or gradient were not finite {MOST_IN_A_ROW} times in a row")
         self.rows = rows
 
@@ -38,7 +38,7 @@ class NonfiniteCounter:
     in_a_row: int = 0
     """The newest so many were not finite."""
 
-    def count(self, finite: bool, rows: TrainRows) -> None:
+    def count(self, finite: bool, rows: Batch) -> None:
         """Count an optimizer step.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -84,7 +84,7 @@ class Objective:
     def __call__(
         self,
         logprobs: Tensor,
-        rows: TrainRows,
+        batch: Batch,
         *,
         num_samples: int,
         num_tokens: int,
@@ -95,86 +95,47 @@ class Objective:
 
         Args:
           logprobs: ``[N, T]`` under the policy being trained.
-          rows: What else the loss needs of the same rows.
+          batch: The rows, with ``old_logprobs``, ``advantages``, ``ratio_spans`` and
+            ``loss_weights``.
           num_samples: Rows of the whole minibatch.
           num_tokens: Model tokens of the whole minibatch.
           entropies: ``[N, T]`` with their gradient; needed for an entropy bonus.
-          kl: The penalty, if the loss is to have one; ``rows`` then needs the reference.
+          kl: The penalty, if the loss is to have one; the rows then need the log-probs of
+            the reference.
 
         Returns:
           A scalar that adds up over the parts of the minibatch, and scalar metrics.
         """
-        ratio = {"token": losses.token_gradient_ratio, "span": losses.span_ratio}[self.gradient]
+        old, advantages, spans = batch.old_logprobs, batch.advantages, batch.ratio_spans
+        assert old is not None and advantages is not None and spans is not None
         per_token, metrics = losses.clipped_surrogate(
             logprobs,
-            rows.old_logprobs,
-            rows.advantages,
-            rows.ratio_spans,
+            old,
+            advantages,
+            spans,
             clip_low=self.clip_low,
             clip_high=self.clip_high,
-            ratio=ratio,
+            ratio={"token": losses.token_gradient_ratio, "span": losses.span_ratio}[self.gradient],
             dual_clip=self.dual_clip,
         )
         if self.entropy_bonus:
             assert entropies is not None
             per_token = per_token - self.entropy_bonus * entropies
         if kl is not None:
-            assert rows.reference_logprobs is not None
-            nats = kl.estimates(logprobs, rows.reference_logprobs, rows.mask)
+            assert batch.reference_logprobs is not None
+            nats = kl.estimates(logprobs, batch.reference_logprobs, batch.mask)
             per_token = per_token + kl.coefficient * nats
-        mask, weights = rows.mask, rows.weights
-        match self.loss_aggregation:
-            case "sample":
-                loss = losses.mean_by_sample(
-                    per_token, mask, weights=weights, num_samples=num_samples
-                )
-            case "token":
-                loss = losses.mean_by_token(per_token, mask, weights=weights, num_tokens=num_tokens)
-            case length:
-                loss = losses.mean_by_constant(
-                    per_token, mask, length=length, weights=weights, num_samples=num_samples
-                )
-        return loss, metrics
+        return self._aggregated(per_token, batch, num_samples, num_tokens), metrics
 
-
-@dataclass(frozen=True, kw_only=True)
-class TrainRows:
-    """Rows of a batch with all that an update needs of them, ``[N, T]`` unless said."""
-
-    tokens: Tensor
-    mask: Tensor
-    turns: Tensor
-    advantages: Tensor
-    old_logprobs: Tensor
-    ratio_spans: Tensor
-    weights: Tensor
-    lengths: Tensor
-    """``[N]``."""
-
-    groups: Tensor
-    """``[N]``."""
-
-    reference_logprobs: Tensor | None = None
-    """For a KL penalty in the loss."""
-
-    old_values: Tensor | None = None
-    """Before the update; for the critic, like the targets."""
-
-    value_targets: Tensor | None = None
-
-    def take(self, rows: Tensor) -> TrainRows:
-        """Some rows, without the columns that none of them fills."""
-        width = int(self.lengths[rows].max())
-        return TrainRows(
-            **{
-                name: tensor[rows] if tensor.dim() == 1 else tensor[rows, :width]
-                for name, tensor in self._tensors()
-            }
+    def _aggregated(
+        self, per_token: Tensor, batch: Batch, num_samples: int, num_tokens: int
+    ) -> Tensor:
+        mask, weights = batch.mask, batch.loss_weights
+        if self.loss_aggregation == "sample":
+            return losses.mean_by_sample(per_token, mask, weights=weights, num_samples=num_samples)
+        if self.loss_aggregation == "token":
+            return losses.mean_by_token(per_token, mask, weights=weights, num_tokens=num_tokens)
+        length = self.loss_aggregation
+        return losses.mean_by_constant(
+            per_token, mask, length=length, weights=weights, num_samples=num_samples
         )
-
-    def to(self, device: torch.device) -> TrainRows:
-        return TrainRows(**{name: tensor.to(device) for name, tensor in self._tensors()})
-
-    def _tensors(self) -> list[tuple[str, Tensor]]:
-        named = [(field.name, getattr(self, field.name)) for field in fields(self)]
-        return [(name, tensor) for name, tensor in named if tensor is not None]

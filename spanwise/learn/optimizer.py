@@ -7,7 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
+from torch.optim.adamw import adamw as adamw_step
+
+from spanwise.models.lora import trained_parameters
+
+
+def adamw(
+    model: torch.nn.Module, learning_rate: float, *, weight_decay: float = 0.0
+) -> Float32AdamW:
+    """The optimizer of a model's trained weights: all of them, or those of an adapter."""
+    return Float32AdamW(
+        trained_parameters(model), lr=learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay
+    )
 
 
 class Float32AdamW(torch.optim.AdamW):
@@ -53,7 +64,7 @@ class Float32AdamW(torch.optim.AdamW):
         if not pairs:
             return []
         states = [self._state(parameter) for parameter, _ in pairs]
-        adamw(
+        adamw_step(
             [state["master"] for state in states],
             [gradient.float() for _, gradient in pairs],
             [state["exp_avg"] for state in states],

@@ -23,6 +23,8 @@ from spanwise.batch import Batch
 from spanwise.credit import SpanAdvantage
 from spanwise.envs.base import Split, Task
 from spanwise.errors import SpanwiseError
+from spanwise.learn.microbatches import Microbatching
+from spanwise.learn.scores import score_batch
 from spanwise.models.critic import ValueModel
 from spanwise.partitions import (
     Delimiter,
@@ -180,7 +182,11 @@ def correlation_study(
     scored = [i for i, tree in enumerate(trees) if tree.leaves()[0].reward is not None]
     tasks, trees = [tasks[i] for i in scored], [trees[i] for i in scored]
     batch = Batch.from_trees(trees)
-    batch = config.update.validate(policy, batch, critic).score(policy, batch, critic=critic)
+    update = config.update
+    microbatching = Microbatching(
+        budget=update.tokens_per_microbatch, packed=update.packing == "tree"
+    ).checked(policy, batch, critic)
+    batch = score_batch(batch, policy, critic=critic, microbatching=microbatching)
     batch = replace(batch, end_values=None)
     found = true_advantages(study, config, context, tasks, trees, batch, progress)
 

@@ -15,6 +15,7 @@ from spanwise.learn.critic import Critic, NoCritic
 from spanwise.learn.importance_correction import ImportanceCorrection
 from spanwise.learn.objective import Objective
 from spanwise.learn.reward_shaping import KLPenalty, Overlong
+from spanwise.learn.schedule import Constant, Schedule
 from spanwise.learn.update import Update
 from spanwise.models.loading import Model
 from spanwise.rollout.base import Rollout
@@ -80,6 +81,9 @@ class TrainConfig:
 
     update: Update = Update()
     """How a batch becomes optimizer steps."""
+
+    schedule: Schedule = Constant()
+    """By what the learning rates of policy and critic are multiplied in each step."""
 
     failures: FailurePolicy = FailurePolicy()
     """What becomes of tools, rewards and engine calls that fail."""

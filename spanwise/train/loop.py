@@ -20,8 +20,8 @@ from spanwise.rollout.failures import RunStopped
 from spanwise.rollout.journal import StepJournal
 from spanwise.run.folder import RunError, RunFolder
 from spanwise.run.lock import locked
+from spanwise.runtime.distributed import Ranks
 from spanwise.runtime.event_loop import run_rollouts
-from spanwise.runtime.seeds import seed_of
 from spanwise.runtime.signals import Stopped, StopSignals
 from spanwise.runtime.waits import waiting
 from spanwise.samplers.base import EngineError
@@ -114,7 +114,7 @@ def start(
     config.env.check(tokenizer)
     config.critic.check(config.model, tokenizer)
     check_memory(config, ranks)
-    advantage = config.advantage.bind(tokenizer)
+    config.advantage.bind(tokenizer)  # refuses what the vocabulary does not have
     settings = to_json(config)
     for tracker in config.trackers:
         tracker.check()
@@ -128,7 +128,7 @@ def start(
                 record = {"recipe": recipe, "arguments": list(arguments), "config": settings}
                 log = RunFolder.create(folder, record)
                 undone.callback(log.discard)
-        learner = Learner(config, config.model.load(), advantage, ranks)
+        learner = new_learner(config, tokenizer, ranks)
         sampler = config.sampler.build(learner.full_policy(), tokenizer)
         undone.callback(sampler.close)
         if ranks.is_main:
@@ -154,6 +154,27 @@ def start(
         pool=pool,
         state=RunState(),
         ranks=ranks,
+    )
+
+
+def new_learner(config: TrainConfig, tokenizer: Any, ranks: Ranks) -> Learner:
+    """The learner of a run, from the parts of its configuration."""
+    policy = config.model.load()
+    return Learner(
+        policy,
+        advantage=config.advantage.bind(tokenizer),
+        objective=config.objective.bind(tokenizer),
+        update=config.update,
+        schedule=config.schedule,
+        num_steps=config.steps,
+        critic=config.critic.build(policy, config.model, ranks),
+        kl=config.kl,
+        overlong=config.overlong,
+        max_response_tokens=config.rollout.max_response_tokens,
+        importance=config.importance.bind(tokenizer),
+        seed=config.seed,
+        ranks=ranks,
+        sampled_apart=config.max_off_policy_steps > 0,
     )
 
 
@@ -211,7 +232,7 @@ def train_step(run: Run, step: int, signals: StopSignals) -> dict[str, Any]:
     clock.lap("rollout")
 
     with waiting(f"the scoring, step {step}"):
-        batch = learner.batch(sampled.trees)
+        batch = learner.score(sampled.trees)
     metrics = {"step": step, **tree_metrics(sampled.all_trees, batch)}
     metrics |= own_metrics(config.metrics, sampled.all_trees, batch)
     if config.max_off_policy_steps:
@@ -222,17 +243,15 @@ def train_step(run: Run, step: int, signals: StopSignals) -> dict[str, Any]:
     if batch is None:
         metrics["no_signal"] = 1.0
     else:
-        advantages = learner.advantage(batch)
-        clock.lap("credit")
         run.state.settled = False
         with waiting(f"the update, step {step}"):
-            metrics |= learner.update(batch, advantages, seed=seed_of(config.seed, step, "update"))
+            metrics |= learner.update(batch, step=step)
             run.prefetcher.settle()
             run.context.sampler.update_weights(learner.full_policy())
         clock.lap("update")
         if is_due(step, config.keep_trees_every, config.steps):
             values = learner.advantage.node_values(batch)
-            arrays = token_arrays(learner, batch, advantages)
+            arrays = token_arrays(learner, batch)
             if run.ranks.is_main:
                 kept = records(sampled.trees, sampled.tasks, batch, arrays, values)
                 run.log.write_trees(step, kept)
@@ -290,13 +309,13 @@ def critic_step(run: Run, number: int, signals: StopSignals) -> dict[str, Any]:
     run.context.sampler.pause()
     clock.lap("rollout")
     with waiting(f"the scoring, step {step}"):
-        batch = learner.batch(trees)
+        batch = learner.score(trees)
     metrics = {"step": 0, "critic_batch": number, **tree_metrics(trees, batch)}
     metrics |= own_metrics(config.metrics, trees, batch)
     if batch is not None:
         run.state.settled = False
         with waiting(f"the fit of the critic, step {step}"):
-            metrics |= learner.fit_critic(batch, seed=seed_of(config.seed, step, "critic"))
+            metrics |= learner.fit_critic(batch, step=step)
     clock.lap("update")
     run.count(metrics, clock.total(), epochs=0)
     metrics.setdefault("explained_variance", 0.0)

@@ -7,19 +7,20 @@ from dataclasses import fields
 from pathlib import Path
 
 from safetensors.torch import save_file
+from torch import Tensor
 
-from spanwise.learn.objective import TrainRows
+from spanwise.batch import Batch
 from spanwise.run.folder import writing
 
 
-def save_for_study(rows: TrainRows, folder: Path, step: int) -> Path:
+def save_for_study(rows: Batch, folder: Path, step: int) -> Path:
     """Write a minibatch down: its tensors by name, and which of them are not finite.
 
     Returns:
       The file with the tensors; a JSON file of the same name lies beside it.
     """
     named = {f.name: getattr(rows, f.name) for f in fields(rows)}
-    tensors = {k: v.detach().cpu().contiguous() for k, v in named.items() if v is not None}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in named.items() if isinstance(v, Tensor)}
     counts = {k: int((~v.isfinite()).sum()) for k, v in tensors.items() if v.is_floating_point()}
     path = folder / "not_finite" / f"step_{step:05d}.safetensors"
     with writing(path):

@@ -16,21 +16,20 @@ from spanwise.run.folder import tree_record
 from spanwise.tree import Tree
 
 
-def token_arrays(learner: Learner, batch: Batch, advantages: Tensor) -> dict[str, Tensor]:
+def token_arrays(learner: Learner, batch: Batch) -> dict[str, Tensor]:
     """What the run folder keeps of each token of a step, ``[N, T]`` each.
 
     ``ratio`` is the span's, after the update against before it: how far the step moved it.
     """
-    found = {"advantages": advantages}
+    assert batch.advantages is not None
+    found = {"advantages": batch.advantages}
     if batch.values is not None:
         found["values"] = batch.values
     if batch.token_entropies is not None:
         found["entropies"] = batch.token_entropies
-    if batch.old_logprobs is not None:
-        after = learner.settings.score(learner.model, batch, ranks=learner.ranks).old_logprobs
-        assert after is not None
-        ratio_spans = learner.config.objective.ratio_spans(batch)
-        found["ratio"] = span_ratio(after, batch.old_logprobs, ratio_spans)
+    after, spans = learner.rescore(batch).old_logprobs, batch.ratio_spans
+    assert after is not None and batch.old_logprobs is not None and spans is not None
+    found["ratio"] = span_ratio(after, batch.old_logprobs, spans)
     return found
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen3Config
 from transformers import Qwen3ForSequenceClassification as RewardModel
 
+from spanwise import losses
 from spanwise.advantages import explained_variance
 from spanwise.cli import main
 from spanwise.learn.critic import ValueHead
@@ -115,7 +116,8 @@ def test_it_learns_what_its_tokens_are_worth(other: Path) -> None:
     history: list[float] = []
     for _ in range(60):
         values = critic.model(tokens, mask, mask.sum(1) + 1, torch.zeros(16, 8)).values
-        loss = critic.loss(values, values.detach(), targets, mask, num_tokens=int(mask.sum()))
+        per_token = losses.value_loss(values, values.detach(), targets, mask, clip=critic.clip)
+        loss = losses.mean_by_token(per_token, mask)
         critic.optimizer.zero_grad()
         loss.backward()
         critic.optimizer.step()

@@ -118,7 +118,7 @@ def test_runs_on_a_disturbed_engine(tmp_path: Path) -> None:
     )
     first = plain.read_metrics()[0]
     assert first["engine_mismatch_max"] > first["engine_mismatch"] > 0.01
-    assert first["engine_kl"] > 1e-4 and first["engine_ratio/whole_max"] > 1.1
+    assert first["engine_kl"] > 1e-4 and first["engine_ratio/trajectory_max"] > 1.1
     assert timeless(never) == timeless(plain)  # a bound that nothing reaches changes no bit
     of_weights, of_mask = weighed.read_metrics()[0], masked.read_metrics()[0]
     assert of_weights["importance/max"] <= 2.0 and of_weights["importance/mean"] != 1.0

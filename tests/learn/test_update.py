@@ -17,6 +17,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
 from spanwise.batch import Batch
 from spanwise.credit import GroupAdvantage, TreeAdvantage
 from spanwise.learn import microbatches
+from spanwise.learn.microbatches import Microbatching
 from spanwise.learn.objective import Objective
 from spanwise.learn.packing_check import packing_fault
 from spanwise.learn.reward_shaping import KLPenalty
@@ -25,6 +26,7 @@ from spanwise.models.critic import SeparateCritic
 from spanwise.models.scoring import token_scores
 from spanwise.partitions import Token, Trajectory
 from spanwise.tree import Node, Path, Tree
+from tests.learners import new_learner, scored, trained
 from tests.models.test_packing import TOLERANCES, assert_same
 from tests.tiny import tiny_model
 
@@ -74,9 +76,8 @@ def updated(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """All parameters after one update in float64, and the metrics."""
     model = tiny_model(dtype=torch.float64)
-    batch = Batch.from_trees(trees)
-    advantages = TreeAdvantage(advantage="over_both")(batch).double()
-    metrics = update(model, update.optimizer(model), batch, advantages, objective, seed=0)
+    learner = new_learner(model, objective, update, advantage=TreeAdvantage(advantage="over_both"))
+    metrics = trained(learner, trees)
     return torch.cat([p.detach().flatten() for p in model.parameters()]), metrics
 
 
@@ -132,13 +133,13 @@ def test_good_turns_become_likelier_and_bad_ones_less() -> None:
     update = Update(learning_rate=3e-3, prompts_per_minibatch=4, epochs=5)
     objective = Objective(ratio_spans=Token(), clip_low=0.2, clip_high=0.28)
 
-    def scored() -> torch.Tensor:
+    def logprobs() -> torch.Tensor:
         with torch.no_grad():
             return token_scores(model, batch.tokens, batch.mask, batch.lengths).logprobs
 
-    before = scored()
-    update(model, update.optimizer(model), batch, advantages, objective, seed=0)
-    change = scored() - before
+    before = logprobs()
+    trained(new_learner(model, objective, update), TREES)
+    change = logprobs() - before
     assert change[advantages > 0].mean() > 0.01
     assert change[advantages < 0].mean() < -0.01
 
@@ -150,28 +151,17 @@ def test_a_gradient_that_is_not_finite_is_counted_and_not_applied() -> None:
     advantages = GroupAdvantage()(batch)
     advantages[0, batch.mask[0].nonzero()[0]] = float("inf")
     update = Update(learning_rate=1e-3, prompts_per_minibatch=4)
-    metrics = update(model, update.optimizer(model), batch, advantages, Objective(), seed=0)
+    metrics = trained(new_learner(model, Objective(), update), TREES, advantages)
     assert metrics["skipped_steps"] == 1.0
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
 def test_each_epoch_has_a_step_for_each_minibatch_of_prompts() -> None:
     update = Update(prompts_per_minibatch=3, epochs=2)
-    model = tiny_model()
-    batch = Batch.from_trees(TREES)
-    optimizer = update.optimizer(model)
-    update(model, optimizer, batch, GroupAdvantage()(batch), Objective(), seed=0)
-    steps = {int(state["step"]) for state in optimizer.state.values()}
+    learner = new_learner(tiny_model(), Objective(), update)
+    trained(learner, TREES)
+    steps = {int(state["step"]) for state in learner.optimizer.state.values()}
     assert steps == {4}  # 2 epochs of 3 + 1 prompts
-
-
-def test_metrics_by_turn() -> None:
-    _, metrics = updated(TREES, OBJECTIVES[1], replace(SGD_LIKE, epochs=3))
-    deepest = max(len(n.path) for tree in TREES for n in tree.nodes)
-    for turn in range(1, deepest + 1):
-        assert metrics[f"ratio/turn_{turn}"] == pytest.approx(1.0, abs=0.2)
-        assert 0 <= metrics[f"clipped/turn_{turn}"] <= 1
-    assert f"ratio/turn_{deepest + 1}" not in metrics
 
 
 class TestPacking:
@@ -201,19 +191,19 @@ class TestPacking:
         self, dtype: torch.dtype, seed: int
     ) -> None:
         """Its log-probs against each row by itself, and every gradient of a KL in the loss."""
-        batch = Batch.from_trees([random_tree(seed + i) for i in range(3)])
+        trees = [random_tree(seed + i) for i in range(3)]
+        batch = Batch.from_trees(trees)
         model, reference = tiny_model(dtype=dtype), tiny_model(seed=1, dtype=dtype)
-        advantages = GroupAdvantage()(batch).to(dtype)
         found: dict[str, dict[str, torch.Tensor]] = {}
         for packing in ("tree", "rows"):
-            update = replace(SGD_LIKE, packing=packing)
-            scored = update.score(model, batch, reference=reference)
-            optimizer = replace(update, learning_rate=0.0).optimizer(model)
+            update = replace(SGD_LIKE, packing=packing, learning_rate=0.0)
             kl = KLPenalty(coefficient=0.5)
-            metrics = update(model, optimizer, scored, advantages, OBJECTIVES[1], seed=0, kl=kl)
-            assert metrics["packed"] == (packing == "tree")
+            learner = new_learner(model, OBJECTIVES[1], update, kl=kl)
+            learner.reference = reference
+            batch = scored(learner, trees)
+            assert learner.update(batch, step=1)["packed"] == (packing == "tree")
             found[packing] = {n: p.grad.clone() for n, p in model.named_parameters()}
-            found[packing]["reference"] = scored.reference_logprobs
+            found[packing]["reference"] = batch.reference_logprobs
         alone = torch.zeros_like(found["tree"]["reference"])
         for i, n in enumerate(batch.lengths.tolist()):
             row = batch.tokens[i : i + 1, :n], batch.mask[i : i + 1, :n], batch.lengths[i : i + 1]
@@ -226,14 +216,14 @@ class TestPacking:
     def test_a_model_that_cannot_be_packed_is_trained_on_rows(self) -> None:
         model = tiny_model()
         model.config.layer_types = ["full_attention", "sliding_attention"]
-        batch = Batch.from_trees(TREES)
+        packed = Microbatching(budget=10**4, packed=True)
         with pytest.warns(UserWarning, match="plain rows.*sliding_attention"):
-            assert SGD_LIKE.validate(model, batch) == replace(SGD_LIKE, packing="rows")
+            checked = packed.checked(model, Batch.from_trees(TREES), None)
+        assert checked == replace(packed, packed=False)
 
     def test_a_model_that_ignores_the_tree_is_found_out(self, monkeypatch: Any) -> None:
         model = tiny_model()
-        batch = Batch.from_trees(TREES)
-        assert SGD_LIKE.validate(model, batch) is SGD_LIKE
+        assert trained(new_learner(model), TREES)["packed"] == 1
         forward = model.base_model.forward
 
         def deaf(*given: Any, token_tree: Any = None, **named: Any) -> Any:
@@ -241,18 +231,15 @@ class TestPacking:
 
         monkeypatch.setattr(model.base_model, "forward", deaf)
         with pytest.warns(UserWarning, match="other log-probs"):
-            assert SGD_LIKE.validate(model, batch).packing == "rows"
+            assert trained(new_learner(model), TREES)["packed"] == 0
 
     def test_a_model_without_attention_is_trained_on_rows(self) -> None:
         torch.manual_seed(0)
         config = MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4)
-        model, batch = MambaForCausalLM(config).eval(), Batch.from_trees(TREES)
-        with pytest.warns(UserWarning, match="plain rows.*linear_attention"):
-            update = SGD_LIKE.validate(model, batch)
-        batch = update.score(model, batch)
+        model = MambaForCausalLM(config).eval()
         before = [p.clone() for p in model.parameters()]
-        optimizer, advantages = update.optimizer(model), GroupAdvantage()(batch)
-        metrics = update(model, optimizer, batch, advantages, OBJECTIVES[1], seed=0)
+        with pytest.warns(UserWarning, match="plain rows.*linear_attention"):
+            metrics = trained(new_learner(model, OBJECTIVES[1], SGD_LIKE), TREES)
         assert metrics["packed"] == 0 and metrics["skipped_steps"] == 0
         assert not torch.equal(before[0], next(model.parameters()))
 
@@ -280,7 +267,7 @@ class TestPacking:
         monkeypatch.setattr(model.base_model, "forward", fails)
         if tree:
             with pytest.warns(UserWarning, match=r"plain rows.*packed rows \(no such layer\)"):
-                assert SGD_LIKE.validate(model, Batch.from_trees(TREES)).packing == "rows"
+                assert trained(new_learner(model), TREES)["packed"] == 0
         else:
             with pytest.raises(IndexError, match="no such layer"):
-                SGD_LIKE.validate(model, Batch.from_trees(TREES))
+                trained(new_learner(model), TREES)

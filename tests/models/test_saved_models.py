@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,21 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from spanwise.learn.learner import Learner
 from spanwise.models.loading import SHIPPED, Model
 from spanwise.models.lora import LoRA, trained_parameters
 from spanwise.models.scoring import token_scores
 from spanwise.recipes.search import at2po_search
+from spanwise.runtime.distributed import ALONE
 from spanwise.train.checkpoint import save_weights
+from spanwise.train.loop import new_learner
 
 CHAT = [{"role": "user", "content": "who is the mother of the father of Ada Beck ?"}]
 
 
 def saved(model: Model, folder: Path) -> tuple[Any, Any]:
     """The policy of a learner, moved as training would, and the tokenizer it was saved with."""
-    config, tokenizer = at2po_search(), model.load_tokenizer()
-    learner = Learner(config, model.load(), config.advantage.bind(tokenizer))
+    config, tokenizer = replace(at2po_search(), model=model), model.load_tokenizer()
+    learner = new_learner(config, tokenizer, ALONE)
     learner.model.generation_config.max_new_tokens = 7
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():

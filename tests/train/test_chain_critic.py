@@ -8,10 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from spanwise.advantages import explained_variance
-from spanwise.batch import Batch
 from spanwise.credit import SpanAdvantage
 from spanwise.learn.critic import ValueHead
+from spanwise.learn.learner import Learner
 from spanwise.models.loading import Model
 from spanwise.recipes.chain import sae_chain
 from spanwise.runtime.distributed import ALONE
@@ -48,15 +47,13 @@ def test_both_critics_explain_half_of_the_variance_with_the_recipes_settings(tru
     head = replace(cast(ValueHead, recipe.critic), trunk=trunk)
     advantage = cast(SpanAdvantage, recipe.advantage).bind(tokenizer)
     critic = head.build(policy, model, ALONE)
+    update = replace(recipe.update, prompts_per_minibatch=24)
+    learner = Learner(policy, advantage=advantage, update=update, critic=critic)
     explained: list[float] = []
     for number in range(12):
         trees = [worked(48 * number + i, tokenizer) for i in range(48)]
-        batch = recipe.update.score(policy, Batch.from_trees(trees), critic=critic.model)
-        batch = replace(batch, end_values=None)
-        targets = advantage.critic_targets(batch)
-        assert batch.values is not None
-        explained.append(explained_variance(batch.values, targets, batch.mask))
-        update = replace(recipe.update, prompts_per_minibatch=24)
-        update.fit_critic(critic, batch, targets, recipe.objective, seed=number)
+        batch = learner.score(trees)
+        assert batch is not None
+        explained.append(learner.fit_critic(batch, step=-number)["explained_variance"])
     assert explained[0] == pytest.approx(0, abs=1e-6)
     assert sum(explained[-4:]) / 4 > 0.5, explained

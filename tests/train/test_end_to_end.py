@@ -45,10 +45,10 @@ def test_the_run_folder_has_all_that_it_should(at2po: RunFolder) -> None:
     assert ["eval/greedy_success" in m for m in metrics] == [False, True, False]
     expected = {
         "score", "success", "unforked/score", "unforked/success", "turns", "env/f1",
-        "turn_entropy", "gradient_norm", "ratio_mean",
-        "ratio/turn_1", "clipped/turn_1", "sampled_tokens", "trained_tokens",
+        "turn_entropy", "gradient_norm", "ratio_mean", "learning_rate",
+        "sampled_tokens", "trained_tokens",
         "unique_token_fraction",
-        "seconds/rollout", "seconds/credit", "seconds/update", "engine_mismatch",
+        "seconds/rollout", "seconds/update", "engine_mismatch",
     }  # fmt: skip
     assert expected <= metrics[0].keys()
     assert summary["sampled_tokens"] == sum(m["sampled_tokens"] for m in metrics)

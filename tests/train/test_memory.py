@@ -13,6 +13,7 @@ from transformers import Qwen3Config
 from spanwise.cli import main
 from spanwise.learn.critic import ValueHead
 from spanwise.learn.importance_correction import ImportanceCorrection
+from spanwise.learn.optimizer import adamw
 from spanwise.learn.reward_shaping import KLPenalty
 from spanwise.models.loading import Model, ModelError
 from spanwise.models.lora import LoRA
@@ -66,7 +67,7 @@ def test_processes_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPat
 def test_the_optimizers_state_is_what_is_counted() -> None:
     for dtype in ("float32", "bfloat16"):
         model = Model(dtype=dtype).load()
-        optimizer = at2po_search().update.optimizer(model)
+        optimizer = adamw(model, 1e-6)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()

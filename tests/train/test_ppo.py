@@ -23,6 +23,7 @@ from spanwise.runtime.distributed import ALONE
 from spanwise.train.config import TrainConfig
 from spanwise.tree import Tree
 from tests.learn.test_update import random_tree
+from tests.learners import PLAIN, new_learner, scored, trained
 from tests.tiny import tiny_model
 from tests.train.letters import letters
 
@@ -51,15 +52,26 @@ def stepped(
 ) -> tuple[Learner, dict[str, float]]:
     """One step from random weights; the reference and the critic are not the policy's."""
     model = tiny_model(dtype=dtype)
-    learner = Learner(settings, model, settings.advantage)
+    learner = of_config(settings, model)
     if learner.reference is not None:
         learner.reference = tiny_model(seed=7, dtype=dtype)
     if learner.critic is not None:
         torch.manual_seed(3)
         torch.nn.init.normal_(learner.critic.model.head.weight, std=0.1)
-    batch = learner.batch(trees)
-    assert batch is not None
-    return learner, learner.update(batch, settings.advantage(batch), seed=0)
+    return learner, trained(learner, trees)
+
+
+def of_config(settings: TrainConfig, policy: Any) -> Learner:
+    return Learner(
+        policy,
+        advantage=settings.advantage,
+        objective=settings.objective,
+        update=settings.update,
+        critic=settings.critic.build(policy, settings.model, ALONE),
+        kl=settings.kl,
+        overlong=settings.overlong,
+        max_response_tokens=settings.rollout.max_response_tokens,
+    )
 
 
 def weights(model: torch.nn.Module) -> torch.Tensor:
@@ -155,20 +167,12 @@ def test_a_share_of_0_leaves_the_policy_as_if_there_were_no_critic() -> None:
             head = replace(SHARED, trunk_gradient=share)
             critic = head.build(model, letters().model, ALONE)
             torch.nn.init.normal_(critic.model.head.weight, std=0.1)
-        batch = update.score(
-            model, Batch.from_trees(TREES), critic=None if critic is None else critic.model
+        learner = new_learner(
+            model, PPO, update, critic=critic, advantage=PLAIN if critic is None else SAE
         )
-        advantages = 1 + torch.arange(batch.mask.numel()).view_as(batch.mask) % 3
-        update(
-            model,
-            update.optimizer(model),
-            batch,
-            advantages.double() * batch.mask,
-            PPO,
-            seed=0,
-            critic=critic,
-            value_targets=batch.mask.double(),
-        )
+        mask = Batch.from_trees(TREES).mask
+        advantages = (1 + torch.arange(mask.numel()).view_as(mask) % 3) * mask
+        trained(learner, TREES, advantages)
         found.append(weights(model))
     alone, undisturbed, disturbed = found
     assert torch.equal(undisturbed, alone)
@@ -207,15 +211,16 @@ def test_every_option_of_the_critics_update_matters() -> None:
 
 def test_the_dual_clip_bounds_the_loss_of_a_bad_token() -> None:
     model = tiny_model(dtype=torch.float64)
-    batch = Update().score(model, Batch.from_trees(TREES))
+    batch = scored(new_learner(model, PPO, BIG), TREES)
     assert batch.old_logprobs is not None
     # the policy is 20 times likelier to write every token than it was
     batch = replace(batch, old_logprobs=batch.old_logprobs - torch.tensor(20.0).log() * batch.mask)
-    advantages = -batch.mask.double()
+    batch = replace(batch, advantages=-batch.mask.double())
 
     def first_loss(objective: Objective) -> float:
-        twin = copy.deepcopy(model)
-        return BIG(twin, BIG.optimizer(twin), batch, advantages, objective, seed=0)["loss"]
+        learner = new_learner(copy.deepcopy(model), objective, BIG)
+        learner.score(TREES)
+        return learner.update(batch, step=1)["loss"]
 
     assert first_loss(replace(PPO, clip_low=0.2)) == pytest.approx(20, rel=1e-4)
     assert first_loss(replace(PPO, clip_low=0.2, dual_clip=3.0)) == pytest.approx(3, rel=1e-6)
@@ -234,19 +239,21 @@ def test_an_entropy_bonus_spreads_and_a_kl_penalty_holds_back() -> None:
     model, reference = tiny_model(), tiny_model(seed=7)
     before = entropy(model, batch)
     bonus = replace(PPO, entropy_bonus=1.0)
-    update(model, update.optimizer(model), batch, nothing, bonus, seed=0)
+    trained(new_learner(model, bonus, update), TREES, nothing)
     assert entropy(model, batch) > before + 0.1
 
     for estimate in ("k2", "k3"):
         model = tiny_model()
         kl = KLPenalty(coefficient=1.0, estimator=estimate)
-        scored = update.score(model, batch, reference=reference)
-        update(model, update.optimizer(model), scored, nothing, PPO, seed=0, kl=kl)
-        assert scored.old_logprobs is not None and scored.reference_logprobs is not None
+        learner = new_learner(model, PPO, update, kl=kl)
+        learner.reference = reference
+        before_it = scored(learner, TREES, nothing)
+        learner.update(before_it, step=1)
+        assert before_it.old_logprobs is not None and before_it.reference_logprobs is not None
         with torch.no_grad():
             after = token_scores(model, batch.tokens, batch.mask, batch.lengths).logprobs
-        distance = (scored.old_logprobs - scored.reference_logprobs)[batch.mask].abs().mean()
-        assert (after - scored.reference_logprobs)[batch.mask].abs().mean() < 0.7 * distance
+        distance = (before_it.old_logprobs - before_it.reference_logprobs)[batch.mask].abs().mean()
+        assert (after - before_it.reference_logprobs)[batch.mask].abs().mean() < 0.7 * distance
 
 
 def test_an_adaptive_coefficient_follows_the_divergence() -> None:
@@ -261,15 +268,13 @@ def test_an_adaptive_coefficient_follows_the_divergence() -> None:
 def test_the_reference_stays_where_training_started() -> None:
     settings = config(kl=KLPenalty(coefficient=0.1))
     model = tiny_model()
-    learner = Learner(settings, model, settings.advantage)
+    learner = of_config(settings, model)
     started = weights(model)
-    for seed in range(2):
-        batch = learner.batch(TREES)
-        assert batch is not None
-        figures = learner.update(batch, settings.advantage(batch), seed=seed)
+    for step in (1, 2):
+        figures = trained(learner, TREES, step=step)
     assert torch.equal(weights(learner.reference), started)
     assert (weights(model) - started).abs().max() > 0 and figures["kl"] > 0
-    assert Learner(config(), model, settings.advantage).reference is None
+    assert of_config(config(), model).reference is None
 
 
 def test_without_signal_the_policy_stays_and_the_critic_learns() -> None:
@@ -298,10 +303,9 @@ def test_without_signal_the_policy_stays_and_the_critic_learns() -> None:
 
 def test_rows_that_are_masked_out_are_as_if_not_there() -> None:
     """Those left have the same loss as without the others, given the same credit."""
-    settings = config(overlong=Overlong(on_truncation="mask"))
-    learner, _ = stepped(settings, CUT)
     model = tiny_model(dtype=torch.float64)
-    batch = learner.config.update.score(model, Batch.from_trees(CUT))
+    learner = new_learner(model)
+    batch = learner.rescore(Batch.from_trees(CUT))
     keep = (~batch.truncated).nonzero().squeeze(1)
     assert 0 < len(keep) < batch.num_rows
     masked = replace(batch, trained=~batch.truncated)
@@ -311,7 +315,7 @@ def test_rows_that_are_masked_out_are_as_if_not_there() -> None:
         leaves = [n.path for t in CUT for n in t.leaves()]
         assert len(leaves) == batch.num_rows
         trimmed = [_without_cut_leaves(tree) for tree in CUT]
-        alone = Update().score(model, Batch.from_trees([t for t in trimmed if t is not None]))
+        alone = learner.rescore(Batch.from_trees([t for t in trimmed if t is not None]))
         width = alone.tokens.shape[1]
         without_them = _updated(alone, advantages[keep][:, :width], objective)
         torch.testing.assert_close(with_them, without_them, rtol=0, atol=1e-12)
@@ -319,7 +323,11 @@ def test_rows_that_are_masked_out_are_as_if_not_there() -> None:
 
 def _updated(batch: Batch, advantages: torch.Tensor, objective: Objective) -> torch.Tensor:
     model = tiny_model(dtype=torch.float64)
-    BIG(model, BIG.optimizer(model), batch, advantages, objective, seed=0)
+    learner = new_learner(model, objective, BIG)
+    learner.rescore(batch)
+    spans, counted = objective.ratio_spans(batch), objective.weights(batch)
+    batch = replace(batch, advantages=advantages, ratio_spans=spans, loss_weights=counted)
+    learner.update(batch, step=1)
     return weights(model)
 
 
@@ -335,14 +343,14 @@ def test_both_critics_learn_what_decides_the_outcome(critic: ValueHead) -> None:
     """The outcome is known from the first token on; fresh rows are predicted."""
     update = Update(learning_rate=3e-3, prompts_per_minibatch=8)
     settings = config(critic=replace(critic, learning_rate=3e-3), update=update)
-    learner = Learner(settings, tiny_model(), settings.advantage)
+    learner = of_config(settings, tiny_model())
     explained = []
     for step in range(60):
-        batch = learner.batch([_decided(step * 16 + i) for i in range(16)])
-        assert batch is not None
+        trees = [_decided(step * 16 + i) for i in range(16)]
+        batch = Batch.from_trees(trees)
         no_credit = torch.zeros(batch.tokens.shape)
         no_credit[0, batch.mask[0].nonzero()[0]] = 1e-9  # the policy has all but nothing to learn
-        explained.append(learner.update(batch, no_credit, seed=step)["explained_variance"])
+        explained.append(trained(learner, trees, no_credit, step=step + 1)["explained_variance"])
     assert explained[0] == pytest.approx(0, abs=0.05)
     assert sum(explained[-5:]) / 5 > 0.5
 
@@ -374,14 +382,13 @@ def test_pretraining_fits_the_critic_and_leaves_the_policy() -> None:
     for critic in (OWN, SHARED):
         settings = config(critic=replace(critic, learning_rate=1e-2))
         model = tiny_model()
-        learner = Learner(settings, model, settings.advantage)
+        learner = of_config(settings, model)
         assert learner.critic is not None
         before, critic_before = weights(model), weights(learner.critic.model)
         first = last = 0.0
         for step in range(30):
-            batch = learner.batch([_decided(i) for i in range(16)])
-            assert batch is not None
-            figures = learner.fit_critic(batch, seed=step)
+            batch = scored(learner, [_decided(i) for i in range(16)])
+            figures = learner.fit_critic(batch, step=step)
             first, last = first or figures["value_loss"], figures["value_loss"]
         assert torch.equal(weights(model), before)
         assert (weights(learner.critic.model) - critic_before).abs().max() > 0

@@ -98,7 +98,7 @@ def _end_in(where: str, patch: pytest.MonkeyPatch) -> None:
     """Have the run killed in its fourth step, or at its end."""
     owner, name, calls = {
         "sampling": ("spanwise.rollout.journal.StepJournal", "write", 4 * 16 * 4 - 30),
-        "update": ("spanwise.learn.update.Update", "_apply", 7),
+        "update": ("spanwise.learn.optimizer_step", "_apply", 7),
         "checkpoint": ("spanwise.train.checkpoint", "_write", 3),  # the second's state
         "measurement after": ("spanwise.train.loop", "save_weights", 1),
     }[where]
@@ -171,14 +171,14 @@ def test_a_signal_stops_the_run_where_it_can_go_on(
     make, folder = whole
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        real = Learner.batch if where == "update" else loop_module.draw_tasks
+        real = Learner.score if where == "update" else loop_module.draw_tasks
 
         def signalled(*args: Any, **kwargs: Any) -> Any:
             os.kill(os.getpid(), number)
             return real(*args, **kwargs)
 
         if where == "update":
-            patch.setattr(Learner, "batch", signalled)
+            patch.setattr(Learner, "score", signalled)
         else:
             patch.setattr("spanwise.train.task_sampling.draw_tasks", signalled)
         with pytest.raises(Stopped) as stopped:
