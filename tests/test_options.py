@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from spanwise import cli, recipes
+from spanwise.credit import GroupAdvantage, TreeAdvantage
+from spanwise.partitions import LowProbability
 
 EVERYWHERE = {
     "checkpoints.every", "checkpoints.keep",
@@ -48,8 +50,6 @@ CRITIC = {
     "critic.reads_surprise", "critic.trunk", "critic.trunk_gradient",
 }  # fmt: skip
 
-SEGMENTS = {"advantage.spans.side", "advantage.spans.threshold"}
-
 ENGINES = {
     "transformers": {"max_prefix_tokens", "max_rows", "max_slot_tokens"},
     "vllm": {"compiled", "gpu_memory", "max_rows", "num_gpus", "sleep"},
@@ -72,10 +72,15 @@ def options(config: Any, prefix: str = "") -> set[str]:
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_builds_with_these_options_and_no_others(name: str) -> None:
-    method = name.split("_")[0]
-    own = {"grpo": {"advantage.baseline"}, "at2po": TREE}.get(method, CRITIC)
-    own = own | SEGMENTS if method == "sae" else own
-    assert options(recipes.find(name)()) == EVERYWHERE | own
+    config = recipes.find(name)()
+    own = {GroupAdvantage: {"advantage.baseline"}, TreeAdvantage: TREE}.get(
+        type(config.advantage), CRITIC
+    )
+    for place, part in (("advantage.spans", config.advantage), ("objective.ratio_spans", config)):
+        spans = part.objective.ratio_spans if part is config else getattr(part, "spans", None)
+        if isinstance(spans, LowProbability):
+            own = own | {f"{place}.side", f"{place}.threshold"}
+    assert options(config) == EVERYWHERE | own
 
 
 @pytest.mark.parametrize("name", ENGINES)

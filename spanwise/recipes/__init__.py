@@ -23,12 +23,19 @@ if TYPE_CHECKING:
 _MODULES = {
     "at2po_search": "search",
     "at2po_search_paper": "search",
+    "dapo_chain": "chain",
+    "drgrpo_chain": "chain",
     "gae_chain": "chain",
     "grpo_chain": "chain",
     "grpo_search": "search",
+    "gspo_chain": "chain",
+    "reinforce_chain": "chain",
+    "rloo_chain": "chain",
     "sae_chain": "chain",
     "sae_gym": "math",
     "sae_math": "math",
+    "sae_ratio_chain": "chain",
+    "turn_gae_search": "search",
     "vapo_chain": "chain",
 }
 

@@ -8,9 +8,10 @@ from spanwise.credit import GroupAdvantage, SpanAdvantage
 from spanwise.envs.chain import ChainSums
 from spanwise.learn.critic import NoCritic, ValueHead
 from spanwise.learn.objective import Objective
+from spanwise.learn.reward_shaping import Overlong
 from spanwise.learn.update import Update
 from spanwise.models.loading import Model
-from spanwise.partitions import LowProbability, Token
+from spanwise.partitions import LowProbability, Token, Trajectory
 from spanwise.rollout.chains import Chains
 from spanwise.samplers.embedded.engine import TransformersEngine
 from spanwise.train.config import TrainConfig
@@ -47,6 +48,46 @@ def vapo_chain() -> TrainConfig:
     return replace(sae_chain(), advantage=advantage)
 
 
+def sae_ratio_chain() -> TrainConfig:
+    """SAE with the policy ratio, too, over its segments: no paper's, one choice of two."""
+    base = sae_chain()
+    objective = replace(base.objective, ratio_spans=LowProbability(threshold=0.2))
+    return replace(base, objective=objective)
+
+
 def grpo_chain() -> TrainConfig:
     """GRPO on the same task, model and number of rollouts, without a critic."""
     return replace(sae_chain(), advantage=GroupAdvantage(), critic=NoCritic())
+
+
+def dapo_chain() -> TrainConfig:
+    """GRPO with what DAPO adds (arXiv 2503.14476): clip-higher, a mean over tokens, groups
+    without signal replaced by others, a penalty on answers that come near the limit.
+    """
+    return replace(grpo_chain(), dynamic_sampling_rounds=2, overlong=Overlong(penalty_tokens=16))
+
+
+def drgrpo_chain() -> TrainConfig:
+    """Dr. GRPO (arXiv 2503.20783): no division by the group's deviation or the row's length."""
+    base = grpo_chain()
+    return replace(
+        base,
+        advantage=GroupAdvantage(baseline="group_mean"),
+        objective=replace(base.objective, loss_aggregation=128, clip_high=0.2),
+    )
+
+
+def rloo_chain() -> TrainConfig:
+    """RLOO (arXiv 2402.14740): each rollout against the mean of its siblings."""
+    return replace(grpo_chain(), advantage=GroupAdvantage(baseline="leave_one_out"))
+
+
+def reinforce_chain() -> TrainConfig:
+    """REINFORCE++ (arXiv 2501.03262): less the group's mean, normalised over the batch."""
+    return replace(grpo_chain(), advantage=GroupAdvantage(baseline="batch_normalised"))
+
+
+def gspo_chain() -> TrainConfig:
+    """GSPO (arXiv 2507.18071): one policy ratio for the whole answer, clipped as published."""
+    objective = Objective(ratio_spans=Trajectory(), clip_low=3e-4, clip_high=4e-4)
+    return replace(grpo_chain(), objective=objective)

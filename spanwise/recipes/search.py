@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from spanwise.credit import GroupAdvantage, TreeAdvantage
+from dataclasses import replace
+
+from spanwise.credit import GroupAdvantage, SpanAdvantage, TreeAdvantage
 from spanwise.envs.search.environment import MultiHopSearch
 from spanwise.envs.search.retrieval_qa import RetrievalQA
+from spanwise.learn.critic import ValueHead
 from spanwise.learn.objective import Objective
 from spanwise.learn.update import Update
 from spanwise.models.loading import Model
@@ -51,6 +54,15 @@ def grpo_search() -> TrainConfig:
         evaluation=Evaluation(group_by="hops"),
         steps=40,
         prompts_per_step=12,
+    )
+
+
+def turn_gae_search() -> TrainConfig:
+    """PPO with a critic that is trusted where one turn ends and the next begins."""
+    return replace(
+        grpo_search(),
+        advantage=SpanAdvantage(spans=Turn()),
+        critic=ValueHead(learning_rate=1e-3, pretraining_steps=8),
     )
 
 
