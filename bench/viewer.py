@@ -20,35 +20,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench.chromium import start_chromium
 from bench.record import save
 from spanwise.run.folder import RunFolder, tree_record
 from spanwise.tree import Expansion, Node, Tree
 from spanwise.viewer import Viewer, serve
-from tests.browser.chromium import start_chromium
 
 WORDS = [
     *("who", "is", "the", "doctor", "of", "Marion", "Howe"),
     *("search", "next", "result", "answer", "found", "mentor"),
 ]
 NUM_METRICS = 45
-"""Figures in a line of metrics, as in a run of today."""
+"""Metrics of a step, as in a run of today."""
+
+CONFIG = {"seed": 0, "advantage": {"class": "TreeAdvantage"}, "objective": {}}
 
 
 def made_turn(draw: random.Random, *path: int, leaf: bool, expanded: bool) -> Node:
     words = draw.choices(WORDS, k=10)
-    logprobs = tuple(-draw.expovariate(10) for _ in words)
     return Node(
         path=path,
         tokens=tuple(draw.randrange(300) for _ in words),
-        engine_logprobs=logprobs,
-        sampling_logprobs=logprobs,
+        engine_logprobs=tuple(-draw.expovariate(10) for _ in words),
         observation=() if leaf else tuple(draw.randrange(300) for _ in range(14)),
         observation_text="" if leaf else " ".join(draw.choices(WORDS, k=14)),
         stop="end" if leaf else "continue",
-        reward=float(draw.random() < 0.5) if leaf else None,
+        reward=float(draw.random() < 0.5) if leaf else draw.choice((None, 0.1)),
+        success=draw.random() < 0.5 if leaf else None,
         expansion=Expansion(round=1, of=path[:-1], score=0.2) if expanded else None,
         text=" ".join(words),
-        success=False if leaf else None,
         label="answer Diana Jordan" if leaf else f"search {words[0]}",
     )
 
@@ -76,19 +76,19 @@ def made_tree(draw: random.Random, num_leaves: int = 22, depth: int = 3) -> Tree
 def make_run(folder: Path, *, steps: int, trees: int) -> int:
     """A run folder of that size; gives the bytes of its trees."""
     draw = random.Random(0)
-    log = RunFolder.create(folder, {"recipe": "made", "arguments": [], "config": {"seed": 0}})
+    log = RunFolder.create(folder, {"recipe": "made", "arguments": [], "config": CONFIG})
     records: list[dict[str, Any]] = []
     for _ in range(trees):
         tree = made_tree(draw)
         credit = [draw.gauss(0, 1) for _ in tree.nodes]
-        task = {"question": " ".join(draw.choices(WORDS, k=9)), "answers": ["Diana Jordan"]}
+        task = {"question": " ".join(draw.choices(WORDS, k=9)), "answers": [], "info": {}}
         records.append(tree_record(tree, task, advantages=credit, values=credit))
     log.write_trees(1, records)
     text = log.trees_path(1).read_bytes()
     for step in range(2, steps + 1):
         log.trees_path(step).write_bytes(text)
-    names = ["unforked/reward", "reward", "entropy", "clip_share_low", "clip_share_high", "loss"]
-    names += [f"figure/{i}" for i in range(NUM_METRICS - len(names))]
+    names = ["unforked/score", "score", "entropy", "clip_share_low", "clip_share_high", "loss"]
+    names += [f"metric/{i}" for i in range(NUM_METRICS - len(names))]
     for step in range(1, steps + 1):
         line = {name: draw.random() for name in names}
         log.write_metrics({"step": step, **line, "total_sampled_tokens": 3000 * step})
@@ -179,9 +179,10 @@ def main() -> None:
         run = Path(name) / "run"
         size = make_run(run, steps=arguments.steps, trees=arguments.trees)
         wide = Path(name) / "wide"
-        log = RunFolder.create(wide, {"recipe": "made", "config": {}})
+        log = RunFolder.create(wide, {"recipe": "made", "config": CONFIG})
         tree = made_tree(random.Random(1), num_leaves=500, depth=5)
-        record = tree_record(tree, {"question": "who"}, advantages=[0.1] * len(tree.nodes))
+        task = {"question": "who", "answers": [], "info": {}}
+        record = tree_record(tree, task, advantages=[0.1] * len(tree.nodes))
         log.write_trees(1, [record])
         what = (
             f"{arguments.steps} steps x {arguments.trees} trees of 22 leaves, {size / 1e9:.1f} GB"
@@ -202,9 +203,11 @@ def main() -> None:
             )
             with served(run) as address:
                 waited(driver, address + "#/tree/0/1", "tree")
-                seconds = moving(driver, lambda n: f"#/tree/0/{3 + 7 * n}", "tree")
+                seconds = moving(
+                    driver, lambda n: f"#/tree/0/{1 + 7 * n % arguments.steps}", "tree"
+                )
                 add("go to another step", seconds)
-                seconds = moving(driver, lambda n: f"#/tree/0/9/{n}", "tree")
+                seconds = moving(driver, lambda n: f"#/tree/0/1/{n % arguments.trees}", "tree")
                 add("go to another tree", seconds)
                 add("a frame while the list scrolls", driver.execute_async_script(SCROLL, "#trees"))
                 waited(driver, address + "#/runs", "runs")

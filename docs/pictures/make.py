@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.chromium import start_chromium
 from spanwise.viewer import Viewer, serve
-from tests.browser.chromium import start_chromium
 
 HERE = Path(__file__).parent
 

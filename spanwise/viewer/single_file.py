@@ -50,7 +50,7 @@ def exported_run(run: ViewedRun, state: dict[str, Any], budget: int) -> dict[str
         found = run.metrics(start)
         lines += found["text"].splitlines()
         start, more = found["end"], found["more"]
-    notes = list(state["notes"])
+    notes: list[str] = []
     if len(lines) > MOST_LINES:
         kept = evenly(range(len(lines)), MOST_LINES)
         notes.append(f"this file holds {MOST_LINES} of {len(lines)} lines of metrics")
@@ -60,18 +60,16 @@ def exported_run(run: ViewedRun, state: dict[str, Any], budget: int) -> dict[str
     trees: dict[str, Any] = {}
     num_kept = num_trees = 0
     for step in chosen:
-        overview = run.trees(step)
+        overviews = run.trees(step)
         share, used, kept = budget // len(chosen), 0, []
-        for number, tree in enumerate(overview["trees"]):
-            if tree is None:
-                continue
+        for number, tree in enumerate(overviews):
             record = run.tree(step, number)
             used += len(json.dumps(record, ensure_ascii=False))
             if kept and used > share:
                 break
-            kept.append({"overview": tree, "record": {**record, "number": len(kept)}})
+            kept.append({"overview": tree, "record": record})
         trees[str(step)] = kept
-        num_kept, num_trees = num_kept + len(kept), num_trees + len(overview["trees"])
+        num_kept, num_trees = num_kept + len(kept), num_trees + len(overviews)
     if len(chosen) < len(steps) or num_kept < num_trees:
         notes.append(
             f"this file holds {num_kept} trees, of {len(chosen)} of the {len(steps)} steps that "

@@ -7,6 +7,7 @@ own piece of that text. Only the vocabulary is read, no tokenizer is run.
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ LARGEST_FILE = 64 * 2**20
 """Bytes; a larger ``tokenizer.json`` is left alone."""
 
 
+@lru_cache(maxsize=8)
 def read_vocabulary(path: Path) -> dict[int, str] | None:
-    """The text of each token; None if the file cannot say.
+    """The text of each token; None if the file is of a kind that has no such list.
 
     Args:
       path: A ``tokenizer.json`` in the format of the ``tokenizers`` library.
@@ -35,7 +37,7 @@ def read_vocabulary(path: Path) -> dict[int, str] | None:
         for added in found.get("added_tokens") or []:
             texts[int(added["id"])] = str(added["content"])
         return texts
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, ValueError):
         return None
 
 
@@ -61,21 +63,17 @@ def with_spaces(pieces: list[str], text: str) -> list[str]:
 
 
 def add_pieces(node: dict[str, Any], vocabulary: dict[int, str] | None) -> None:
-    """Fill in the pieces of a node that has none of its own.
+    """Put the text of each model token into a node as ``pieces``, None where it is not known.
 
     Without a vocabulary, words will do where there are as many as tokens.
     """
-    for tokens, pieces, text in (
-        ("tokens", "pieces", "text"),
-        ("observation", "observation_pieces", "observation_text"),
-    ):
-        if node[pieces] is not None or not node[tokens]:
-            continue
-        if vocabulary is not None and all(token in vocabulary for token in node[tokens]):
-            found = [vocabulary[token] for token in node[tokens]]
-            node[pieces] = with_spaces(found, node[text])
-        elif len(words := node[text].split()) == len(node[tokens]):
-            node[pieces] = with_spaces(words, node[text])
+    tokens, text = node["tokens"], node["text"]
+    pieces = None
+    if vocabulary is not None and all(token in vocabulary for token in tokens):
+        pieces = [vocabulary[token] for token in tokens]
+    elif len(words := text.split()) == len(tokens):
+        pieces = words
+    node["pieces"] = None if pieces is None else with_spaces(pieces, text)
 
 
 def _byte_of() -> dict[str, int]:

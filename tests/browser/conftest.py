@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from bench.chromium import set_width, start_chromium
 from spanwise.viewer import Viewer, serve
-from tests.browser.chromium import set_width, start_chromium
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,10 @@ BIDI = "\u202egnp.txet"
 
 
 def turn(*path: int, stop: Any, words: tuple[str, ...] = ("a", "b"), **fields: Any) -> Node:
-    logprobs = tuple(math.log(0.9 if i % 2 else 0.1) for i in range(len(words)))
     return Node(
         path=path,
         tokens=tuple(range(10, 10 + len(words))),
-        engine_logprobs=logprobs,
-        sampling_logprobs=logprobs,
+        engine_logprobs=tuple(math.log(0.9 if i % 2 else 0.1) for i in range(len(words))),
         stop=stop,
         text=" ".join(words),
         **fields,
@@ -49,20 +46,41 @@ def small_tree(number: int = 0) -> Tree:
     )  # fmt: skip
 
 
-def record(tree: Tree, **per_token: Any) -> dict[str, Any]:
+def game_tree() -> Tree:
+    """A game that pays on the way and knows no success; the returns are 1.5, 0.25 and 0."""
+    return Tree(
+        task_id="game",
+        nodes=(
+            Node(path=(), observation=(1,), stop="prompt", observation_text="you stand at 0"),
+            turn(0, stop="continue", words=("go", "right"), observation=(2,), reward=0.5,
+                 observation_text="you stand at 1", label="right", outcome={"place": 1}),
+            turn(0, 0, stop="end", words=("go", "on", "right"), reward=1.0, label="right",
+                 outcome={"place": 2}),
+            turn(0, 1, stop="continue", words=("go", "left"), observation=(1,), reward=-0.25,
+                 observation_text="you stand at 0", outcome={"place": 0, "note": IMAGE}),
+            turn(0, 1, 0, stop="budget", words=("stay",), reward=0.0),
+            turn(1, stop="end", words=("give", "up"), reward=0.0, label=SCRIPT),
+        ),
+    )  # fmt: skip
+
+
+def record(tree: Tree, answers: Sequence[str] = (SCRIPT,), **per_token: Any) -> dict[str, Any]:
     """A line of ``trees/`` with credit that differs from turn to turn."""
-    count = len(tree.nodes)
-    credit = [0.5 * i - 1.0 for i in range(count)]
-    task = {"question": f"{IMAGE} who?", "answers": [SCRIPT], "info": {}}
-    found = json.loads(
-        json.dumps(
-            tree_record(tree, task, advantages=credit, values=[0.25 * i for i in range(count)])
-        )
+    places = range(len(tree.nodes))
+    tokens = [
+        {
+            name: [function(t) for t in range(len(node.tokens))]
+            for name, function in per_token.items()
+        }
+        for node in tree.nodes
+    ]
+    return tree_record(
+        tree,
+        {"question": f"{IMAGE} who?", "answers": answers, "info": {"level": 3}},
+        advantages=[0.5 * i - 1.0 for i in places],
+        values=[0.25 * i for i in places],
+        tokens=tokens,
     )
-    for node in found["nodes"]:
-        for name, function in per_token.items():
-            node[name] = [function(t) for t in range(len(node["tokens"]))]
-    return found
 
 
 def make_run(
@@ -74,13 +92,14 @@ def make_run(
     trees_at: tuple[int, ...] = (1, 2, 20),
     finished: bool = True,
     offset: float = 0.0,
+    advantage: Mapping[str, Any] = {"class": "TreeAdvantage", "advantage": "node_value"},
     **per_token: Any,
 ) -> RunFolder:
     config = {
         "class": "TrainConfig",
         "seed": seed,
         "folder": str(folder),
-        "advantage": {"class": "TreeAdvantage", "advantage": "node_value"},
+        "advantage": advantage,
         "objective": {"clip_low": 0.003, "clip_high": 0.004},
     }
     log = RunFolder.create(folder, {"recipe": recipe, "arguments": [], "config": config})
@@ -116,8 +135,8 @@ def measured(sampled: float, greedy: float) -> dict[str, Any]:
 def metrics(step: int, offset: float = 0.0) -> dict[str, Any]:
     return {
         "step": step,
-        "unforked/reward": 0.3 + step / 50 + offset,
-        "reward": 0.2 + step / 50 + offset,
+        "unforked/score": 0.3 + step / 50 + offset,
+        "score": 0.2 + step / 50 + offset,
         "entropy": 1 / step,
         "turn_tokens": 9.0,
         "clip_share_low": 0.01,
@@ -135,17 +154,10 @@ def branching_tree(num_leaves: int) -> Tree:
     """A tree of many leaves: eight first turns, and leaves below them."""
     nodes = [Node(path=(), observation=(1,), stop="prompt", observation_text="q")]
     for first in range(8):
-        nodes.append(turn(first, stop="continue", outcome={"query": f"query {first}"}))
+        nodes.append(turn(first, stop="continue", label=f"query {first}"))
         below = num_leaves // 8 + (first < num_leaves % 8)
         for leaf in range(below):
             nodes.append(
-                turn(first, leaf, stop="end", reward=float(leaf % 2),
-                     outcome={"answer": f"answer {leaf}"})
+                turn(first, leaf, stop="end", reward=float(leaf % 2), label=f"answer {leaf}")
             )  # fmt: skip
     return Tree(task_id="branching", nodes=tuple(sorted(nodes, key=lambda n: n.path)))
-
-
-def without_schema_fields(node: Node) -> dict[str, Any]:
-    """A node as a version without credit and outcomes might have written it."""
-    kept = json.loads(json.dumps(dataclasses.asdict(node)))
-    return {name: kept[name] for name in ("path", "tokens", "stop", "text")}

@@ -20,9 +20,16 @@ def test_what_cannot_be_viewed_is_told_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_run(tmp_path / "run", steps=1)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/config.json").write_text('{"schema": 1, "recipe": "at2po_search"}')
     for arguments, told in (
         (["view"], "view RUN [RUN ...]"),
-        (["view", str(tmp_path / "missing")], "there is no run folder"),
+        (["view", str(tmp_path / "missing")], "is no run folder"),
+        (["view", str(tmp_path / "old")], "written by spanwise 0.1"),
+        (
+            ["view", str(tmp_path / "old"), "--export", str(tmp_path / "page.html")],
+            "written by spanwise 0.1",
+        ),
         (["view", str(tmp_path)], "is no run folder"),
         (["view", str(tmp_path / "run"), str(tmp_path / "run")], "given twice"),
         (["view", str(tmp_path / "run"), "--port", "99999"], "give another --port"),

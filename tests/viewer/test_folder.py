@@ -27,20 +27,20 @@ def test_metrics_are_read_from_where_the_last_reading_ended(tmp_path: Path) -> N
 def test_a_line_that_is_being_written_is_left_for_the_next_reading(tmp_path: Path) -> None:
     make_run(tmp_path / "run", steps=1, finished=False)
     run = ViewedRun(tmp_path / "run")
-    with run.metrics_path.open("a") as file:
-        file.write('{"step": 2, "rew')
+    with run.log.metrics_path.open("a") as file:
+        file.write('{"step": 2, "sco')
     found = run.metrics()
     assert found["text"].count("\n") == 1
-    with run.metrics_path.open("a") as file:
-        file.write('ard": 1}\n')
-    assert json.loads(run.metrics(found["end"])["text"]) == {"step": 2, "reward": 1}
+    with run.log.metrics_path.open("a") as file:
+        file.write('re": 1}\n')
+    assert json.loads(run.metrics(found["end"])["text"]) == {"step": 2, "score": 1}
 
 
 def test_a_file_that_has_become_shorter_is_read_from_the_start(tmp_path: Path) -> None:
     make_run(tmp_path / "run", steps=3)
     run = ViewedRun(tmp_path / "run")
     end = run.metrics()["end"]
-    run.metrics_path.write_text('{"step": 1}\n')
+    run.log.metrics_path.write_text('{"step": 1}\n')
     assert run.metrics(end)["start"] == 0
 
 
@@ -63,8 +63,7 @@ def test_trees_are_listed_and_read_one_by_one(tmp_path: Path) -> None:
     (tmp_path / "run/trees/step_00002.jsonl.partial").write_text("")
     (tmp_path / "run/trees/notes.txt").write_text("")
     assert run.tree_steps() == [1, 2, 20]
-    listed = run.trees(2)
-    assert [tree["turns"] for tree in listed["trees"]] == [5, 5, 5] and listed["notes"] == []
+    assert [len(tree["returns"]) for tree in run.trees(2)] == [4, 4, 4]
     assert run.tree(2, 1)["task"]["id"] == "task-1"
     with pytest.raises(RunError, match="no trees of step 3"):
         run.trees(3)
@@ -72,51 +71,32 @@ def test_trees_are_listed_and_read_one_by_one(tmp_path: Path) -> None:
         run.tree(2, 3)
 
 
-def test_damaged_trees_are_left_out_and_the_others_are_shown(tmp_path: Path) -> None:
+def test_a_file_of_trees_that_was_cut_is_told(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     path = tmp_path / "run/trees/step_00001.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(lines[0] + b"{broken\n\n" + lines[1][:-40])
+    path.write_bytes(path.read_bytes()[:-40])
     run = ViewedRun(tmp_path / "run")
-    listed = run.trees(1)
-    assert [tree is None for tree in listed["trees"]] == [False, True, True]
-    assert listed["notes"] == ["2 of 3 trees of step 1 cannot be read"]
-    assert run.tree(1, 0)["nodes"]
-    with pytest.raises(RunError, match="tree 1 of step 1 cannot be read"):
-        run.tree(1, 1)
+    with pytest.raises(RunError, match="cannot be read"):
+        run.trees(1)
+    assert run.tree(2, 0)["nodes"]
 
 
 def test_trees_that_are_written_anew_are_read_anew(tmp_path: Path) -> None:
     log = make_run(tmp_path / "run")
     run = ViewedRun(tmp_path / "run")
-    assert len(run.trees(1)["trees"]) == 3
+    assert len(run.trees(1)) == 3
     log.write_trees(1, log.read_trees(1)[:1])
     os.utime(log.trees_path(1), ns=(1, 1))
-    assert len(run.trees(1)["trees"]) == 1
+    assert len(run.trees(1)) == 1
 
 
-def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
-    make_run(tmp_path / "run")
-    folder = tmp_path / "run"
-    assert ViewedRun(folder).state()["notes"] == []
-
-    with (folder / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 21')
-    (folder / "summary.json").write_text("{")
-    os.utime(folder / "metrics.jsonl", (time.time() - 1000,) * 2)
-    (folder / "config.json").write_text(json.dumps({"schema": 99, "recipe": "later"}))
-    state = ViewedRun(folder).state()
-    assert state["config"]["recipe"] == "later" and state["summary"] is None
-    cut, newer, damaged = sorted(
-        state["notes"], key=lambda note: note.split()[0] != "metrics.jsonl:"
-    )
-    assert "cut off" in cut
-    assert {newer.split()[0], damaged.split()[0]} == {"config.json", "summary.json"}
-    assert any("schema 99" in note for note in state["notes"])
-
-    (folder / "config.json").unlink()
-    notes = ViewedRun(folder).state()["notes"]
-    assert any("config.json is missing" in note for note in notes)
+def test_a_folder_of_another_version_is_refused_in_one_line(tmp_path: Path) -> None:
+    log = make_run(tmp_path / "run")
+    config = log.read_config() | {"schema": 1}
+    log.config_path.write_text(json.dumps(config))
+    with pytest.raises(RunError, match=r"written by spanwise 0\.1") as raised:
+        ViewedRun(tmp_path / "run")
+    assert "\n" not in str(raised.value)
 
 
 def test_a_run_is_live_until_it_ends_or_falls_silent(tmp_path: Path) -> None:
@@ -124,9 +104,9 @@ def test_a_run_is_live_until_it_ends_or_falls_silent(tmp_path: Path) -> None:
     run = ViewedRun(tmp_path / "run")
     assert run.state()["live"]
     long_ago = time.time() - 2 * folder_module.QUIET_S
-    os.utime(run.metrics_path, (long_ago, long_ago))
+    os.utime(run.log.metrics_path, (long_ago, long_ago))
     assert not run.state()["live"]
-    os.utime(run.metrics_path)
+    os.utime(run.log.metrics_path)
     log.write_summary({})
     assert not run.state()["live"]
 
@@ -134,7 +114,7 @@ def test_a_run_is_live_until_it_ends_or_falls_silent(tmp_path: Path) -> None:
 def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     secret = tmp_path / "secret.jsonl"
-    secret.write_text('{"nodes": [{"path": []}]}\n')
+    secret.write_text('{"schema": 2, "nodes": [{"path": []}]}\n')
     for name in ("trees/step_00003.jsonl", "metrics.jsonl", "summary.json"):
         path = tmp_path / "run" / name
         path.unlink(missing_ok=True)
@@ -143,13 +123,16 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no trees of step 3"):
         run.trees(3)
     assert run.metrics()["text"] == "" and run.state()["summary"] is None
+    (tmp_path / "run/config.json").unlink()
+    (tmp_path / "run/config.json").symlink_to(secret)
+    with pytest.raises(RunError, match=r"no config\.json"):
+        ViewedRun(tmp_path / "run")
 
 
 def test_folders_that_are_no_runs_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="there is no run folder"):
-        ViewedRun(tmp_path / "missing")
-    with pytest.raises(RunError, match="is no run folder"):
-        ViewedRun(tmp_path)
+    for folder in (tmp_path / "missing", tmp_path):
+        with pytest.raises(RunError, match="is no run folder"):
+            ViewedRun(folder)
 
 
 def test_names_tell_folders_apart(tmp_path: Path) -> None:

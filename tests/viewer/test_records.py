@@ -4,121 +4,60 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from spanwise.viewer.records import (
-    PER_TOKEN,
-    DamagedLine,
-    overview,
-    parsed_line,
-    readable_record,
-)
+from spanwise.run.folder import RunError
+from spanwise.viewer.records import PER_TOKEN, overview, parsed, shown_record
 from spanwise.viewer.vocabulary import add_pieces, read_vocabulary, with_spaces
-from tests.viewer.made_runs import record, small_tree, without_schema_fields
+from tests.viewer.made_runs import game_tree, record, small_tree
 
 
-def test_a_whole_record_is_kept_whole() -> None:
-    written = record(small_tree(), values=lambda t: t / 10, ratio=lambda t: 1.0)
-    read = readable_record(written)
-    assert read["notes"] == []
-    for before, after in zip(written["nodes"], read["nodes"], strict=True):
+def written(*arguments: Any, **per_token: Any) -> dict[str, Any]:
+    return parsed(json.dumps(record(*arguments, **per_token)).encode())
+
+
+def test_a_record_is_kept_whole_and_has_every_array() -> None:
+    line = written(small_tree(), values=lambda t: t / 10)
+    shown = shown_record(line)
+    assert shown["task"] == line["task"]
+    for before, after in zip(line["nodes"], shown["nodes"], strict=True):
         assert {name: after[name] for name in before} == before
+        assert set(PER_TOKEN) <= set(after) and after["ratio"] is None
 
 
-def test_an_overview_counts_leaves_failures_and_credit() -> None:
+def test_an_overview_tells_what_became_of_each_leaf() -> None:
     # Leaves in order: right, wrong, failed, wrong. Credit runs from -1.0 to 1.5.
-    found = overview(readable_record(record(small_tree())))
-    assert found["rewards"] == [1.0, 0.0, None, 0.0]
-    assert (found["turns"], found["failures"], found["expansions"]) == (5, 1, 1)
+    found = overview(written(small_tree()))
+    assert found["returns"] == [1.0, 0.0, None, 0.0]
+    assert found["successes"] == [True, False, None, False]
     assert found["largest_advantage"] == 1.5
 
 
-def test_arrays_that_do_not_match_the_tokens_are_left_out_and_said() -> None:
-    written = record(small_tree(), values=lambda t: 0.5)
-    written["nodes"][1]["values"].pop()
-    read = readable_record(written)
-    assert read["nodes"][1]["values"] is None
-    assert read["nodes"][2]["values"] == [0.5, 0.5, 0.5]
-    assert read["notes"] == ["turn 0: values do not match its tokens"]
-
-
-def test_a_record_of_another_schema_shows_what_it_has() -> None:
-    tree = small_tree()
-    nodes = [without_schema_fields(node) | {"novelty": {"deep": [1]}} for node in tree.nodes]
-    read = readable_record({"nodes": nodes, "layout": "v9"})
-    assert [tuple(n["path"]) for n in read["nodes"]] == [n.path for n in tree.nodes]
-    assert read["nodes"][1]["advantage"] is None and read["nodes"][1]["text"] == tree.nodes[1].text
-    assert read["task"] == {"id": "", "question": "", "answers": []}
-
-
-@pytest.mark.parametrize("line", [b"", b"{", b"[]", b"3", b"\xff\xfe", b"[" * 100_000])
-def test_lines_that_are_no_objects_are_damaged(line: bytes) -> None:
-    with pytest.raises(DamagedLine):
-        parsed_line(line)
-
-
-@pytest.mark.parametrize("nodes", [None, {}, [], [{"path": [0]}], [{"path": "root"}], [None]])
-def test_a_record_without_a_root_is_damaged(nodes: Any) -> None:
-    with pytest.raises(DamagedLine):
-        readable_record({"nodes": nodes})
+def test_an_overview_adds_up_what_was_paid_on_the_way() -> None:
+    # 0.5 + 1, 0.5 - 0.25 + 0, 0.
+    found = overview(written(game_tree()))
+    assert found["returns"] == [1.5, 0.25, 0.0]
+    assert found["successes"] == [None, None, None]
 
 
 def test_numbers_that_json_has_no_word_for_become_none() -> None:
-    line = b'{"nodes": [{"path": [], "advantage": NaN, "value": -Infinity, "reward": 1e999}]}'
-    node = readable_record(parsed_line(line))["nodes"][0]
-    assert (node["advantage"], node["value"], node["reward"]) == (None, None, None)
+    assert parsed(b'{"value": NaN, "reward": -Infinity}') == {"value": None, "reward": None}
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
-    max_leaves=6,
-)
-FIELDS = [
-    "path",
-    "tokens",
-    "stop",
-    "failure",
-    "faults",
-    "expansion",
-    "outcome",
-    "label",
-    "success",
-    "reward",
-    *PER_TOKEN,
-]
-NODES = st.lists(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=6), max_size=5)
+def test_a_line_that_was_cut_is_told() -> None:
+    with pytest.raises(RunError, match="cannot be read"):
+        parsed(b'{"nodes": [')
 
 
-@given(NODES, st.dictionaries(st.sampled_from(["question", "answers", "id"]), JSON))
-def test_whatever_a_line_holds_the_page_gets_what_it_may_rely_on(nodes: Any, task: Any) -> None:
-    read = readable_record({"task": task, "nodes": [{"path": []}, *nodes]})
-    json.dumps(read, allow_nan=False)
-    overview(read)
-    paths = [tuple(node["path"]) for node in read["nodes"]]
-    assert len(set(paths)) == len(paths)
-    for node in read["nodes"]:
-        path = tuple(node["path"])
-        assert not path or path[:-1] in paths
-        for name in PER_TOKEN:
-            assert node[name] is None or len(node[name]) == len(node["tokens"])
+def test_pieces_come_from_the_vocabulary_or_from_the_words() -> None:
+    def pieces(tokens: list[int], text: str, vocabulary: dict[int, str] | None) -> Any:
+        node: dict[str, Any] = {"tokens": tokens, "text": text}
+        add_pieces(node, vocabulary)
+        return node["pieces"]
 
-
-def test_pieces_come_from_the_record_then_the_vocabulary_then_the_words() -> None:
-    base = {"observation": [], "observation_pieces": None, "observation_text": ""}
-    own = {**base, "tokens": [1], "pieces": ["own"], "text": "own"}
-    add_pieces(own, {1: "other"})
-    assert own["pieces"] == ["own"]
-    known = {**base, "tokens": [1, 2], "pieces": None, "text": "who is"}
-    add_pieces(known, {1: "who", 2: "is"})
-    assert known["pieces"] == ["who", " is"]
-    words = {**base, "tokens": [1, 9], "pieces": None, "text": "who  is"}
-    add_pieces(words, {1: "who"})
-    assert words["pieces"] == ["who", "  is"]
-    unknown = {**base, "tokens": [1, 9, 9], "pieces": None, "text": "who is"}
-    add_pieces(unknown, {1: "who"})
-    assert unknown["pieces"] is None
+    assert pieces([1, 2], "who is", {1: "who", 2: "is"}) == ["who", " is"]
+    assert pieces([1, 9], "who  is", {1: "who"}) == ["who", "  is"]
+    assert pieces([1, 2], "who is", None) == ["who", " is"]
+    assert pieces([1, 9, 9], "who is", {1: "who"}) is None
 
 
 def test_pieces_stay_as_they_are_where_the_text_does_not_hold_them() -> None:
@@ -136,5 +75,6 @@ def test_byte_level_pieces_are_text_and_parts_of_letters_are_bytes(tmp_path: Any
     }
     path.write_text(json.dumps(tokenizer), encoding="utf-8")
     assert read_vocabulary(path) == {0: " who", 1: "é", 2: "\\xc3", 3: "<end>"}
-    path.write_text('{"model": []}', encoding="utf-8")
-    assert read_vocabulary(path) is None
+    other = tmp_path / "other.json"
+    other.write_text('{"model": {"type": "SentencePiece"}}', encoding="utf-8")
+    assert read_vocabulary(other) is None

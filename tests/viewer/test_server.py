@@ -47,7 +47,7 @@ def test_the_page_and_its_data_are_served(port: int) -> None:
     states = json.loads(asked(port, "/api/runs")[2])
     assert states[0]["name"] == "run" and states[0]["summary"]["seed"] == 0
     assert json.loads(asked(port, "/api/runs/0/steps")[2]) == [1, 2, 20]
-    assert len(json.loads(asked(port, "/api/runs/0/trees/2")[2])["trees"]) == 3
+    assert len(json.loads(asked(port, "/api/runs/0/trees/2")[2])) == 3
     assert json.loads(asked(port, "/api/runs/0/trees/2/1")[2])["number"] == 1
     assert json.loads(asked(port, "/api/runs/0/metrics?start=0")[2])["start"] == 0
 

@@ -13,16 +13,8 @@ const App = (() => {
 
   function parse() {
     const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
-    const [name, ...rest] = path.split("/").filter(Boolean).map(decoded);
+    const [name, ...rest] = path.split("/").filter(Boolean);
     return { name: PAGES[name] ? name : "runs", rest, query: new URLSearchParams(query ?? "") };
-  }
-
-  function decoded(part) {
-    try {
-      return decodeURIComponent(part);
-    } catch {
-      return part;
-    }
   }
 
   function route() {

@@ -3,13 +3,13 @@
 // tokens of the branch in order; environment tokens are stepped over, so they are not here.
 
 const Credit = (() => {
-  // A boundary at every token that was less likely than the threshold when it was sampled.
-  function segmentsByProbability(logprobs, threshold, boundary) {
+  // A token less likely than the threshold opens a span (side "start") or closes one ("end").
+  function lowProbability(logprobs, threshold, side) {
     const limit = threshold > 0 ? Math.log(threshold) : -Infinity;
     const spans = [];
     let span = 0;
     for (let t = 0; t < logprobs.length; t++) {
-      const decides = boundary === "start" ? t : t - 1;
+      const decides = side === "start" ? t : t - 1;
       if (t > 0 && logprobs[decides] < limit) span += 1;
       spans.push(span);
     }
@@ -18,6 +18,17 @@ const Credit = (() => {
 
   const byToken = (length) => Array.from({ length }, (_, t) => t);
   const whole = (length) => new Array(length).fill(0);
+
+  // What each token of a branch is paid: the reward of a turn stands at its last token, or at
+  // the last one before a turn without tokens.
+  function tokenRewards(turns) {
+    const rewards = [];
+    for (const node of turns) {
+      rewards.push(...node.tokens.map(() => 0));
+      if (rewards.length) rewards[rewards.length - 1] += node.reward ?? 0;
+    }
+    return rewards;
+  }
 
   // delta_t = r_t + gamma * V_next - V_t
   // A_t     = delta_t + gamma * lam_t * A_next, lam_t = 1 inside a span and lam between two
@@ -39,40 +50,30 @@ const Credit = (() => {
     return { count, meanLength: count ? spans.length / count : 0 };
   }
 
-  // Mean outcome of the leaves below every node: the tree's own estimate of its value.
-  function meanOutcomes(nodes) {
+  // Of every node, the mean over the scored leaves below of what is paid from that turn on
+  // (its own reward included) and after it: the tree's own estimates of its value.
+  function returnsToGo(nodes) {
     const found = new Map();
-    for (let index = nodes.length - 1; index >= 0; index--) {
-      const node = nodes[index];
-      const below = node.children.map((child) => found.get(child));
-      let sum = 0;
-      let count = 0;
-      if (!node.children.length && node.reward !== null) {
-        [sum, count] = [node.reward, 1];
-      }
-      for (const child of below) {
-        sum += child.sum;
-        count += child.count;
-      }
-      found.set(node, { sum, count, mean: count ? sum / count : null });
+    for (const node of [...nodes].reverse()) {
+      const below = node.children.map((child) => found.get(child)).filter((one) => one.count);
+      const own = node.reward ?? 0;
+      const count = node.children.length ? below.reduce((sum, one) => sum + one.count, 0) : Number(node.reward !== null);
+      const after = count ? below.reduce((sum, one) => sum + one.count * one.from, 0) / count : null;
+      found.set(node, { count, after, from: count ? own + after : null });
     }
     return found;
   }
 
-  // The turn's advantage in each of the modes of tree credit; null without values.
-  function treeModes(node, root) {
-    if (node.value === null || !node.parent || node.parent.value === null) return null;
-    const overParent = node.value - node.parent.value;
+  // The turn's advantage in the modes of tree credit. Values are of what is still to come:
+  // where turns are paid on the way, they do not say what over_parent would give.
+  function treeModes(node, { root, nodes }) {
     const overRoot = node.value - root.value;
-    return {
-      node_value: node.value,
-      over_parent: overParent,
-      over_root: overRoot,
-      over_both: overParent + overRoot,
-    };
+    if (nodes.some((one) => one.reward && one.children.length)) return { node_value: node.value, over_root: overRoot };
+    const overParent = node.value - node.parent.value;
+    return { node_value: node.value, over_parent: overParent, over_root: overRoot, over_both: overParent + overRoot };
   }
 
   return {
-    segmentsByProbability, byToken, whole, spanAdvantages, spanStatistics, meanOutcomes, treeModes,
+    lowProbability, byToken, whole, tokenRewards, spanAdvantages, spanStatistics, returnsToGo, treeModes,
   };
 })();

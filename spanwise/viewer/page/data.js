@@ -31,8 +31,7 @@ const Data = (() => {
     steps: async (run) => Object.keys(exported.runs[run].trees).map(Number).sort((a, b) => a - b),
     trees: async (run, step) => {
       const kept = exported.runs[run].trees[step];
-      if (!kept) return missing(`step ${step}`);
-      return { step, trees: kept.map((tree) => tree.overview), notes: [] };
+      return kept ? kept.map((tree) => tree.overview) : missing(`step ${step}`);
     },
     tree: async (run, step, number) => {
       const kept = (exported.runs[run].trees[step] || [])[number];
@@ -62,13 +61,12 @@ const Data = (() => {
 
   async function update(index, state) {
     const first = !runs[index];
-    const run = (runs[index] ??= { id: index, rows: [], steps: [], end: 0, damaged: 0 });
-    const before = JSON.stringify([run.name, run.live, run.notes, run.summary, run.config]);
+    const run = (runs[index] ??= { id: index, rows: [], keys: new Set(), steps: [], end: 0 });
+    const same = run.live === state.live && Boolean(run.summary) === Boolean(state.summary);
     Object.assign(run, {
       name: Text.visible(state.name), config: state.config, summary: state.summary,
-      live: state.live, notes: state.notes,
+      live: state.live, notes: state.notes ?? [],
     });
-    const same = before === JSON.stringify([run.name, run.live, run.notes, run.summary, run.config]);
     const grown = first || (!exported && state.metrics_bytes !== run.end);
     const read = grown ? await readMetrics(run) : 0;
     if (first || read || run.live) run.steps = await source.steps(index);
@@ -80,18 +78,11 @@ const Data = (() => {
     let read = 0;
     while (more) {
       const found = await source.metrics(run.id, run.end);
-      if (found.start < run.end) [run.rows, run.damaged] = [[], 0];
-      for (const line of found.text.split("\n")) {
-        if (!line.trim()) continue;
-        read += 1;
-        try {
-          const row = JSON.parse(line);
-          if (row && typeof row === "object" && !Array.isArray(row)) run.rows.push(row);
-          else run.damaged += 1;
-        } catch {
-          run.damaged += 1;
-        }
-      }
+      if (found.start < run.end) run.rows = [];
+      const rows = found.text.split("\n").filter(Boolean).map((line) => JSON.parse(line));
+      for (const row of rows) for (const key of Object.keys(row)) run.keys.add(key);
+      run.rows.push(...rows);
+      read += rows.length;
       [run.end, more] = [found.end, found.more];
     }
     place(run);
@@ -153,13 +144,7 @@ const Data = (() => {
   }
 
   function keys() {
-    const found = new Set(Object.keys(DERIVED));
-    for (const run of runs) {
-      for (const row of [run.rows[0], run.rows[run.rows.length - 1]]) {
-        for (const key of Object.keys(row || {})) if (!key.startsWith("axis/")) found.add(key);
-      }
-    }
-    return [...found].sort();
+    return [...new Set([...Object.keys(DERIVED), ...runs.flatMap((run) => [...run.keys])])].sort();
   }
 
   // Settings as dotted names; what a run is called and where it lies is no setting.
@@ -175,9 +160,9 @@ const Data = (() => {
         found[name] = JSON.stringify(value);
       }
     };
-    walk(run.config?.config ?? {}, "");
+    walk(run.config.config, "");
     delete found.folder;
-    return { recipe: run.config?.recipe ?? "?", ...found };
+    return { recipe: run.config.recipe, ...found };
   }
 
   // Runs that differ in their seed alone are one group.
@@ -185,7 +170,7 @@ const Data = (() => {
     const found = new Map();
     for (const run of runs) {
       const { seed: _, ...rest } = settings(run);
-      const key = run.config ? JSON.stringify(rest) : `run ${run.id}`;
+      const key = JSON.stringify(rest);
       if (!found.has(key)) found.set(key, { runs: [], settings: rest });
       found.get(key).runs.push(run);
     }
@@ -207,30 +192,29 @@ const Data = (() => {
 
   function notes() {
     const found = lost ? [lost] : [];
-    for (const run of runs) {
-      const own = [...run.notes];
-      if (run.damaged) own.push(`metrics.jsonl: ${run.damaged} ${run.damaged === 1 ? "line" : "lines"} cannot be read`);
-      for (const note of own) found.push(`${run.name}: ${note}`);
-    }
-    return found;
+    return [...found, ...runs.flatMap((run) => run.notes.map((note) => `${run.name}: ${note}`))];
   }
 
-  // A tree with its turns joined up.
+  const nameOf = (path) => path.join(".") || "prompt";
+
+  // A tree with its turns joined up. A leaf that was scored has a return: all that was paid
+  // from the prompt to its end.
   async function tree(run, step, number) {
     const record = await source.tree(run, step, number);
     const byPath = new Map();
     for (const node of record.nodes) {
-      node.name = node.path.join(".") || "prompt";
-      node.parent = byPath.get(node.path.slice(0, -1).join(".")) ?? null;
+      node.name = nameOf(node.path);
+      node.parent = node.path.length ? byPath.get(nameOf(node.path.slice(0, -1))) : null;
       node.children = [];
-      if (!node.path.length) node.parent = null;
-      byPath.set(node.path.join("."), node);
+      node.paid = (node.parent?.paid ?? 0) + (node.reward ?? 0);
+      byPath.set(node.name, node);
       if (node.parent) node.parent.children.push(node);
     }
     record.root = record.nodes[0];
-    record.node = (name) => byPath.get(name === "prompt" ? "" : name) ?? null;
+    record.node = (name) => byPath.get(name) ?? null;
     record.leaves = record.nodes.filter((node) => !node.children.length && node.parent);
     for (const node of [...record.nodes].reverse()) {
+      node.return = node.children.length || node.reward === null ? null : node.paid;
       node.leaves = node.children.length
         ? node.children.reduce((total, child) => total + child.leaves, 0) : 1;
     }
@@ -238,7 +222,7 @@ const Data = (() => {
   }
 
   return {
-    runs, refresh, points, keys, groups, settings, differences, notes, tree,
+    runs, refresh, points, keys, groups, settings, differences, notes, tree, nameOf,
     trees: (run, step) => source.trees(run, step),
     exported: Boolean(exported),
   };

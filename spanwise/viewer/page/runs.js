@@ -3,24 +3,27 @@
 
 const Runs = (() => {
   const PANELS = [
-    ["Reward", "unforked/reward", "reward", "unforked/exact_match", "exact_match"],
-    ["Held-out score", "eval/exact_match", "eval/greedy"],
-    ["Length", "turn_tokens", "tool_calls", "sampled_tokens", "branches"],
+    ["Score", "unforked/score", "score"],
+    ["Success", "unforked/success", "success"],
+    ["Held-out score", "eval/success", "eval/greedy_success", "eval/score", "eval/greedy_score"],
+    ["Length", "turn_tokens", "turns", "sampled_tokens", "branches"],
     ["Entropy", "entropy", "turn_entropy"],
     ["Clip share", "clip share", "clip_share_low", "clip_share_high", "clip_frac/span_low", "clip_frac/span_high"],
     ["Explained variance", "explained_variance", "value_mean"],
     ["Faults", "unscored share", "stop/malformed", "stop/failure", "stop/length", "stop/budget", "skipped_steps"],
     ["Tokens per second", "tokens per second", "step seconds", "seconds/rollout", "seconds/update"],
-    ["Engine and trainer mismatch", "engine_mismatch", "engine_mismatch_max", "engine_kl", "engine_ratio/token_max", "engine_ratio/turn_max", "engine_ratio/whole_max", "engine_ratio/whole_min", "importance/mean", "importance/masked_share", "approx_kl", "ratio_max", "ratio_min"],
+    ["Engine and trainer mismatch", "engine_mismatch", "engine_mismatch_max", "engine_kl", "engine_ratio/token_max", "engine_ratio/turn_max", "engine_ratio/trajectory_max", "engine_ratio/trajectory_min", "importance/mean", "importance/masked_share", "approx_kl", "ratio_max", "ratio_min"],
     ["Gradient", "gradient_norm", "loss", "value_gradient_norm", "value_loss"],
+    ["Learning rate", "learning_rate", "critic_learning_rate"],
     ["Spans", "credit/span_length_mean", "credit/num_spans", "credit/span_open_share", "ratio_mean"],
     ["Shared tokens", "computed_to_total", "unique_token_fraction", "packed"],
   ];
   const AXES = [["step", "step"], ["tokens", "sampled tokens"], ["minutes", "minutes"]];
-  const SHARES = new Set(["unforked/reward", "reward", "unforked/exact_match", "exact_match", "eval/exact_match", "eval/greedy"]);
+  const isShare = (key) => /(^|[/_])success$/.test(key);
+
+  const SHOW = "show."; // before the name of a panel in the address
 
   let state;
-  let panels = [];
 
   function show(main, _, query) {
     state = {
@@ -28,8 +31,8 @@ const Runs = (() => {
       smooth: Number(query.get("smooth") ?? 0.6),
       mode: query.get("mode") ?? "each",
       hidden: new Set((query.get("hide") ?? "").split(",").filter(Boolean).map(Number)),
-      chosen: new Map((query.get("show") ?? "").split(",").filter(Boolean).map((pair) => pair.split(":"))),
-      large: query.has("large") ? Number(query.get("large")) : null,
+      chosen: new Map([...query].filter(([name]) => name.startsWith(SHOW)).map(([name, key]) => [name.slice(SHOW.length), key])),
+      large: query.get("large"),
     };
     main.replaceChildren(controls(), h("div", { id: "panels" }), h("section", { id: "summary" }), h("section", { id: "settings" }));
     draw();
@@ -42,7 +45,7 @@ const Runs = (() => {
     if (state.smooth !== 0.6) query.set("smooth", state.smooth);
     if (state.mode !== "each") query.set("mode", state.mode);
     if (state.hidden.size) query.set("hide", [...state.hidden].join(","));
-    if (state.chosen.size) query.set("show", [...state.chosen].map((pair) => pair.join(":")).join(","));
+    for (const [title, key] of state.chosen) query.set(SHOW + title, key);
     if (state.large !== null) query.set("large", state.large);
     App.remember("#/runs", query);
   }
@@ -94,13 +97,21 @@ const Runs = (() => {
   function draw() {
     const held = document.activeElement?.closest?.(".panel")?.dataset.panel;
     legend();
-    const all = [...PANELS, ["Any metric", ...Data.keys()]];
     const box = document.getElementById("panels");
     box.classList.toggle("large", state.large !== null);
-    const shown = state.large !== null ? [state.large] : all.map((_, index) => index);
-    panels = shown.map((index) => panel(index, all[index]));
-    box.replaceChildren(...panels.map((one) => one.element));
-    if (held !== undefined) box.querySelector(`[data-panel="${held}"] .plot`)?.focus({ preventScroll: true });
+    const panels = recorded().filter(([title]) => [title, null].includes(state.large)).map(panel);
+    box.replaceChildren(...panels.length ? panels : [h("p", { class: "empty" }, "No metrics yet.")]);
+    if (held !== undefined) box.querySelector(`[data-panel="${CSS.escape(held)}"] .plot`)?.focus({ preventScroll: true });
+  }
+
+  // Every panel that some run has a metric for, with the keys of those. The environment's own
+  // metrics and the user's have a panel each.
+  function recorded() {
+    const keys = Data.keys();
+    const own = keys.filter((key) => /^(env|own)\//.test(key)).map((key) => [key, key, `eval/${key}`, `eval/greedy_${key}`]);
+    return [...PANELS, ...own, ["Any metric", ...keys]]
+      .map(([title, ...all]) => [title, ...all.filter((key) => Data.runs.some((run) => Data.points(run, key, state.axis).length))])
+      .filter(([, ...found]) => found.length);
   }
 
   function curves(key) {
@@ -121,38 +132,30 @@ const Runs = (() => {
     return found;
   }
 
-  function panel(index, [title, ...keys]) {
-    const recorded = keys.filter((key) => Data.runs.some((run) => Data.points(run, key, state.axis).length));
-    const fallback = title === "Any metric" ? recorded.find((k) => k === "loss") ?? recorded[0] : recorded[0];
-    const key = recorded.includes(state.chosen.get(String(index))) ? state.chosen.get(String(index)) : fallback;
-    const element = h("section", { class: "panel", "data-panel": index });
-    const chooser = recorded.length > 1
-      ? select(`Metric of ${title}`, recorded.map((k) => [k, k]), key, (v) => {
-        state.chosen.set(String(index), v);
+  function panel([title, ...keys]) {
+    const fallback = title === "Any metric" ? keys.find((k) => k === "loss") ?? keys[0] : keys[0];
+    const key = keys.includes(state.chosen.get(title)) ? state.chosen.get(title) : fallback;
+    const chooser = keys.length > 1
+      ? select(`Metric of ${Text.visible(title)}`, keys.map((k) => [k, Text.visible(k)]), key, (v) => {
+        state.chosen.set(title, v);
         change("chosen", state.chosen);
-      }) : h("span", { class: "soft" }, key ?? "");
-    const enlarge = () => change("large", state.large === null ? index : null);
-    const head = h("div", { class: "panel-head" }, h("h2", {}, title), chooser, h("span", { class: "filler" }));
-    element.append(head);
-    if (!key) {
-      element.append(h("p", { class: "empty" }, Data.runs.some((run) => run.rows.length) ? "not recorded in these runs" : "no metrics yet"));
-      return { element };
-    }
+      }) : h("span", { class: "soft" }, Text.visible(key));
+    const enlarge = () => change("large", state.large === null ? title : null);
+    const head = h("div", { class: "panel-head" }, h("h2", {}, Text.visible(title)), chooser, h("span", { class: "filler" }));
     const series = curves(key);
     const large = state.large !== null;
     const width = large ? Math.max(600, document.getElementById("main").clientWidth - 60) : panelWidth();
     const picture = Charts.lines({
       width, height: large ? 440 : 150, series, xLabel: AXES.find(([name]) => name === state.axis)[1],
-      label: `${title}: ${key} by ${state.axis}. ${spoken(series)}`, low: SHARES.has(key) ? 0 : null, high: SHARES.has(key) ? 1 : null,
+      label: Text.visible(`${title}: ${key}`) + ` by ${state.axis}. ${spoken(series)}`, low: isShare(key) ? 0 : null, high: isShare(key) ? 1 : null,
     });
     const readout = h("div", { class: "readout", "aria-hidden": true });
-    const plot = h("div", { class: "plot", tabindex: 0, role: "group", "aria-label": `${title}, curve; arrow keys read it, Enter enlarges it` }, picture.svg, readout);
+    const plot = h("div", { class: "plot", tabindex: 0, role: "group", "aria-label": `${Text.visible(title)}, curve; arrow keys read it, Enter enlarges it` }, picture.svg, readout);
     follow(plot, picture, series.filter((one) => one.name), readout, enlarge);
     head.append(
-      Charts.savers(() => picture.svg, () => key.replaceAll("/", "-").replaceAll(" ", "-")),
-      h("button", { click: enlarge, class: "enlarge", "aria-label": large ? "All curves" : `Enlarge ${title}`, title: "Enlarge (Enter)" }, large ? "All curves" : "⤢"));
-    element.append(plot);
-    return { element };
+      Charts.savers(() => picture.svg, () => Text.visible(key).replaceAll(/[/ ]/g, "-")),
+      h("button", { click: enlarge, class: "enlarge", "aria-label": large ? "All curves" : `Enlarge ${Text.visible(title)}`, title: "Enlarge (Enter)" }, large ? "All curves" : "⤢"));
+    return h("section", { class: "panel", "data-panel": title }, head, plot);
   }
 
   function panelWidth() {
@@ -217,11 +220,11 @@ const Runs = (() => {
   }
 
   const FIGURES = [
-    ["recipe", (run) => run.config?.recipe],
-    ["seed", (run) => run.config?.config?.seed],
+    ["recipe", (run) => run.config.recipe],
+    ["seed", (run) => run.config.config.seed],
     ["steps", (run) => run.rows.length ? run.rows[run.rows.length - 1].step : 0],
-    ["sampled, before → after", (run) => scores(run, "exact_match")],
-    ["greedy, before → after", (run) => scores(run, "greedy")],
+    ["sampled, before → after", (run) => scores(run, "")],
+    ["greedy, before → after", (run) => scores(run, "greedy_")],
     ["explained variance", (run) => run.summary?.explained_variance],
     ["sampled tokens", (run) => run.summary?.sampled_tokens ?? last(run, "total_sampled_tokens")],
     ["tokens of the rows", (run) => run.summary?.row_tokens],
@@ -232,11 +235,13 @@ const Runs = (() => {
 
   const last = (run, key) => (run.rows.length ? run.rows[run.rows.length - 1][key] : null);
 
-  function scores(run, key) {
-    const [before, after] = [run.summary?.before?.[key], run.summary?.after?.[key]];
-    if (!Number.isFinite(before) || !Number.isFinite(after)) return null;
-    const gain = 100 * (after - before);
-    return `${(100 * before).toFixed(1)} → ${(100 * after).toFixed(1)} % (${Scales.withSign(gain, 1)})`;
+  // Held-out success as a percentage, or the score where the environment knows no success.
+  function scores(run, kind) {
+    const found = (name) => [run.summary?.before, run.summary?.after].map((one) => one?.[kind + name] ?? null);
+    const [before, after] = found("success").map((share) => share && 100 * share);
+    if (before !== null && after !== null) return `${before.toFixed(1)} → ${after.toFixed(1)} % (${Scales.withSign(after - before, 1)})`;
+    const [low, high] = found("score");
+    return low === null || high === null ? null : `${Scales.number(low)} → ${Scales.number(high)} (${Scales.withSign(high - low)})`;
   }
 
   function summaryRows() {

@@ -93,5 +93,8 @@ const Scales = (() => {
     return Number(shown) === 0 ? shown : (value > 0 ? "+" : "−") + shown;
   }
 
-  return { theme, ink, line, signed, plain, textOn, luminance, ticks, number, withSign };
+  // A reward, as short as it goes: "+0.7".
+  const payment = (value) => (value > 0 ? "+" : value < 0 ? "−" : "") + number(Math.abs(value), 2);
+
+  return { theme, ink, line, signed, plain, textOn, luminance, ticks, number, withSign, payment };
 })();

@@ -22,13 +22,15 @@ const Tokens = (() => {
       main.replaceChildren(h("p", { class: "empty" }, "No trees yet: this run has not kept any."));
       return;
     }
-    const recorded = run.config?.config?.advantage ?? {};
+    const recorded = run.config.config.advantage;
+    const spans = recorded.spans?.class === "LowProbability" ? recorded.spans : { threshold: 0.2, side: "start" };
     state = {
       step: step === undefined ? run.steps[0] : Number(step), number: Number(number ?? 0),
       tint: query.get("tint") ?? "probability",
       lam: Number(query.get("lam") ?? recorded.lam ?? 0.95),
-      threshold: Number(query.get("p") ?? recorded.segments?.threshold ?? 0.2),
-      boundary: query.get("boundary") ?? recorded.segments?.boundary ?? "start",
+      gamma: recorded.gamma ?? 1,
+      threshold: Number(query.get("p") ?? spans.threshold),
+      side: query.get("side") ?? spans.side,
       at: query.has("at") ? Number(query.get("at")) : null,
     };
     tree = await Data.tree(run.id, state.step, state.number);
@@ -54,7 +56,7 @@ const Tokens = (() => {
     if (state.tint !== "probability") query.set("tint", state.tint);
     query.set("lam", state.lam);
     query.set("p", state.threshold);
-    if (state.boundary !== "start") query.set("boundary", state.boundary);
+    query.set("side", state.side);
     if (state.at !== null) query.set("at", state.at);
     App.remember(`#/tokens/${run.id}/${state.step}/${state.number}/${leaf.name}`, query);
   }
@@ -62,13 +64,13 @@ const Tokens = (() => {
   function collect() {
     turns = [];
     for (let node = leaf; node; node = node.parent) turns.unshift(node);
-    const means = Credit.meanOutcomes(tree.nodes);
+    const toGo = Credit.returnsToGo(tree.nodes);
     tokens = turns.flatMap((node) => node.tokens.map((id, t) => ({
       node, t, piece: node.pieces?.[t] ?? `#${id} `,
-      logprob: node.sampling_logprobs?.[t] ?? node.engine_logprobs?.[t] ?? null,
+      logprob: node.engine_logprobs[t],
       entropy: node.entropies?.[t] ?? null, ratio: node.ratio?.[t] ?? null,
       value: node.values?.[t] ?? null, advantage: node.advantages?.[t] ?? node.advantage,
-      estimate: means.get(node.parent)?.mean ?? null,
+      estimate: toGo.get(node.parent).after,
     })));
     tokens.hasValues = tokens.length > 0 && tokens.every((token) => token.value !== null);
     tokens.hasEstimates = tokens.length > 0 && tokens.every((token) => token.estimate !== null);
@@ -77,15 +79,14 @@ const Tokens = (() => {
   const valueOf = (token) => (tokens.hasValues ? token.value : token.estimate);
 
   function recompute() {
-    const spans = Credit.segmentsByProbability(tokens.map((token) => token.logprob ?? 0), state.threshold, state.boundary);
+    const spans = Credit.lowProbability(tokens.map((token) => token.logprob), state.threshold, state.side);
     credit = { spans, recorded: tokens.map((token) => token.advantage) };
-    if (leaf.reward !== null && (tokens.hasValues || tokens.hasEstimates)) {
-      const values = tokens.map(valueOf);
-      const rewards = tokens.map((_, index) => (index === tokens.length - 1 ? leaf.reward : 0));
-      const { lam } = state;
-      credit.gae = Credit.spanAdvantages(rewards, values, Credit.byToken(values.length), { lam });
-      credit.sae = Credit.spanAdvantages(rewards, values, spans, { lam });
-      credit.monte_carlo = Credit.spanAdvantages(rewards, values, Credit.whole(values.length), { lam: 1 });
+    if (leaf.return !== null && (tokens.hasValues || tokens.hasEstimates)) {
+      const [rewards, values] = [Credit.tokenRewards(turns), tokens.map(valueOf)];
+      const { gamma, lam } = state;
+      credit.gae = Credit.spanAdvantages(rewards, values, Credit.byToken(values.length), { gamma, lam });
+      credit.sae = Credit.spanAdvantages(rewards, values, spans, { gamma, lam });
+      credit.monte_carlo = Credit.spanAdvantages(rewards, values, Credit.whole(values.length), { gamma, lam: 1 });
     }
     drawSegments();
     drawBranch();
@@ -106,35 +107,33 @@ const Tokens = (() => {
       remember();
     };
     const tints = [
-      ["probability", "probability", tokens.some((token) => token.logprob !== null)],
+      ["probability", "probability", true],
       ["entropy", "entropy", tokens.some((token) => token.entropy !== null)],
-      ["value", tokens.hasValues ? "value" : "value (mean outcome of the tree)", tokens.hasValues || tokens.hasEstimates],
+      ["value", tokens.hasValues ? "value" : "value (mean return in the tree)", tokens.hasValues || tokens.hasEstimates],
       ["recorded", "advantage, recorded", tokens.some((token) => token.advantage !== null)],
-      ["gae", "advantage, GAE", leaf.reward !== null], ["sae", "advantage, SAE", leaf.reward !== null],
-      ["monte_carlo", "advantage, Monte Carlo", leaf.reward !== null],
+      ["gae", "advantage, GAE", leaf.return !== null], ["sae", "advantage, SAE", leaf.return !== null],
+      ["monte_carlo", "advantage, Monte Carlo", leaf.return !== null],
       ["ratio", "policy ratio", tokens.some((token) => token.ratio !== null)],
     ].filter(([, , there]) => there);
     if (!tints.some(([name]) => name === state.tint)) state.tint = "probability";
-    const outcome = (node) => (node.failure ? `failed, ${node.failure.kind}` : node.reward === null ? "no score" : `reward ${Scales.number(node.reward)}`);
     document.getElementById("branch-head").replaceChildren(h("div", {},
       h("p", { class: "question" },
         h("a", { href: `#/tree/${run.id}/${state.step}/${state.number}?node=${leaf.name}` }, `step ${state.step}, tree ${state.number}`), " ",
-        h("b", { class: "model-text" }, Text.visible(tree.task.question)), h("span", { class: "soft" }, "  answer "),
-        h("b", { class: "model-text" }, tree.task.answers.map(Text.visible).join(" / ") || "–")),
+        h("b", { class: "model-text" }, Text.visible(tree.task.question)), Turn.answers(tree.task)),
       h("div", { class: "controls" },
         h("button", { click: () => go(at - 1), disabled: at <= 0, "aria-label": "Branch before" }, "‹"),
-        select("Branch", leaves.map((node, index) => [index, `${node.name}  ${Text.visible(outcome(node))}`]), at, (index) => go(Number(index)), "leaf"),
+        select("Branch", leaves.map((node, index) => [index, `${node.name}  ${Turn.ending(node)}`]), at, (index) => go(Number(index)), "leaf"),
         h("button", { click: () => go(at + 1), disabled: at >= leaves.length - 1, "aria-label": "Branch after" }, "›"),
         select("Tint", tints, state.tint, change("tint"), "tint"),
         slider("λ", { min: 0, max: 1, step: 0.01, value: state.lam, id: "lam", shown: (v) => v.toFixed(2) }, change("lam")),
         slider("p", { min: 0, max: 1, step: 0.01, value: state.threshold, id: "threshold", shown: (v) => v.toFixed(2) }, change("threshold")),
-        select("Unlikely token", [["start", "opens a segment"], ["end", "closes a segment"]], state.boundary, change("boundary"), "boundary")),
+        select("Unlikely token", [["start", "opens a segment"], ["end", "closes a segment"]], state.side, change("side"), "side")),
       h("p", { class: "soft small", id: "segments" })));
   }
 
   function drawSegments() {
     const { count, meanLength } = Credit.spanStatistics(credit.spans);
-    const unlikely = tokens.filter((token) => token.logprob !== null && Math.exp(token.logprob) < state.threshold).length;
+    const unlikely = tokens.filter((token) => Math.exp(token.logprob) < state.threshold).length;
     document.getElementById("segments").textContent =
       `${tokens.length} model tokens in ${count} ${count === 1 ? "segment" : `segments of ${Scales.number(meanLength)} on average`}; ` +
       `${unlikely} less likely than p = ${state.threshold.toFixed(2)}. A bar before a token opens a segment.`;
@@ -152,6 +151,7 @@ const Tokens = (() => {
       if (node.tokens.length || node.parent) {
         const block = h("div", { class: "said model-text", role: "group", "aria-label": `turn ${node.name}, the model` });
         for (let t = 0; t < node.tokens.length; t++) block.append(tokenElement(index++, colour));
+        if (node.reward) block.append(" ", h("span", { class: `payment${node.reward < 0 ? " loss" : ""}`, title: "Reward of the turn, paid at its last token" }, Scales.payment(node.reward)));
         if (!node.tokens.length) block.append(h("span", { class: "alarm" }, node.failure ? Text.visible(`${node.failure.kind}: ${node.failure.message}`) : "nothing"));
         parts.push(h("div", { class: "turn" },
           h("div", { class: "gutter" }, h("a", { href: `#/tree/${run.id}/${state.step}/${state.number}?node=${node.name}` }, node.name), h("span", {}, `A ${Scales.withSign(node.advantage)}`)), block));
@@ -163,10 +163,14 @@ const Tokens = (() => {
           Text.put(h("div", { class: "observation model-text", role: "group", "aria-label": "put there by the environment" }), text)));
       }
     }
-    const end = leaf.failure ? `failed, ${leaf.failure.kind}: no reward, not trained on` : leaf.reward === null ? "never scored" : `reward ${Scales.number(leaf.reward)}`;
-    parts.push(h("div", { class: "turn" }, h("div", { class: "gutter" }), h("div", { class: "end" }, Text.visible(`${end} (${leaf.stop})`))));
+    parts.push(h("div", { class: "turn" }, h("div", { class: "gutter" }), h("div", { class: "end" }, returned())));
     box.replaceChildren(...parts);
     if (held !== undefined) box.querySelector(`[data-token="${held}"]`)?.focus({ preventScroll: true });
+  }
+
+  function returned() {
+    if (leaf.return === null) return `no return${leaf.failure ? `: ${Text.visible(leaf.failure.kind)}` : ""}, not trained on`;
+    return `return ${Scales.number(leaf.return)}${{ true: ", succeeded", false: ", not succeeded" }[leaf.success] ?? ""} (${leaf.stop})`;
   }
 
   function tokenElement(index, colour) {
@@ -183,7 +187,7 @@ const Tokens = (() => {
 
   function tinter() {
     const name = state.tint;
-    if (name === "probability") return (i) => (tokens[i].logprob === null ? null : Scales.plain(1 - Math.exp(tokens[i].logprob), 1));
+    if (name === "probability") return (i) => Scales.plain(1 - Math.exp(tokens[i].logprob), 1);
     const figure = name === "value" ? (i) => valueOf(tokens[i]) : name === "entropy" || name === "ratio" ? (i) => tokens[i][name] : (i) => credit[name]?.[i] ?? null;
     const centre = name === "ratio" ? 1 : 0;
     const figures = tokens.map((_, i) => figure(i)).filter((v) => v !== null);
@@ -197,7 +201,7 @@ const Tokens = (() => {
   function drawChart() {
     const box = document.getElementById("estimators");
     if (!credit.gae) {
-      box.replaceChildren(h("p", { class: "empty" }, leaf.reward === null ? "This branch has no reward: there is nothing to estimate." : "No values and no outcomes to estimate from."));
+      box.replaceChildren(h("p", { class: "empty" }, "This branch has no reward: there is nothing to estimate."));
       chart = null;
       return;
     }
@@ -225,9 +229,9 @@ const Tokens = (() => {
       h("div", { class: "panel-head" }, h("h2", {}, "Estimators side by side"), h("span", { class: "filler" }), Charts.savers(() => chart.svg, () => `credit-${state.step}-${state.number}-${leaf.name}`)),
       h("div", { class: "keys" }, key), chart.svg,
       h("p", { class: "soft small", id: "values-note" }, (tokens.hasValues
-        ? "Recomputed from the recorded values of the critic, γ = 1, one reward at the end. "
-        : "No values of a critic were recorded: the value before a turn is the mean outcome of all leaves below its parent, the tree's own estimate. γ = 1. ") +
-        "Recorded is what was trained on, in the units of its method. Solid rules: turns; dotted: segments."));
+        ? "Recomputed from the recorded values of the critic"
+        : "No values of a critic were recorded: the value before a turn is the mean of what the leaves below its parent were paid from there on, the tree's own estimate") +
+        `; γ = ${state.gamma}, each turn's reward at its last token. Recorded is what was trained on, in the units of its method. Solid rules: turns; dotted: segments.`));
   }
 
   function drawByTurn() {
@@ -252,10 +256,11 @@ const Tokens = (() => {
     }
     const token = tokens[state.at];
     const figures = [
-      ["p", token.logprob === null ? null : Scales.number(Math.exp(token.logprob))], ["log-prob", Scales.number(token.logprob)],
+      ["p", Scales.number(Math.exp(token.logprob))], ["log-prob", Scales.number(token.logprob)],
       ["entropy", token.entropy === null ? null : Scales.number(token.entropy)], ["V", Scales.number(valueOf(token))],
       ...ESTIMATORS.map(([name, label]) => [label, credit[name] ? Scales.withSign(credit[name][state.at], 3) : null]),
       ["ratio", token.ratio === null ? null : Scales.number(token.ratio, 4)], ["segment", String(credit.spans[state.at])],
+      ["reward", token.t === token.node.tokens.length - 1 && token.node.reward !== null ? Scales.payment(token.node.reward) : null],
     ].filter(([, value]) => value !== null);
     box.replaceChildren(Text.put(h("b", { class: "token model-text" }), token.piece),
       h("span", { class: "soft" }, ` token ${state.at} of ${tokens.length}, turn ${token.node.name} `),
@@ -304,10 +309,10 @@ const Tokens = (() => {
         const opens = at > 0 && credit.spans[at] !== credit.spans[at - 1];
         return (opens ? "|" : "") + Text.visible(tokens[at].piece);
       });
-      if (own.length) lines.push(`${node.name}  A ${Scales.withSign(node.advantage)}  ${own.join("")}`);
+      if (own.length) lines.push(`${node.name}  A ${Scales.withSign(node.advantage)}${node.reward ? `  reward ${Scales.payment(node.reward)}` : ""}  ${own.join("")}`);
       if (node.observation_text) lines.push(`  > ${Text.visible(node.observation_text.trim())}`);
     }
-    lines.push(leaf.reward === null ? "no reward" : `reward ${Scales.number(leaf.reward)}`);
+    lines.push(returned());
     return lines.join("\n") + "\n";
   }
 

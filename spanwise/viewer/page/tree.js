@@ -4,7 +4,7 @@
 const Trees = (() => {
   const FONT_SIZE = 11.5;
   const COLOURS = [
-    ["advantage", "advantage"], ["value", "value"], ["outcome", "mean outcome below"],
+    ["advantage", "advantage"], ["value", "value"], ["return", "mean return from here"],
     ["entropy", "entropy, nats a token"], ["ratio", "policy ratio"], ["clipped", "share of tokens clipped"],
   ];
 
@@ -12,7 +12,7 @@ const Trees = (() => {
   let run;
   let list;
   let tree;
-  let outcomes;
+  let toGo;
   let picture;
 
   async function show(main, [runId, step, number], query) {
@@ -20,30 +20,25 @@ const Trees = (() => {
     if (!run) throw new Error(`there is no run ${runId}`);
     const wanted = step === undefined ? run.steps[0] : Number(step);
     if (wanted === undefined) {
-      main.replaceChildren(runChooser(), h("p", { class: "empty" }, "No trees yet: this run has not kept any (see the setting keep_trees_every)."));
+      main.replaceChildren(runChooser(), h("p", { class: "empty" }, "No trees yet: this run has not kept any."));
       return;
     }
     state = {
       step: wanted, number: number === undefined ? null : Number(number),
       colour: query.get("colour") ?? "advantage", node: query.get("node"),
       row: query.has("row") ? Number(query.get("row")) : null,
-      order: query.get("order") ?? "even", folded: new Set((query.get("folded") ?? "").split(",").filter(Boolean)),
+      order: query.get("order") ?? "mixed", folded: new Set((query.get("folded") ?? "").split(",").filter(Boolean)),
     };
     list = await Data.trees(run.id, state.step);
-    const readable = sorted().filter(({ tree: one }) => one !== null);
-    if (state.number === null && readable.length) state.number = readable[0].number;
+    state.number ??= sorted()[0]?.number ?? 0;
     main.replaceChildren(
       h("div", { class: "three" },
-        h("aside", { class: "list", "aria-label": "Trees of the step" }, stepChooser(), notes(list.notes), h("ol", { id: "trees" })),
+        h("aside", { class: "list", "aria-label": "Trees of the step" }, stepChooser(), h("ol", { id: "trees" })),
         h("section", { class: "centre" }, h("div", { id: "tree-head" }), h("div", { id: "picture" })),
         h("aside", { id: "turn", "aria-label": "The turn in full" })));
     drawList();
-    if (state.number === null) {
-      document.getElementById("picture").append(h("p", { class: "empty" }, "No tree of this step can be read."));
-      return;
-    }
     tree = await Data.tree(run.id, state.step, state.number);
-    outcomes = Credit.meanOutcomes(tree.nodes);
+    toGo = Credit.returnsToGo(tree.nodes);
     if (!state.node || !tree.node(state.node)) state.node = strongest().name;
     drawHead();
     drawPicture();
@@ -55,14 +50,12 @@ const Trees = (() => {
   function remember() {
     const query = new URLSearchParams();
     if (state.colour !== "advantage") query.set("colour", state.colour);
-    if (state.order !== "even") query.set("order", state.order);
+    if (state.order !== "mixed") query.set("order", state.order);
     if (state.row !== null) query.set("row", state.row);
     if (state.node) query.set("node", state.node);
     if (state.folded.size) query.set("folded", [...state.folded].join(","));
     App.remember(`#/tree/${run.id}/${state.step}/${state.number}`, query);
   }
-
-  const notes = (texts) => (texts.length ? h("p", { class: "note" }, texts.map(Text.visible).join("; ")) : null);
 
   // The turn to begin with: the one with the largest advantage, of those nearest the root.
   function strongest() {
@@ -87,7 +80,7 @@ const Trees = (() => {
         h("button", { click: () => go(at - 1), "aria-label": "Step before", disabled: at <= 0 }, "‹"),
         h("button", { click: () => go(at + 1), "aria-label": "Step after", disabled: at >= run.steps.length - 1 }, "›")),
       range,
-      select("Order", [["even", "most mixed outcomes first"], ["credit", "largest advantage first"], ["size", "most leaves first"], ["file", "as sampled"]], state.order, (v) => {
+      select("Order", [["mixed", "most mixed first"], ["credit", "largest advantage first"], ["size", "most leaves first"], ["file", "as sampled"]], state.order, (v) => {
         state.order = v;
         drawList();
         remember();
@@ -95,22 +88,19 @@ const Trees = (() => {
   }
 
   function sorted() {
-    const all = list.trees.map((one, number) => ({ tree: one, number }));
-    const unevenness = ({ tree: one }) => {
-      if (!one) return 9;
-      const scored = one.rewards.filter((r) => r !== null);
-      return scored.length ? Math.abs(scored.filter((r) => r > 0).length / scored.length - 0.5) : 1;
-    };
+    const all = list.map((one, number) => ({ tree: one, number }));
     const by = {
-      even: unevenness, credit: ({ tree: one }) => -(one?.largest_advantage ?? -1),
-      size: ({ tree: one }) => -(one?.rewards.length ?? 0), file: ({ number }) => number,
+      mixed: ({ tree: one }) => -variance(one.returns.filter((r) => r !== null)), credit: ({ tree: one }) => -one.largest_advantage,
+      size: ({ tree: one }) => -one.returns.length, file: ({ number }) => number,
     }[state.order];
     return all.sort((a, b) => by(a) - by(b) || a.number - b.number);
   }
 
+  const mean = (values) => values.reduce((sum, v) => sum + v, 0) / Math.max(values.length, 1);
+  const variance = (values) => mean(values.map((v) => (v - mean(values)) ** 2));
+
   function drawList() {
     document.getElementById("trees").replaceChildren(...sorted().map(({ tree: one, number }) => {
-      if (!one) return h("li", { class: "unreadable" }, `${number} cannot be read`);
       const current = number === state.number;
       return h("li", {}, h("button", {
         "aria-current": current ? "true" : null, "data-tree": number,
@@ -119,24 +109,34 @@ const Trees = (() => {
     }));
   }
 
+  // How the leaves of a tree ended: how many succeeded, or else their mean return.
+  function summed({ returns, successes }) {
+    const right = successes.filter((one) => one === true).length;
+    const scored = returns.filter((one) => one !== null);
+    return {
+      leaves: returns.length, right, unscored: returns.length - scored.length, known: successes.some((one) => one !== null),
+      mean: scored.length ? Scales.number(mean(scored)) : "–",
+    };
+  }
+
   function tally(one) {
-    const right = one.rewards.filter((r) => r > 0).length;
-    const unscored = one.rewards.filter((r) => r === null).length;
+    const { leaves, right, unscored, known, mean } = summed(one);
+    if (!known) return h("span", { class: "tally" }, `return ${mean}, ${leaves} ${leaves > 1 ? "leaves" : "leaf"}`);
     const width = 56;
-    const share = (count) => (width * count) / Math.max(one.rewards.length, 1);
-    return h("span", { class: "tally", title: `${right} of ${one.rewards.length} leaves are rewarded` },
+    const share = (count) => (width * count) / leaves;
+    return h("span", { class: "tally", title: `${right} of ${leaves} leaves succeeded` },
       s("svg", { width, height: 6, "aria-hidden": true },
         s("rect", { width, height: 6, rx: 3, fill: Scales.ink("faint") }),
         s("rect", { width: share(right), height: 6, rx: 3, fill: Scales.ink("accent") }),
         unscored ? s("rect", { x: width - share(unscored), width: share(unscored), height: 6, rx: 3, fill: Scales.ink("alarm") }) : null),
-      ` ${right}/${one.rewards.length}`);
+      ` ${right}/${leaves}`);
   }
 
   // --- the figures a turn can be coloured by
 
   function figure(node, name) {
     if (!node.parent) return null;
-    if (name === "outcome") return outcomes.get(node).mean;
+    if (name === "return") return toGo.get(node).from;
     if (name === "ratio") return Turn.mean(node.ratio);
     if (name === "clipped") return Turn.clippedShare(node, run);
     return node[name];
@@ -146,7 +146,7 @@ const Trees = (() => {
     const figures = tree.nodes.map((node) => figure(node, state.colour)).filter((v) => v !== null);
     const signed = ["advantage", "value", "ratio"].includes(state.colour) || figures.some((v) => v < 0);
     const centre = state.colour === "ratio" ? 1 : 0;
-    const limit = Math.max(...figures.map((v) => Math.abs(v - centre)), state.colour === "clipped" || state.colour === "outcome" ? 1 : 1e-6);
+    const limit = Math.max(...figures.map((v) => Math.abs(v - centre)), state.colour === "clipped" ? 1 : 1e-6);
     const colour = (value) => (signed ? Scales.signed(value - centre, limit) : Scales.plain(value, limit));
     return { colour, limit, signed, centre };
   }
@@ -164,19 +164,18 @@ const Trees = (() => {
 
   function drawHead() {
     const available = COLOURS.filter(([name]) => tree.nodes.some((node) => figure(node, name) !== null));
-    if (!available.some(([name]) => name === state.colour)) state.colour = available[0]?.[0] ?? "outcome";
+    if (!available.some(([name]) => name === state.colour)) state.colour = available[0]?.[0] ?? "return";
     const fit = fitRow();
     const size = slider("Row", { min: Math.floor(Math.min(fit, 6)), max: 40, step: 1, value: Math.round(rowHeight()), id: "row", shown: (v) => `${v} px` }, (v) => {
       state.row = v;
       drawPicture();
       remember();
     });
-    const rewards = tree.leaves.map((leaf) => leaf.reward);
+    const { leaves, right, known, mean } = summed(list[state.number]);
     const rounds = new Set(tree.nodes.map((node) => node.expansion?.round).filter(Boolean));
     document.getElementById("tree-head").replaceChildren(h("div", {},
       h("p", { class: "question" }, h("span", { class: "soft" }, `tree ${state.number} `), h("b", { class: "model-text" }, Text.visible(tree.task.question)),
-        h("span", { class: "soft" }, "  answer "), h("b", { class: "model-text" }, tree.task.answers.map(Text.visible).join(" / ") || "–")),
-      notes(tree.notes),
+        Turn.answers(tree.task)),
       h("div", { class: "controls" },
         select("Colour", available, state.colour, (v) => {
           state.colour = v;
@@ -188,7 +187,7 @@ const Trees = (() => {
         colourScale(palette()),
         size,
         h("button", { id: "fit", click: () => { state.row = fit; drawHead(); drawPicture(); remember(); } }, "Fit")),
-      h("p", { class: "soft small tree-line" }, `${tree.leaves.length} leaves, ${rewards.filter((r) => r > 0).length} rewarded, ${tree.nodes.length - 1} turns; ` +
+      h("p", { class: "soft small tree-line" }, `${leaves} ${leaves > 1 ? "leaves" : "leaf"}, ${known ? `${right} succeeded` : `mean return ${mean}`}, ${tree.nodes.length - 1} turns; ` +
         (rounds.size ? "ring: sampled by search, in that round; " : "") + "edge width: leaves below.",
         h("span", { class: "filler" }), Charts.savers(() => picture, () => `tree-${state.step}-${state.number}`))));
   }
@@ -199,22 +198,14 @@ const Trees = (() => {
   const fitRow = () => Math.max(1, Math.min(34, Math.floor((area() - 16) / Layout.tree(tree.root, state.folded).rows)));
   const rowHeight = () => state.row ?? Math.max(fitRow(), 19);
 
-  function label(node) {
-    if (!node.parent) return "prompt";
-    const { query, answer } = node.outcome;
-    if (typeof answer === "string") return answer;
-    if (typeof query === "string") return query;
-    return node.text || node.stop;
-  }
-
   function drawPicture() {
     const box = document.getElementById("picture");
     const { placed, rows, depth } = Layout.tree(tree.root, state.folded);
     const row = rowHeight();
     const root = 26;
-    const tail = 64;
-    const column = Math.max(132, Math.floor((box.clientWidth - root - tail - 12) / Math.max(depth, 1)));
-    const gap = 20;
+    const tail = 14 + 7 * Math.max(6, ...tree.leaves.map((leaf) => ending(leaf).length));
+    const gap = tree.nodes.some(paidOnTheWay) ? 32 : 20;
+    const column = Math.max(112 + gap, Math.floor((box.clientWidth - root - tail - 12) / Math.max(depth, 1)));
     const height = Math.max(rows * row + 12, 40);
     const width = root + depth * column + tail;
     const size = Math.min(FONT_SIZE, row * 0.66);
@@ -263,7 +254,7 @@ const Trees = (() => {
   // The turn that is looked at, and the one that search chose before it sampled that turn.
   function marked() {
     const chosen = tree.node(state.node);
-    return { chosen, source: chosen?.expansion ? tree.node(chosen.expansion.of.join(".") || "prompt") : null };
+    return { chosen, source: chosen?.expansion ? tree.node(Data.nameOf(chosen.expansion.of)) : null };
   }
 
   function drawNode(p, { x, y, width, bar, size, row, shades, chosen, source }) {
@@ -286,39 +277,49 @@ const Trees = (() => {
       const font = `${size}px ${Charts.FONT}`;
       const shown = value === null ? "" : ["advantage", "value"].includes(state.colour) ? Scales.withSign(value) : Scales.number(value, 2);
       const indent = node.expansion ? bar / 2 + 4 : 0;
-      const room = width - 14 - indent - (shown ? shown.length * size * 0.58 + 6 : 0);
+      const right = x + width - (paidOnTheWay(node) ? 15 : 6);
+      const room = right - x - 8 - indent - (shown ? shown.length * size * 0.58 + 6 : 0);
       group.append(
-        s("text", { x: x + 6 + indent, y: y + size * 0.36, fill: ink, direction: "ltr" }, Text.fitted(Text.visible(label(node)), room, font)),
-        s("text", { x: x + width - 6, y: y + size * 0.36, fill: ink, "text-anchor": "end", opacity: 0.85 }, shown));
+        s("text", { x: x + 6 + indent, y: y + size * 0.36, fill: ink, direction: "ltr" }, Text.fitted(Turn.label(node), room, font)),
+        s("text", { x: right, y: y + size * 0.36, fill: ink, "text-anchor": "end", opacity: 0.85 }, shown));
+      if (paidOnTheWay(node)) group.append(payment(node.reward, x + width - 11, y, size, bar));
     }
     if (node.expansion) {
       const radius = Math.min(8, bar / 2 - 0.5);
       group.append(s("circle", { cx: x, cy: y, r: Math.max(radius, 1.5), fill: Scales.ink("paper"), stroke: Scales.ink("mark"), "stroke-width": row < 9 ? 1 : 1.8 }));
       if (row >= 12) group.append(s("text", { x, y: y + size * 0.33, "text-anchor": "middle", "font-size": size * 0.85, fill: Scales.ink("mark"), "font-weight": 600 }, String(node.expansion.round ?? "?")));
     }
-    if (!node.children.length && row >= 9) group.append(ending(node, x + width + 8, y, size));
+    if (!node.children.length && row >= 9) {
+      const good = node.success ?? node.return > 0;
+      const ink = Scales.ink(node.return === null ? "alarm" : good ? "accent" : "soft");
+      group.append(s("text", { x: x + width + 8, y: y + size * 0.36, fill: ink, "font-weight": good ? 700 : 400 }, ending(node)));
+    }
     if (state.folded.has(node.name) && node.children.length) {
-      group.append(s("text", { x: x + width + 8, y: y + size * 0.36, fill: Scales.ink("soft") }, `▸ ${node.leaves}`));
+      group.append(s("text", { x: x + width + (paidOnTheWay(node) ? 32 : 8), y: y + size * 0.36, fill: Scales.ink("soft") }, `▸ ${node.leaves}`));
     }
     return group;
   }
 
-  // What stands after a leaf: its reward, or why there is none.
-  function ending(node, x, y, size) {
-    const place = { x, y: y + size * 0.36 };
-    if (node.failure || node.reward === null) {
-      return s("text", { ...place, fill: Scales.ink("alarm"), "font-weight": 600 }, node.failure ? `! ${Text.visible(node.failure.kind).slice(0, 14)}` : node.parent ? "! no score" : "");
-    }
-    const text = `${node.reward > 0 ? "✓" : "✗"} ${Scales.number(node.reward)}${node.stop === "end" ? "" : " " + node.stop}`;
-    return s("text", { ...place, fill: node.reward > 0 ? Scales.ink("accent") : Scales.ink("soft"), "font-weight": node.reward > 0 ? 700 : 400 }, text);
+  const paidOnTheWay = (node) => node.children.length > 0 && Boolean(node.reward);
+  const ending = (leaf) => Turn.ending(leaf).slice(0, 16);
+
+  // What a turn was paid, as a badge at its end.
+  function payment(reward, x, y, size, bar) {
+    const text = Scales.payment(reward);
+    const [width, height] = [text.length * size * 0.57 + 8, Math.min(bar, size + 4)];
+    const ink = Scales.ink(reward > 0 ? "accent" : "alarm");
+    return s("g", { class: "payment" },
+      s("rect", { x, y: y - height / 2, width, height, rx: height / 2, fill: Scales.ink("paper"), stroke: ink }),
+      s("text", { x: x + width / 2, y: y + size * 0.34, "text-anchor": "middle", "font-size": (size * 0.92).toFixed(1), "font-weight": 700, fill: ink }, text));
   }
 
   function spoken(node) {
-    const parts = [node.parent ? `turn ${node.name}` : "prompt", Text.visible(label(node)).slice(0, 80)];
+    const parts = [node.parent ? `turn ${node.name}` : "prompt", Turn.label(node).slice(0, 80)];
     if (node.advantage !== null && node.parent) parts.push(`advantage ${Scales.withSign(node.advantage)}`);
     if (node.expansion) parts.push(`sampled in round ${node.expansion.round}`);
     if (node.failure) parts.push(`failed: ${Text.visible(node.failure.kind)}`);
     if (node.reward !== null) parts.push(`reward ${Scales.number(node.reward)}`);
+    if (node.return !== null) parts.push(`return ${Scales.number(node.return)}`);
     return parts.join(", ");
   }
 
@@ -388,7 +389,7 @@ const Trees = (() => {
 
   function drawTurn() {
     const box = document.getElementById("turn");
-    box.replaceChildren(Turn.inFull(tree.node(state.node), { run, tree, outcomes, choose, read }));
+    box.replaceChildren(Turn.inFull(tree.node(state.node), { run, tree, toGo, choose, read }));
   }
 
   function asText() {
@@ -397,8 +398,9 @@ const Trees = (() => {
     for (const node of tree.nodes) {
       const figures = node.parent ? [`H ${Scales.number(node.entropy)}`, `A ${Scales.withSign(node.advantage)}`] : [];
       if (node.reward !== null) figures.push(`reward ${Scales.number(node.reward)}`);
-      if (node.expansion) figures.push(`round ${node.expansion.round}, beside ${node.expansion.of.join(".") || "prompt"}`);
-      lines.push(`${"  ".repeat(node.path.length)}${node.name} ${node.parent ? Text.visible(label(node)) : ""}  ${figures.join("  ")}`.trimEnd());
+      if (node.return !== null) figures.push(`return ${Scales.number(node.return)}`);
+      if (node.expansion) figures.push(`round ${node.expansion.round}, beside ${Data.nameOf(node.expansion.of)}`);
+      lines.push(`${"  ".repeat(node.path.length)}${node.name} ${node.parent ? Turn.label(node) : ""}  ${figures.join("  ")}`.trimEnd());
     }
     return lines.join("\n") + "\n";
   }
@@ -406,7 +408,7 @@ const Trees = (() => {
   function key(event) {
     if (!state) return false;
     const at = run.steps.indexOf(state.step);
-    const order = sorted().filter(({ tree: one }) => one).map(({ number }) => number);
+    const order = sorted().map(({ number }) => number);
     const place = order.indexOf(state.number);
     const step = { "[": at - 1, "]": at + 1 }[event.key];
     const other = { ",": place - 1, ".": place + 1 }[event.key];
