@@ -188,6 +188,72 @@ def test_rewards_of_single_tokens_reach_every_kind_of_credit() -> None:
     assert TreeAdvantage()(both)[:, 2].tolist() == pytest.approx([-1, 1], abs=1e-5)
 
 
+def two_turns(*path_rewards: tuple[float, float], name: str = "t") -> Tree:
+    """Chains of two turns of two tokens each, each turn paid."""
+    nodes = [Node(path=(), observation=(50, 51), stop="prompt")]
+    for i, (first, last) in enumerate(path_rewards):
+        logprobs = (-0.5, -0.5)
+        nodes += [
+            Node(
+                path=(i,), tokens=(1, 2), engine_logprobs=logprobs, observation=(90,),
+                stop="continue", reward=first,
+            ),
+            Node(path=(i, 0), tokens=(3, 4), engine_logprobs=logprobs, stop="end", reward=last),
+        ]  # fmt: skip
+    return Tree(task_id=name, nodes=tuple(nodes))
+
+
+# 0.25 for the first turn and 1 for the second; values 0.5 0.4, a tool's token, 0.6 0.9.
+PAID = replace(
+    Batch.from_trees([two_turns((0.25, 1.0))]),
+    values=torch.tensor([[0.0, 0.0, 0.5, 0.4, 9.0, 0.6, 0.9]]),
+)
+
+
+# Backwards: 1 - 0.9; then inside a span V_next - V + A_next, across a boundary V_next - V +
+# 0.5 A_next, and 0.25 more at the first turn's last token.
+@pytest.mark.parametrize(
+    ("partition", "expected"),
+    [
+        (Trajectory(), [0.75, 0.85, 0.4, 0.1]),  # 1.25 to come in the first turn, then 1
+        (Turn(), [0.55, 0.65, 0.4, 0.1]),  # 0.25 + 0.2 + 0.2, then - 0.1
+        (Token(), [0.2125, 0.625, 0.35, 0.1]),  # 0.25 + 0.2 + 0.175, then - 0.1 + 0.3125
+    ],
+)
+def test_rewards_on_the_way_in_the_credit_of_a_critic(
+    partition: Partition, expected: list[float]
+) -> None:
+    advantage = replace(PLAIN, spans=partition)
+    assert credit(advantage, PAID) == pytest.approx(expected, abs=1e-6)
+    targets = advantage.critic_targets(PAID)[PAID.mask]
+    assert targets.tolist() == pytest.approx([1.25, 1.25, 1, 1])  # what is still to come
+    cut = replace(PAID, end_values=torch.tensor([0.5]))
+    targets = advantage.critic_targets(cut)[PAID.mask]
+    assert targets.tolist() == pytest.approx([1.75, 1.75, 1.5, 1.5])
+    white = replace(advantage, whiten=True)(PAID)[PAID.mask]
+    mean, std = sum(expected) / 4, torch.tensor(expected).std().item()
+    assert white.tolist() == pytest.approx([(a - mean) / std for a in expected], abs=1e-4)
+
+
+def test_rewards_on_the_way_in_the_credit_of_groups_and_trees() -> None:
+    batch = Batch.from_trees([two_turns((1.0, 0.0), (0.0, 0.5)), two_turns((3.0, 3.0), name="b")])
+    of_turns = [2, 5]  # a token of each turn
+    centred = GroupAdvantage(baseline="group_mean")(batch)[:, of_turns]
+    assert centred.tolist() == [[0.25, 0.25], [-0.25, -0.25], [0, 0]]  # returns 1 and 0.5
+    # Both depths have a deviation of 0.25: returns 1 and 0.5; then 0 and 0.5 to come. The last
+    # turn of the first row has earned less than that of the second, whatever came before.
+    tree = TreeAdvantage(value="child_mean")
+    assert tree(batch)[:, of_turns].flatten().tolist() == pytest.approx(
+        [1, -1, -1, 1, 0, 0], abs=1e-4
+    )
+    assert tree.node_values(batch).tolist() == pytest.approx(
+        [0, 1, -1, -1, 1, 0, 0, 0], abs=1e-4
+    )  # fmt: skip
+    # over_parent: no turn has siblings but the first ones
+    local = replace(tree, advantage="over_parent")(batch)[:, of_turns].flatten()
+    assert local.tolist() == pytest.approx([1, 0, -1, 0, 0, 0], abs=1e-4)
+
+
 def test_segment_statistics_and_node_values() -> None:
     figures = PLAIN.metrics(BATCH)
     assert figures["credit/num_spans"] == 2 and figures["credit/span_length_mean"] == 2

@@ -197,20 +197,20 @@ def example_batch(seed: int, *, observation_length: int = 2, reverse_trees: bool
     ) -> Node:
         length = 1 + int(4 * numbers(1)[0])
         logprobs = tuple(-3 * x for x in numbers(length))
-        leaf = not goes_on
         return Node(
             path=path,
             tokens=tuple(range(1, length + 1)),
             engine_logprobs=logprobs,
-            sampling_logprobs=logprobs,
-            observation=() if leaf else (9,) * observation_length,
-            stop="failure" if failed else "end" if leaf else "continue",
+            text=f"turn {path[-1]}",
+            observation=(9,) * observation_length * goes_on,
+            observation_text="the same" * goes_on,
+            stop="failure" if failed else "continue" if goes_on else "end",
             reward=reward,
             failure=Failure(kind="tool_error", message="made to fail") if failed else None,
         )
 
     def tree(name: str, *nodes: Node) -> Tree:
-        root = Node(path=(), observation=(7, 8), stop="prompt")
+        root = Node(path=(), observation=(7, 8), observation_text=name, stop="prompt")
         return Tree(task_id=name, nodes=(root, *sorted(nodes, key=lambda n: n.path)))
 
     forks = tree(

@@ -40,6 +40,31 @@ def test_a_correct_environment_passes():
     check_environment(Guess(), texts=("more", "x", "more;"), solve=solve)
 
 
+class PaysOnTheWay(Guess):
+    """A hint costs 0.25, and the right number is paid in two parts, with a turn between."""
+
+    async def reply(self, task, turns):
+        reply = await super().reply(task, turns)
+        if turns[-1].text == "thanks" and turns[0].text in task.answers:
+            return Reply(stop="end", reward=0.0)
+        if turns[-1].text in task.answers:
+            return Reply(stop="continue", reward=0.5, observation="right")
+        return replace(reply, reward=-0.25)
+
+
+def test_all_that_a_player_is_paid_counts():
+    def knows(task, turns):
+        return "thanks" if turns else task.answers[0]
+
+    check_environment(PaysOnTheWay(), texts=("more", "x"), solve=knows)
+
+    def asks(task, turns):
+        return knows(task, turns) if turns else "more"
+
+    with pytest.raises(AssertionError, match=r"solve earns -0\.5, no more than a text"):
+        check_environment(PaysOnTheWay(), texts=("more", "x"), solve=asks)
+
+
 def test_the_search_environment_passes():
     check_environment(MultiHopSearch(), num_tasks=1)
 
@@ -153,6 +178,12 @@ class RewardOfNaN(Ends):
     said: ClassVar[dict] = {"reward": math.nan}
 
 
+class RewardOnTheWayOfNaN(Guess):
+    async def reply(self, task, turns):
+        reply = await super().reply(task, turns)
+        return replace(reply, reward=math.nan) if reply.stop == "continue" else reply
+
+
 class ObservationOfBytes(Guess):
     async def reply(self, task, turns):
         reply = await super().reply(task, turns)
@@ -200,6 +231,7 @@ class NeverEnds(Guess):
         (UnknownStop, "stop is one of continue, end, .*, not done"),
         (ObservationOfBytes, "the observation is text, got bytes"),
         (RewardOfNaN, "finite number, got nan"),
+        (RewardOnTheWayOfNaN, "finite number, got nan"),
         (RewardOfText, "finite number, got '1'"),
         (OutcomeOfNaN, "cannot be written as JSON"),
         (OutcomeOfObjects, "cannot be written as JSON"),
