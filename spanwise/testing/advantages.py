@@ -85,7 +85,7 @@ def check_advantage(advantage: Callable[[Batch], Tensor]) -> None:
         same(_padded(batch, 3), "more padding")
         same(example_batch(seed, observation_length=5), "a longer observation")
         order = torch.arange(batch.num_rows).flip(0)
-        same(_rows(batch, order), "the order of the rows", credit[order][batch.mask[order]])
+        same(batch.take(order), "the order of the rows", credit[order][batch.mask[order]])
         swapped = example_batch(seed, reverse_trees=True)
         found = _checked(advantage, swapped)
         back = torch.cat([(swapped.groups == g).nonzero()[:, 0] for g in (2, 1, 0)])
@@ -97,7 +97,7 @@ def check_advantage(advantage: Callable[[Batch], Tensor]) -> None:
         )
         alike = torch.isin(torch.arange(len(batch.parents)), batch.leaves).float()
         _checked(advantage, replace(batch, turn_rewards=alike))
-        _checked(advantage, _rows(batch, torch.tensor([0])))
+        _checked(advantage, batch.take(torch.tensor([0])))
         for length in (0, 1):
             _checked(advantage, _with_row_cut(batch, row=1, length=length))
         _check_places(advantage, batch, credit)
@@ -279,13 +279,6 @@ def _padded(batch: Batch, columns: int) -> Batch:
         name: torch.nn.functional.pad(x, (0, columns), value=FILL.get(name, 0))
         for name, x in _per_token(batch).items()
     }
-    return replace(batch, **changed)
-
-
-def _rows(batch: Batch, order: Tensor) -> Batch:
-    """Some rows, in some order; the nodes stay as they are."""
-    nodewise = {"parents", "entropies", "turn_rewards"}
-    changed = {name: x[order] for name, x in _tensors(batch).items() if name not in nodewise}
     return replace(batch, **changed)
 
 
