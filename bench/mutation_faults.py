@@ -166,13 +166,6 @@ FAULTS = (
         "tests/test_spans.py",
     ),
     Fault(
-        "a common refinement keeps the boundaries of one side only",
-        SPANS,
-        "_numbered(_opens(a) | _opens(b), mask)",
-        "_numbered(_opens(a), mask)",
-        "tests/test_spans.py",
-    ),
-    Fault(
         "a span's mean is divided by the whole row",
         CPU,
         "sums[k] /= max(1, counts[k])",

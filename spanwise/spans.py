@@ -7,7 +7,7 @@ which tokens the policy ratio is averaged (``losses.span_ratio``).
 Every partition is an int64 tensor ``[N, T]``: the number of the span that a token
 belongs to, counted from 0 along each row, and -1 where ``mask`` is False. Environment
 tokens are stepped over: the token "before" a model token is the model token before it,
-so a span may go on across an observation unless it is refined by ``by_turn``.
+so a span may go on across an observation.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ __all__ = [
     "by_turn",
     "fixed_length",
     "mask_of",
-    "refine",
     "span_lengths",
     "span_means",
     "span_statistics",
@@ -284,32 +283,6 @@ def by_delimiter(tokens: Tensor, mask: Tensor, *, delimiters: Collection[int]) -
     require_same_shape(tokens=tokens, mask=mask)
     ids = torch.tensor(sorted(delimiters), dtype=tokens.dtype, device=tokens.device)
     return _bounded(torch.isin(tokens, ids), mask, "end")
-
-
-def refine(a: Tensor, b: Tensor) -> Tensor:
-    """The common refinement: a boundary wherever either partition has one.
-
-    ``refine(by_probability(...), by_turn(mask))`` keeps segments inside their turn.
-
-    Args:
-      a: ``[N, T]`` int64 span numbers, -1 where masked.
-      b: The same, of the same model tokens.
-
-    Returns:
-      ``[N, T]`` int64 span numbers, -1 where masked.
-
-    Raises:
-      ValueError: if the two are not partitions of the same tokens.
-
-    Example:
-      >>> refine(torch.tensor([[0, 0, -1, 1, 1]]), torch.tensor([[0, 1, -1, 1, 1]])).tolist()
-      [[0, 1, -1, 2, 2]]
-    """
-    require_same_shape(a=a, b=b)
-    mask = mask_of(a)
-    if not torch.equal(mask, mask_of(b)):
-        raise ValueError("a and b must be -1 at the same places: both are of one mask")
-    return _numbered(_opens(a) | _opens(b), mask)
 
 
 def mask_of(spans: Tensor) -> Tensor:

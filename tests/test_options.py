@@ -28,7 +28,7 @@ EVERYWHERE = {
     "objective.entropy_bonus", "objective.gradient",
     "objective.shared_turns",
     "overlong.penalty_tokens", "overlong.on_truncation",
-    "processes.sharding", "processes.timeout_s",
+    "processes.sharding",
     "prompts_per_step", "dynamic_sampling_rounds",
     "rollout.max_response_tokens", "rollout.max_turn_tokens", "rollout.num_chains",
     "rollout.sampling.temperature", "rollout.sampling.top_k", "rollout.sampling.top_p",

@@ -74,9 +74,6 @@ def test_by_probability_hand_worked():
     assert spans.by_probability(logprobs, mask).tolist() == [[0, 1, -1, 1, 2, 2]]
     # end: a b | c d | e
     assert spans.by_probability(logprobs, mask, boundary="end").tolist() == [[0, 0, -1, 1, 1, 2]]
-    # intersected with turns, b and c part: a | b | c | d e
-    segments = spans.refine(spans.by_probability(logprobs, mask), spans.by_turn(mask))
-    assert segments.tolist() == [[0, 1, -1, 2, 3, 3]]
 
 
 def test_probability_equal_to_the_threshold_is_not_below_it():
@@ -211,25 +208,6 @@ def test_by_delimiter_is_the_loop(mask, seed):
     expected = loop_by_mark((tokens == 1) | (tokens == 3), mask, "end")
     assert torch.equal(spans.by_delimiter(tokens, mask, delimiters={1, 3}), expected)
     assert torch.equal(spans.by_delimiter(tokens, mask, delimiters=[]), spans.whole(mask))
-
-
-@given(masks, seeds)
-def test_refine_is_the_common_refinement(mask, seed):
-    a = spans.by_probability(random_logprobs(mask, seed), mask, threshold=0.4)
-    b = spans.by_probability(random_logprobs(mask, seed + 1), mask, threshold=0.4)
-    both = spans.refine(a, b)
-    for i, row in enumerate(mask):
-        pairs = list(zip(a[i][row].tolist(), b[i][row].tolist(), strict=True))
-        in_order = sorted(set(pairs))
-        assert both[i][row].tolist() == [in_order.index(pair) for pair in pairs]
-    assert torch.equal(both, spans.refine(b, a))
-    assert torch.equal(spans.refine(a, spans.whole(mask)), a)
-    assert torch.equal(spans.refine(a, spans.by_token(mask)), spans.by_token(mask))
-
-
-def test_refine_refuses_partitions_of_different_masks():
-    with pytest.raises(ValueError, match="same places"):
-        spans.refine(torch.tensor([[0, -1]]), torch.tensor([[0, 0]]))
 
 
 @given(masks, seeds)

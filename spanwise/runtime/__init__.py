@@ -1,1 +1,1 @@
-"""Processes, waits, signals and seeds: nothing in here knows of reinforcement learning."""
+"""Processes, waits, signals, seeds and provenance: nothing here knows reinforcement learning."""

@@ -1,8 +1,8 @@
-"""Several processes on one run: who does what, and how it is put together again.
+"""Several processes on one job: who does what, and how the results are put together.
 
-Every process (rank) knows the whole batch. Prompts are shared out for sampling and
-micro-batches for computing; gradients are *summed*, under denominators that count the whole
-minibatch. One process and many therefore give the same loss and gradient up to rounding.
+Every process (rank) knows all of the work and does its share of it. Gradients are *summed*,
+so whoever weighs a loss divides by what all processes count together; one process and many
+then give the same gradient up to rounding.
 """
 
 from __future__ import annotations
@@ -21,33 +21,30 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from spanwise.errors import SpanwiseError
+from spanwise.runtime.waits import waiting
 
 S = TypeVar("S")
 T = TypeVar("T")
 
 Sharding = Literal["fsdp", "replicate"]
 
+TIMEOUT = timedelta(days=1)
+"""Longest wait of a process for another; the watchdog, which says who waits, ends it sooner."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """How the processes that ``torchrun`` started share a run; one process needs none of it."""
+    """How the processes that ``torchrun`` started share the work; one process needs none of it."""
 
     sharding: Sharding = "fsdp"
-    """Split weights, gradients and optimizer state over the processes (FSDP2), or keep all
-    of them in each: faster where the model is small."""
-
-    timeout_s: float = 1800.0
-    """A process that the others wait for longer than this has failed."""
-
-    def __post_init__(self) -> None:
-        if not self.timeout_s > 0:
-            raise SpanwiseError(f"processes.timeout_s must be above 0, got {self.timeout_s}")
+    """Whether weights, gradients and optimizer state are split over the processes (FSDP2) or
+    replicated in each, which is faster where the model is small."""
 
     def join(self, device: str) -> Ranks:
-        """This process's place among those of ``torchrun``; alone without it.
+        """This process's place among those of ``torchrun``, or ``ALONE`` without it.
 
         Args:
-          device: What the model is asked to be on, such as ``auto`` or ``cpu``.
+          device: Device that the model is to be on, such as ``auto`` or ``cpu``.
 
         Raises:
           ValueError: if the processes cannot have a device each.
@@ -68,7 +65,7 @@ class Processes:
             torch.cuda.set_device(number)
         if not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(seconds=self.timeout_s))
+            dist.init_process_group(backend, timeout=TIMEOUT)
         mesh = init_device_mesh(kind, (size,)) if self.sharding == "fsdp" else None
         local = int(os.environ.get("LOCAL_WORLD_SIZE", size))
         return Ranks(rank=dist.get_rank(), size=size, mesh=mesh, on_this_machine=local)
@@ -81,10 +78,10 @@ class Ranks:
     rank: int = 0
     size: int = 1
     mesh: DeviceMesh | None = None
-    """Over which models are split; None: each process has all of them."""
+    """Processes that models are split over; None: each process has whole models."""
 
     on_this_machine: int = 1
-    """How many of the processes share this one's machine, itself counted."""
+    """Number of the processes on this machine, this one included."""
 
     @property
     def is_main(self) -> bool:
@@ -92,18 +89,19 @@ class Ranks:
         return self.rank == 0
 
     def gather(self, own: T) -> list[T]:
-        """What each rank has, in their order."""
+        """The values that the ranks have, in the order of the ranks."""
         if self.size == 1:
             return [own]
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, own)
+        with waiting("the other processes"):
+            dist.all_gather_object(found, own)
         return found
 
     async def map(self, work: Callable[[S], Awaitable[T]], items: Sequence[S]) -> list[T]:
-        """What ``work`` makes of items that all ranks know, each rank doing its share at once.
+        """The results of ``work`` on items that all ranks know; each rank does its share.
 
         Returns:
-          In the order of the items, the same in every rank.
+          Results in the order of the items, the same in every rank.
 
         Raises:
           CancelledError: in all ranks, if one of them was cancelled.
@@ -127,7 +125,7 @@ class Ranks:
         return tensor
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Sum the gradients of weights that every rank has; those of split ones are so already."""
+        """Sum the gradients of weights that every rank has; FSDP has summed those of split ones."""
         if self.size == 1:
             return
         mine = [p for p in parameters if p.requires_grad and not isinstance(p, DTensor)]
@@ -137,16 +135,16 @@ class Ranks:
             dist.all_reduce(parameter.grad)
 
     def assign(self, costs: Sequence[float]) -> list[tuple[int, bool]]:
-        """Which of some pieces of work this rank does, as many as any other rank.
+        """The pieces of work that this rank does, as many as any other rank.
 
         Every rank must take part in gathering a split model's weights as often as the
-        others. One with fewer pieces does the cheapest again, not to be counted.
+        others. A rank with fewer pieces does the cheapest one again, which does not count.
 
         Args:
-          costs: Of each piece, at least one.
+          costs: Cost of each piece; at least one piece.
 
         Returns:
-          Pieces by number, and whether each counts.
+          Numbers of the pieces, and whether each counts.
 
         Example:
           >>> ALONE.assign([5, 3]), Ranks(rank=1, size=2).assign([9, 2, 4])
@@ -167,16 +165,20 @@ ALONE = Ranks()
 
 
 def leave_group() -> None:
-    """Wait for the other processes, if there are any; for the end of a program."""
+    """Wait for the other processes, if there are any, at the end of a program."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
 def balanced(costs: Sequence[float], size: int) -> list[list[int]]:
-    """Pieces of work shared out evenly: the costliest first, each to the least laden.
+    """Numbers of pieces of work, shared out evenly: the costliest first, to the least loaded.
 
     At most a third worse than the best split (Graham 1969, longest processing time first).
+
+    Args:
+      costs: Cost of each piece.
+      size: Number of shares.
 
     Example:
       >>> balanced([9, 2, 4, 4], 2)

@@ -19,7 +19,7 @@ def provenance() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the checkout that the package is run from, short; else ``unknown``."""
+    """Short hash of the commit that the package is run from; ``unknown`` outside a checkout."""
     folder = Path(__file__).parent
     if not (folder.parent / ".git").exists():  # installed, perhaps inside another checkout
         return "unknown"
@@ -32,7 +32,7 @@ def commit() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, threads, GPU and torch, in words that name no host."""
+    """Processor, cores, threads, GPU and torch version, none of which names the host."""
     cpu = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:

@@ -6,7 +6,7 @@ import hashlib
 
 
 def seed_of(*identity: int | str | tuple[int, ...]) -> int:
-    """A 63-bit seed from what a draw is for, such as run seed, step, task and node path.
+    """A 63-bit seed made from what a draw is for, such as the run's seed, a step and a name.
 
     Example:
       >>> seed_of(0, 1, "task-7", (0, 2)) == seed_of(0, 1, "task-7", (0, 2))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks the run to stop where it can go on, the second ends it."""
+"""Ctrl-C and SIGTERM: the first asks for a stop that can be resumed, the second ends at once."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from spanwise.runtime.distributed import ALONE, Ranks
 
 
 class Stopped(Exception):
-    """A signal stopped the run; it can be resumed.
+    """A signal stopped the program, which can be resumed.
 
     Args:
-      number: Of the signal.
+      number: Number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -25,13 +25,13 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """While this is entered, the first signal cancels the sampling that is under way.
+    """While this context is open, the first signal cancels the event loop's tasks.
 
-    Work that does not wait, such as an update, comes to its end; then ``check`` raises.
-    Outside the main thread, where Python delivers no signals, nothing changes.
+    Work outside an event loop comes to its end; then ``check`` raises. Outside the main
+    thread, where Python delivers no signals, nothing changes.
 
     Args:
-      ranks: They stop together, wherever the signal came.
+      ranks: Processes that stop together, whichever of them the signal came to.
     """
 
     def __init__(self, ranks: Ranks = ALONE) -> None:

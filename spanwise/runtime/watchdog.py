@@ -1,4 +1,4 @@
-"""Says what a run waits for when that takes long, and ends a run that waits for ever."""
+"""Reports waits that take long, and ends a program that waits for ever."""
 
 from __future__ import annotations
 
@@ -14,37 +14,36 @@ from dataclasses import dataclass
 from spanwise.errors import SpanwiseError
 from spanwise.runtime.waits import Wait, open_waits
 
-LOOK_S = 1.0
-"""How often the watchdog looks, or ten times while a report comes due, if that is sooner."""
+POLL_S = 1.0
+"""Longest pause of the watchdog, which looks at least ten times before a report is due."""
 
 GRACE_S = 60.0
-"""For a run that is told to stop; after that its process is ended."""
+"""Seconds that a program which was told to stop has before its process is ended."""
 
 STDERR = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Watchdog:
-    """How long a call or an update may take before something is said, or done, about it.
+    """How long one wait may take before it is reported, and before the program is stopped.
 
-    Deadlines of tools and engines end what waits for them; the watchdog is for what no
-    deadline reaches: code that blocks the event loop, an update or a disk that hangs. It
-    looks from a thread of its own.
+    The deadlines of calls end what waits for them. The watchdog is for what no deadline
+    reaches: code that blocks the event loop, a computation or a disk that hangs. It looks
+    from a thread of its own.
 
-    A run that is to stop is sent SIGTERM, as one would by hand: it writes a checkpoint, if
-    what it waits for ends within a minute; else the stacks of all threads are printed and
-    the process ends with exit status 1. Either way it can be resumed.
+    A program that is to stop is sent SIGTERM, as one would by hand, and can end in order if
+    the wait ends within a minute; else the stacks of all threads are printed and the process
+    ends with exit status 1.
 
     Raises:
       ValueError: if a time is negative.
     """
 
     report_after_s: float = 60.0
-    """Say what the run waits for after so many seconds, and again each time they have
-    doubled; 0: say nothing."""
+    """Seconds after which a wait is reported, and again each time they have doubled; 0: never."""
 
     stop_after_s: float = 7200.0
-    """Stop the run if one wait takes so many seconds; 0: never."""
+    """Seconds after which one wait stops the run; 0: never."""
 
     def __post_init__(self) -> None:
         if self.report_after_s < 0 or self.stop_after_s < 0:
@@ -57,10 +56,10 @@ class Watchdog:
     def watching(self, tell: Callable[[str], None]) -> Iterator[None]:
         """Watch until the context ends.
 
-        Outside the main thread, to which a signal goes, a run is never stopped.
+        Outside the main thread, to which a signal goes, nothing is ever stopped.
 
         Args:
-          tell: Shows one line to a person; called from another thread.
+          tell: Function that shows one line to a person; called from another thread.
         """
         stops = self.stop_after_s if _in_main_thread() else 0.0
         if not (self.report_after_s or stops):
@@ -80,7 +79,7 @@ class Watchdog:
 
 
 class _Watch:
-    """What the thread does."""
+    """The work of the watchdog's thread."""
 
     def __init__(self, report_after_s: float, stop_after_s: float, tell: Callable[[str], None]):
         self._report_after_s, self._stop_after_s, self._tell = report_after_s, stop_after_s, tell
@@ -88,43 +87,43 @@ class _Watch:
         self._stopped: tuple[Wait, float] | None = None
 
     def until(self, over: threading.Event) -> None:
-        """Look again and again until it is over."""
+        """Look at the waits again and again until ``over`` is set."""
         shortest = min(limit for limit in (self._report_after_s, self._stop_after_s) if limit)
-        while not over.wait(min(LOOK_S, shortest / 10)):
+        while not over.wait(min(POLL_S, shortest / 10)):
             self.set_timer()
             self.look()
 
     def set_timer(self) -> None:
-        """Have all stacks printed and the process ended, if this is not called again.
+        """Have all stacks printed and the process ended unless this is called again in time.
 
-        Code that holds the interpreter lock stops this thread too, but not that timer.
+        Code that holds the interpreter lock stops this thread, but not that timer.
         """
         if self._stop_after_s:
             limit_s = self._stop_after_s + GRACE_S
             faulthandler.dump_traceback_later(limit_s, exit=True, file=STDERR)
 
     def look(self) -> None:
-        """Say or do what is due."""
+        """Report or stop, if either is due."""
         now, waits = time.monotonic(), open_waits()
         if self._stopped is not None:
             wait, at = self._stopped
             if now - at > GRACE_S and wait in waits:
-                self._tell(f"{wait.what} did not end; the process does, and the run can be resumed")
+                self._tell(f"{wait.what} did not end; the process does, and can be resumed")
                 faulthandler.dump_traceback(file=STDERR)
                 os._exit(1)
         elif waits and self._stop_after_s and now - waits[0].since > self._stop_after_s:
-            self._tell(f"stopping: {_said(waits, now)}")
+            self._tell(f"stopping: {_report(waits, now)}")
             self._stopped = waits[0], now
             signal.pthread_kill(_main_thread_id(), signal.SIGTERM)
         elif waits and self._report_after_s:
             times = self._told[1] if self._told[0] is waits[0] else 0
             if now - waits[0].since > self._report_after_s * 2**times:
-                self._tell(_said(waits, now))
+                self._tell(_report(waits, now))
                 self._told = waits[0], times + 1
 
 
-def _said(waits: list[Wait], now: float) -> str:
-    """What the oldest wait is for and since when, and how many others there are."""
+def _report(waits: list[Wait], now: float) -> str:
+    """The oldest wait, its age, and the number of others."""
     age_s = now - waits[0].since
     began = time.strftime("%H:%M:%S", time.localtime(time.time() - age_s))
     others = f", and for {len(waits) - 1} more" if len(waits) > 1 else ""

@@ -152,6 +152,31 @@ def test_a_failing_process_ends_all_with_its_message(tmp_path: Path) -> None:
     assert done.stderr.count("spanwise, process 1: no credit today") == 1
 
 
+def test_a_process_that_hangs_ends_all_by_the_watchdog_of_those_that_wait(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import os, time\n"
+        "from dataclasses import dataclass, replace\n"
+        "from spanwise.credit import GroupAdvantage\n"
+        "from spanwise.recipes.search import grpo_search\n"
+        "from spanwise.runtime import watchdog\n"
+        "watchdog.GRACE_S = 1.0\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Hangs(GroupAdvantage):\n"
+        "    def __call__(self, batch):\n"
+        "        if os.environ['RANK'] == '1':\n"
+        "            time.sleep(1000)\n"
+        "        return super().__call__(batch)\n"
+        "def hangs():\n"
+        "    return replace(grpo_search(), advantage=Hangs(), steps=1, prompts_per_step=2)\n"
+    )
+    done = torchrun("-m", "spanwise", "train", f"{tmp_path}/mine.py:hangs",
+                    "--evaluation.num-tasks", "2", "--folder", str(tmp_path / "run"),
+                    "--watchdog.stop-after-s", "10")  # fmt: skip
+    assert done.returncode != 0
+    assert "spanwise, process 0: stopping: waiting since" in done.stderr
+    assert "for the update, step 1" in done.stderr
+
+
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.integers(2, 4))
 def test_work_is_shared_out_evenly_and_each_piece_counts_once(costs: list[int], size: int) -> None:
     shares = balanced(costs, size)
