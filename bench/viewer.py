@@ -87,7 +87,8 @@ def make_run(folder: Path, *, steps: int, trees: int) -> int:
     text = log.trees_path(1).read_bytes()
     for step in range(2, steps + 1):
         log.trees_path(step).write_bytes(text)
-    names = ["unforked/score", "score", "entropy", "clip_share_low", "clip_share_high", "loss"]
+    names = ["unforked/score", "score", "entropy", "loss"]
+    names += [f"clip_frac/token_{side}" for side in ("low", "high")]
     names += [f"metric/{i}" for i in range(NUM_METRICS - len(names))]
     for step in range(1, steps + 1):
         line = {name: draw.random() for name in names}

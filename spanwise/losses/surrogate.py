@@ -48,7 +48,7 @@ def clipped_surrogate(
       scalars over the model tokens given:
 
       - ``ratio_mean``, ``ratio_min``, ``ratio_max``;
-      - ``clip_share_low`` and ``clip_share_high``: share of the tokens whose gradient is cut
+      - ``clip_frac/token_low`` and ``_high``: share of the tokens whose gradient is cut
         because a negative (positive) advantage meets a ratio below (above) the range;
       - ``clip_frac/span_low`` and ``_high``: the same, every span counting once (by the
         share of its tokens that are cut);
@@ -66,7 +66,7 @@ def clipped_surrogate(
       >>> loss, metrics = clipped_surrogate(
       ...     torch.tensor([[2.0, 1.0]]).log(), torch.zeros(1, 2), torch.tensor([[1.0, -1.0]]),
       ...     torch.tensor([[0, 1]]), clip_low=0.25, clip_high=0.25)
-      >>> loss.tolist(), metrics["clip_share_high"].item()
+      >>> loss.tolist(), metrics["clip_frac/token_high"].item()
       ([[-1.25, 1.0]], 0.5)
 
     References:
@@ -173,8 +173,8 @@ def _metrics(sums: Tensor) -> dict[str, Tensor]:
         "ratio_mean": ratios / num_tokens,
         "ratio_min": extremes[:, 0].amin(),
         "ratio_max": extremes[:, 1].amax(),
-        "clip_share_low": low / num_tokens,
-        "clip_share_high": high / num_tokens,
+        "clip_frac/token_low": low / num_tokens,
+        "clip_frac/token_high": high / num_tokens,
         "clip_frac/span_low": low_spans / num_spans,
         "clip_frac/span_high": high_spans / num_spans,
         "approx_kl": estimates / num_tokens,

@@ -45,8 +45,8 @@ def test_the_four_corners_by_hand():
         "ratio_mean": 1.25,
         "ratio_min": 0.5,
         "ratio_max": 2.0,
-        "clip_share_low": 0.25,
-        "clip_share_high": 0.25,
+        "clip_frac/token_low": 0.25,
+        "clip_frac/token_high": 0.25,
         "clip_frac/span_low": 0.25,
         "clip_frac/span_high": 0.25,
         # k3 with r = trained / old: (2 - 1 - ln 2) and (.5 - 1 + ln 2), mean .25
@@ -99,7 +99,9 @@ def test_losses_and_shares_equal_the_loop(ratio, batch, dual_clip, high):
                     cut_by_span[side] += is_cut / len(tokens)
     assert (losses[partition < 0] == 0).all()
     for side in ("low", "high"):
-        assert metrics[f"clip_share_{side}"].item() == pytest.approx(cut[side] / max(1, num_tokens))
+        assert metrics[f"clip_frac/token_{side}"].item() == pytest.approx(
+            cut[side] / max(1, num_tokens)
+        )
         by_span = cut_by_span[side] / max(1, num_spans)
         assert metrics[f"clip_frac/span_{side}"].item() == pytest.approx(by_span)
 
@@ -227,7 +229,7 @@ def test_without_model_tokens_the_loss_is_zero():
     assert torch.autograd.grad(losses.sum(), x)[0].tolist() == [[0.0] * 3]
     # The neutral elements, so that micro-batches can be merged.
     assert metrics["ratio_min"] == math.inf and metrics["ratio_max"] == -math.inf
-    assert metrics["ratio_mean"] == metrics["approx_kl"] == metrics["clip_share_low"] == 0
+    assert metrics["ratio_mean"] == metrics["approx_kl"] == metrics["clip_frac/token_low"] == 0
 
 
 def test_advantages_are_not_differentiated_through():

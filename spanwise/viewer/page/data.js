@@ -105,7 +105,7 @@ const Data = (() => {
   }
 
   const DERIVED = {
-    "clip share": (row) => sum(row.clip_share_low, row.clip_share_high),
+    "clip share": (row) => sum(row["clip_frac/token_low"], row["clip_frac/token_high"]),
     "unscored share": (row) => quotient(row.excluded, row.branches),
     "tokens per second": (row) => quotient(row.sampled_tokens, row["seconds/rollout"]),
     "step seconds": (row) => {

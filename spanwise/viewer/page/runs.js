@@ -8,7 +8,7 @@ const Runs = (() => {
     ["Held-out score", "eval/success", "eval/greedy_success", "eval/score", "eval/greedy_score"],
     ["Length", "turn_tokens", "turns", "sampled_tokens", "branches"],
     ["Entropy", "entropy", "turn_entropy"],
-    ["Clip share", "clip share", "clip_share_low", "clip_share_high", "clip_frac/span_low", "clip_frac/span_high"],
+    ["Clip share", "clip share", "clip_frac/token_low", "clip_frac/token_high", "clip_frac/span_low", "clip_frac/span_high"],
     ["Explained variance", "explained_variance", "value_mean"],
     ["Faults", "unscored share", "stop/malformed", "stop/failure", "stop/length", "stop/budget", "skipped_steps"],
     ["Tokens per second", "tokens per second", "step seconds", "seconds/rollout", "seconds/update"],
