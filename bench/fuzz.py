@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from bench.random_run import random_run
 from bench.record import save
 from spanwise.envs.base import Turn
 from spanwise.envs.search.environment import MultiHopSearch
@@ -45,7 +46,6 @@ from spanwise.train.loop import new_learner
 from spanwise.train.resume import open_for_resume
 from spanwise.train.state import RunState
 from spanwise.tree import Expansion, Failure, Node, Tree
-from tests.train.resumable import with_critic
 
 LIMIT_S = 1.0
 BATCH = 500
@@ -184,7 +184,7 @@ def checkpoints_found(numbers: Sequence[int]) -> Found:
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    found, config = Found(), with_critic()
+    found, config = Found(), random_run()
     learner = new_learner(config, config.model.load_tokenizer(), ALONE)
     assert learner.critic is not None
     for part in (learner, learner.critic):
@@ -197,7 +197,7 @@ def checkpoints_found(numbers: Sequence[int]) -> Found:
         folder = log.checkpoint_path("step_00002")
         state = RunState(step=2, before={"success": 0.5}, critic_history=[0.25])
         write_checkpoint(folder, learner, config.model.load_tokenizer(), state, settings)
-        files = (log.config_path, *sorted(folder.iterdir()))
+        files = (log.config_path, *sorted(p for p in folder.iterdir() if p.suffix != ".jinja"))
         sound = {path: path.read_bytes() for path in files}
         manifest = folder / MANIFEST
 

@@ -25,9 +25,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench.left_behind import differing, left_behind
 from bench.record import save
 from spanwise.run.folder import RunFolder
-from tests.train.resumable import abandoned_threads, differing
 
 SMALL = (
     *("--evaluation.num-tasks", "8", "--checkpoints.every", "2"),
@@ -103,9 +103,7 @@ def trial(folder: Path, case: str, whole: Path, aim: str, draw: random.Random) -
         status = started("--resume", str(folder)).wait()
     else:
         status = started(*CASES[case], "--folder", str(folder)).wait()
-    differ = (
-        differing(abandoned_threads(whole), abandoned_threads(folder)) if status == 0 else ["end"]
-    )
+    differ = differing(left_behind(whole), left_behind(folder)) if status == 0 else ["end"]
     shutil.rmtree(folder)
     row = {"case": case, "aim": aim, "killed_after_s": round(killed_s, 2), "in_flight": flight}
     return {**row, "redrawn": redrawn, "equal": not differ, "differing": differ}

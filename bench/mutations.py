@@ -66,8 +66,8 @@ def main() -> None:
         faults = tuple(fault for fault in FAULTS if fault.file != CUDA)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for part in ("spanwise", "tests"):
-            left_out = shutil.ignore_patterns("__pycache__", "assets")
+        for part in ("spanwise", "tests", "bench"):
+            left_out = shutil.ignore_patterns("__pycache__", "assets", "results")
             shutil.copytree(ROOT / part, folder / part, ignore=left_out)
         shutil.copy(ROOT / "pyproject.toml", folder)
         every = " ".join(sorted({f for fault in faults for f in fault.tests.split()}))

@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
+from bench.drawn_turns import drawn_together, first_turns, forward_logprobs
 from bench.record import save
 from spanwise.models.loading import Model
 from spanwise.run.folder import RunFolder
 from spanwise.samplers.base import Completion, Sampling
 from spanwise.samplers.embedded.engine import TransformersEngine
 from spanwise.samplers.vllm.local import VLLMEngine
-from tests.drawing import drawn_together, first_turns, forward_logprobs
 
 NUM_PROMPTS = 200
 SAMPLERS = {"transformers": [], "vllm": ["--sampler.no-compiled"]}

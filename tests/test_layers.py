@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -107,3 +108,12 @@ def test_tree_and_run_folder_need_the_standard_library_alone() -> None:
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "False", "False"]
+
+
+def test_what_users_run_needs_none_of_the_tests() -> None:
+    root = PACKAGE.parent
+    files = [root / "README.md", *root.glob("bench/**/*.py"), *root.glob("docs/**/*.*")]
+    imports = re.compile(r"^(>>> |\.\.\. )?\s*(from|import) tests\b", re.MULTILINE)
+    texts = {f: f.read_text(encoding="utf-8") for f in files if f.suffix in (".py", ".md")}
+    assert len(texts) > 30
+    assert [str(f) for f, text in texts.items() if imports.search(text)] == []

@@ -10,8 +10,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from bench.drawn_turns import drawn_together
 from spanwise.samplers.base import Completion, Request, Sampler
-from tests.drawing import drawn_together
 
 EOS = 0
 

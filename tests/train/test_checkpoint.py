@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from bench.left_behind import differing, left_behind
 from spanwise.display import Display
 from spanwise.rollout.journal import StepJournal
 from spanwise.run.folder import RunError, RunFolder
@@ -31,7 +32,7 @@ from spanwise.train.config import Checkpoints
 from spanwise.train.state import Run
 from spanwise.tree import Node
 from tests.train.letters import LetterTokenizer
-from tests.train.resumable import abandoned_threads, differing, plain
+from tests.train.resumable import plain
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_a_bad_checkpoint_is_named_and_the_one_before_is_used(
     said = " ".join(capsys.readouterr().out.split())
     assert message in said.replace("/ ", "/") and "the one before, step_00004" in said
     assert (stopped / "checkpoints" / "step_00006.unused").is_dir()
-    assert differing(abandoned_threads(finished), abandoned_threads(stopped)) == []
+    assert differing(left_behind(finished), left_behind(stopped)) == []
 
 
 def test_with_no_good_checkpoint_the_run_stops_and_says_what_to_do(stopped: Path) -> None:
@@ -174,7 +175,7 @@ def test_without_scores_only_the_newest_are_kept(finished: Path) -> None:
 def test_what_a_killed_write_left_is_removed(stopped: Path, finished: Path) -> None:
     (stopped / "checkpoints" / "step_00006.partial").mkdir()
     resumed(stopped)
-    assert differing(abandoned_threads(finished), abandoned_threads(stopped)) == []
+    assert differing(left_behind(finished), left_behind(stopped)) == []
     assert not list((stopped / "checkpoints").glob("*.partial"))
 
 

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from bench.left_behind import differing, left_behind
 from spanwise.run.folder import RunFolder
 from spanwise.runtime.distributed import ALONE, Processes, Ranks, balanced
 from spanwise.train.checkpoint import checkpoint_folders
 from tests.train.rank_runs import cases, resumed_cases, run, run_cases, run_stopped
-from tests.train.resumable import abandoned_threads, differing
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,9 +72,7 @@ def test_another_number_of_processes_goes_on_with_a_run(runs: Path, to: str, nam
 @pytest.mark.parametrize("name", sorted(resumed_cases()))
 def test_two_processes_stop_together_and_go_on_to_the_same_end(runs: Path, name: str) -> None:
     """Byte for byte; one of them had the signal. The checkpoint of the stop displaced another."""
-    whole, stopped = (
-        abandoned_threads(runs / "resumed" / kind / name) for kind in ("whole", "stopped")
-    )
+    whole, stopped = (left_behind(runs / "resumed" / kind / name) for kind in ("whole", "stopped"))
     both = whole.keys() & stopped.keys()
     assert {"metrics", "summary", "checkpoints/step_00004/optimizer.safetensors"} <= both
     assert "checkpoints/step_00003/state.json" in stopped

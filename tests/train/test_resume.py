@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.left_behind import differing, left_behind
 from spanwise.cli import main
 from spanwise.display import Display
 from spanwise.envs.base import Reply, Task, Turn
@@ -31,7 +32,7 @@ from spanwise.train.checkpoint import CheckpointError, checkpoint_folders
 from spanwise.train.config import Checkpoints
 from tests.tiny import tiny_model
 from tests.train.letters import SYMBOLS, LetterModel, Letters
-from tests.train.resumable import ROOT, abandoned_threads, child, differing, plain, with_critic
+from tests.train.resumable import ROOT, child, plain, with_critic
 
 RECIPES = {"plain": plain, "with_critic": with_critic}
 
@@ -91,7 +92,7 @@ def test_a_run_that_ended_anywhere_goes_on_to_the_same_end(
         with pytest.raises(Killed):
             run(make(), tmp_path / "run")
     run(make(), tmp_path / "run", resume=True)
-    assert differing(abandoned_threads(folder), abandoned_threads(tmp_path / "run")) == []
+    assert differing(left_behind(folder), left_behind(tmp_path / "run")) == []
 
 
 def _end_in(where: str, patch: pytest.MonkeyPatch) -> None:
@@ -156,7 +157,7 @@ def test_a_torn_last_line_of_the_journal_is_sampled_again(
     newest = max((tmp_path / "run" / "journal").iterdir())
     newest.write_bytes(newest.read_bytes()[:-9])
     run(make(), tmp_path / "run", resume=True)
-    assert differing(abandoned_threads(folder), abandoned_threads(tmp_path / "run")) == []
+    assert differing(left_behind(folder), left_behind(tmp_path / "run")) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -187,7 +188,7 @@ def test_a_signal_stops_the_run_where_it_can_go_on(
     assert signal.getsignal(number) == before
     assert len(checkpoint_folders(tmp_path / "run" / "checkpoints")) >= 1
     run(make(), tmp_path / "run", resume=True)
-    first, second = abandoned_threads(folder), abandoned_threads(tmp_path / "run")
+    first, second = left_behind(folder), left_behind(tmp_path / "run")
     extra = {name for name in second if name not in first}  # the checkpoint of the stop
     assert [n for n in differing(first, second) if n not in extra] == []
 
@@ -199,7 +200,7 @@ def test_no_draw_reads_a_generator_that_others_use_too(tmp_path: Path) -> None:
         random.seed(seed)
         torch.manual_seed(seed)
         run(plain(), tmp_path / str(seed))
-        found.append(abandoned_threads(tmp_path / str(seed)))
+        found.append(left_behind(tmp_path / str(seed)))
     assert differing(*found) == []
 
 
@@ -209,7 +210,7 @@ def test_the_same_run_however_many_requests_are_in_flight(
 ) -> None:
     many, few = plain(), replace(plain(), sampler=replace(plain().sampler, **changes))
     logs = [run(config, tmp_path / name) for config, name in ((many, "many"), (few, "few"))]
-    first, second = (abandoned_threads(log.folder) for log in logs)
+    first, second = (left_behind(log.folder) for log in logs)
     assert differing(first, second) == []
 
 
@@ -221,10 +222,7 @@ def test_the_same_run_however_many_tools_run_at_once_and_whichever_ends_first(
     run(config, tmp_path / "plain")
     monkeypatch.setattr("spanwise.tools.base.MAX_RUNNING", num_threads)
     run(replace(config, env=ToolLetters()), tmp_path / "tools")
-    assert (
-        differing(abandoned_threads(tmp_path / "plain"), abandoned_threads(tmp_path / "tools"))
-        == []
-    )
+    assert differing(left_behind(tmp_path / "plain"), left_behind(tmp_path / "tools")) == []
 
 
 @pytest.mark.parametrize(
@@ -249,9 +247,7 @@ def test_models_of_other_precision_and_with_adapters_go_on_too(
         with pytest.raises(Killed):
             run(config, tmp_path / "run")
     run(config, tmp_path / "run", resume=True)
-    assert (
-        differing(abandoned_threads(tmp_path / "whole"), abandoned_threads(tmp_path / "run")) == []
-    )
+    assert differing(left_behind(tmp_path / "whole"), left_behind(tmp_path / "run")) == []
 
 
 def test_what_cannot_be_resumed_is_refused(
@@ -315,7 +311,7 @@ def test_killed_at_random_moments_and_resumed(recipe: str, tmp_path: Path) -> No
         words = ["--resume", str(folder)]
     else:
         assert main(["train", "--resume", str(folder)]) == 0
-    assert differing(abandoned_threads(tmp_path / "whole"), abandoned_threads(folder)) == []
+    assert differing(left_behind(tmp_path / "whole"), left_behind(folder)) == []
 
 
 def test_a_full_disk_names_the_file_and_leaves_the_checkpoint_before(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bench.left_behind import differing, left_behind
 from spanwise.display import Display
 from spanwise.learn.critic import NoCritic
 from spanwise.learn.importance_correction import ImportanceCorrection
@@ -21,7 +22,7 @@ from spanwise.train.config import Checkpoints
 from spanwise.train.prefetch import Prefetcher
 from spanwise.train.task_sampling import Sampled, draw_tasks
 from tests.train.letters import letters
-from tests.train.resumable import abandoned_threads, differing, with_critic
+from tests.train.resumable import with_critic
 
 
 def plain(**changes: Any) -> TrainConfig:
@@ -62,7 +63,7 @@ def test_each_step_is_drawn_from_the_weights_before_the_last_update(
 
 def test_the_same_seed_gives_the_same_run(off: RunFolder, tmp_path: Path) -> None:
     again = run(plain(max_off_policy_steps=1), tmp_path / "again")
-    assert differing(abandoned_threads(off.folder), abandoned_threads(again.folder)) == []
+    assert differing(left_behind(off.folder), left_behind(again.folder)) == []
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_end(
@@ -87,7 +88,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(
             run(config, tmp_path / "run")
     assert RunFolder.open(tmp_path / "run").read_metrics()[-1]["step"] == 3
     run(config, tmp_path / "run", resume=True)
-    first, second = abandoned_threads(whole.folder), abandoned_threads(tmp_path / "run")
+    first, second = left_behind(whole.folder), left_behind(tmp_path / "run")
     assert first.keys() <= second.keys()
     assert {name.rpartition("/")[0] for name in second.keys() - first.keys()} == {
         "checkpoints/step_00003"
@@ -113,7 +114,7 @@ def test_a_run_that_ended_in_an_update_goes_on_from_the_checkpoint_before(
         with pytest.raises(SystemExit):
             run(config, tmp_path / "run")
     run(config, tmp_path / "run", resume=True)
-    assert differing(abandoned_threads(whole.folder), abandoned_threads(tmp_path / "run")) == []
+    assert differing(left_behind(whole.folder), left_behind(tmp_path / "run")) == []
 
 
 def test_it_learns(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from bench.drawn_turns import drawn_together
 from spanwise.models.loading import Model
 from spanwise.samplers.base import Completion, Request, Sampler
 from spanwise.samplers.embedded.engine import TransformersEngine
 from spanwise.samplers.vllm.local import VLLMEngine
-from tests.drawing import drawn_together
 
 
 @pytest.fixture(scope="session")

@@ -16,12 +16,12 @@ import httpx2
 import pytest
 import torch
 
+from bench.drawn_turns import first_turns, forward_logprobs
 from spanwise.cli import main
 from spanwise.models.loading import SHIPPED
 from spanwise.run.folder import RunFolder
 from spanwise.samplers.base import Completion, EngineError, Request, Sampler, Sampling
 from spanwise.samplers.vllm.servers import VLLMServers
-from tests.drawing import first_turns, forward_logprobs
 
 pytestmark = pytest.mark.vllm
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from bench.drawn_turns import first_turns, forward_logprobs
 from spanwise.envs.search.environment import MultiHopSearch
 from spanwise.models.loading import Model
 from spanwise.models.lora import LoRA, trained_parameters
 from spanwise.samplers.base import Completion, EngineError, Request, Sampler, Sampling
 from spanwise.samplers.stops import decoded
 from spanwise.testing import check_sampler
-from tests.drawing import first_turns, forward_logprobs
 
 pytestmark = pytest.mark.vllm
 
