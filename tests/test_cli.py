@@ -1,16 +1,26 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from spanwise.cli import main
+from spanwise.cli.options import configured
+from spanwise.cli.parts import KINDS
+from spanwise.credit import SpanAdvantage
+from spanwise.learn.critic import ValueHead
+from spanwise.lookup import load
 from spanwise.models.loading import SHIPPED
+from spanwise.partitions import FixedLength, Trajectory
+from spanwise.recipes import find
+from spanwise.rollout.tree_search import TreeSearch
 from spanwise.samplers.base import EngineError
 from spanwise.samplers.embedded.engine import TransformersEngine
 
@@ -29,7 +39,8 @@ def test_unknown_names_are_refused_with_what_was_meant(capsys: pytest.CaptureFix
     assert "no command 'trian'" in refused(capsys, "trian")
     assert "the recipes are" in refused(capsys, "train")
     assert "no recipe file" in refused(capsys, "train", "missing.py:recipe")
-    assert "missing.py:FUNCTION" in refused(capsys, "train", "missing.py")
+    assert "missing.py:NAME" in refused(capsys, "train", "missing.py")
+    assert "no recipe module nowhere" in refused(capsys, "train", "nowhere.at_all:recipe")
     usage = refused(capsys, "train", "--resume")
     assert "train --resume RUN" in usage and "--option" not in usage  # it takes none
     assert "RUN_OR_MODEL" in refused(capsys, "eval")
@@ -99,8 +110,13 @@ def test_what_is_measured_is_a_run_or_a_model_of_the_recipe(
 def test_a_recipe_file_without_that_function_is_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    (tmp_path / "mine.py").write_text("x = 1\n")
-    assert "no function recipe" in refused(capsys, "train", f"{tmp_path}/mine.py:recipe")
+    (tmp_path / "mine.py").write_text("def recipes():\n    return 1\n")
+    refusal = refused(capsys, "train", f"{tmp_path}/mine.py:recipe")
+    assert "has no 'recipe'; did you mean recipes? it has recipes" in refusal
+    assert "did you mean mine.py?" in refused(capsys, "train", f"{tmp_path}/min.py:recipes")
+    assert "returns int, a recipe returns" in refused(
+        capsys, "train", f"{tmp_path}/mine.py:recipes"
+    )
 
 
 def test_unknown_recipes_are_refused_before_torch_is_loaded() -> None:
@@ -117,7 +133,6 @@ def test_unknown_recipes_are_refused_before_torch_is_loaded() -> None:
     [
         ("--rollout.num-chain", "4", "--rollout.num-chains"),
         ("--rollout.choose", "never", "('entropy', 'random')"),
-        ("--rollout.num-chains", "0", "num_chains >= 1"),
         ("--steps", "many", "--steps"),
     ],
 )
@@ -130,13 +145,86 @@ def test_unknown_options_and_bad_values_are_refused_with_what_was_meant(
     assert told in capsys.readouterr().err
 
 
-def test_an_engine_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "transformers, vllm, servers" in refused(
-        capsys, "train", "at2po_search", "--sampler", "vlm"
-    )
-    assert "name of an engine" in refused(capsys, "train", "at2po_search", "--sampler")
-    twice = ["--sampler", "vllm", "--steps", "3", "--sampler", "transformers"]
-    assert "once" in refused(capsys, "train", "at2po_search", *twice)
+def test_values_that_do_not_fit_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    chains = ["--rollout.num-chains", "0"]
+    assert "num_chains >= 1" in refused(capsys, "train", "at2po_search", *chains)
+    assert "steps and prompts" in refused(capsys, "train", "at2po_search", "--steps", "0")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--sampler vlm", "no --sampler 'vlm'; did you mean vllm? there are servers, transf"),
+        ("--sampler=vlm", "did you mean vllm?"),
+        ("--sampler", "--sampler needs a name: transformers, vllm, servers, FILE.py:CLASS"),
+        ("--sampler --steps 3", "--sampler needs a name"),
+        ("--sampler= --steps 3", "--sampler needs a name"),
+        ("--sampler vllm --steps 3 --sampler=transformers", "--sampler is given twice"),
+        ("--objective.ratio_spans tokn", "no --objective.ratio-spans 'tokn'; did you mean token?"),
+        ("--critic spanwise.learn.critic:CriticHead", "has no 'CriticHead'; did you mean"),
+        ("--critic spanwise.credit:GroupAdvantage", "that is no class of Critics"),
+        ("--critic spanwise.learn.critic:Critic", "that is no class of Critics"),
+        ("--critic spanwise.learn.critic:still_rising", "that is no class of Critics"),
+        ("--env MultiHop", "no --env 'MultiHop'; give one of your own, FILE.py:NAME"),
+        ("--advantage span", "SpanAdvantage needs values: give the recipe a critic"),
+    ],
+)
+def test_a_part_that_is_not_there_is_refused(
+    capsys: pytest.CaptureFixture[str], words: str, told: str
+) -> None:
+    assert told in refused(capsys, "train", "at2po_search", *words.split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--advantage span --advantage.spans fixed_length --advantage.spans.length 3 "
+        "--critic value_head",
+        "--critic=value_head --advantage.spans.length=3 --advantage.spans=fixed_length "
+        "--advantage=span",
+        "--advantage.spans.length 3 --critic spanwise.learn.critic:ValueHead --advantage.spans "
+        "spanwise.partitions:FixedLength --steps 40 --advantage spanwise.credit:SpanAdvantage",
+    ],
+)
+def test_parts_are_chosen_by_name_in_any_order(words: str) -> None:
+    config = configured("grpo_search", words.split())
+    advantage = SpanAdvantage(spans=FixedLength(length=3))
+    assert config == replace(find("grpo_search")(), advantage=advantage, critic=ValueHead())
+
+
+def test_a_part_that_the_recipe_has_keeps_the_recipes_settings() -> None:
+    config = configured("at2po_search", ["--rollout", "tree_search", "--rollout.num-chains", "3"])
+    before = find("at2po_search")().rollout
+    assert isinstance(before, TreeSearch) and config.rollout == replace(before, num_chains=3)
+    ratio = configured("at2po_search", ["--objective.ratio_spans", "trajectory"]).objective
+    assert ratio == replace(find("at2po_search")().objective, ratio_spans=Trajectory())
+
+
+def test_help_names_the_parts_that_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "sae_chain", "--advantage.spans", "mean_length", "--help"])
+    told = capsys.readouterr().out
+    assert "--sampler (TransformersEngine): transformers, vllm, servers\n" in told
+    assert "--advantage.spans (MeanLength): token, turn, trajectory, low_prob" in told
+    assert "--advantage.spans.length" in told and "FILE.py:CLASS" in told
+
+
+def test_every_kind_that_ships_has_a_name() -> None:
+    for base, kinds in KINDS.items():
+        module, _, name = base.partition(":")
+        bases = getattr(importlib.import_module(module), name)
+        named = {load(kind, kinds, "kind") for kind in kinds}
+        assert named == {
+            kind for kind in subclasses(bases)
+            if kind.__module__.startswith("spanwise.") and not kind.__name__.startswith("_")
+            and not kind.__module__.startswith("spanwise.testing.")
+            and hasattr(sys.modules[kind.__module__], kind.__name__)
+        }  # fmt: skip
+
+
+def subclasses(kind: type) -> set[type]:
+    found = {below for kind in kind.__subclasses__() for below in subclasses(kind)}
+    return found if inspect.isabstract(kind) else {kind, *found}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")

@@ -14,6 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "spanwise"
 LAYERS = [
     "errors",
+    "lookup",
     "kernels",
     "spans",
     "advantages",
@@ -82,8 +83,8 @@ def test_no_two_files_import_each_other() -> None:
 
 
 def test_only_the_command_line_knows_tyro() -> None:
-    users = [p.name for p in FILES if "tyro" in p.read_text(encoding="utf-8").split()]
-    assert users == ["cli.py"]
+    users = [p for p in FILES if "tyro" in p.read_text(encoding="utf-8").split()]
+    assert {p.parent.name for p in users} == {"cli"}
 
 
 @pytest.mark.parametrize("module", ["spans", "advantages", "losses"])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spanwise.batch import Batch
+from spanwise.errors import one_line
 from spanwise.models.critic import ValueModel
 from spanwise.models.packing import TokenTree, sorted_rows, token_tree
 from spanwise.models.scoring import token_scores
@@ -59,7 +60,7 @@ def packing_fault(
         try:
             found = of_rows(tree)
         except Exception as error:  # a model that is not made for it may raise anything
-            return f"{name} does not run over packed rows ({error})"
+            return f"{name} does not run over packed rows ({one_line(error)})"
         error = float((found - expected).abs().mean() / expected.abs().mean().clamp(min=1e-9))
         if not error <= tolerance:
             return f"{name} gives other {what} for packed rows (by {error:.2g} of their size)"

@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
-from spanwise.errors import SpanwiseError
+from spanwise.errors import SpanwiseError, first_line
 from spanwise.models.execution import checkpoint_gradients, compile_layers
 from spanwise.models.lora import (
     ADAPTER_CONFIG,
@@ -102,7 +102,7 @@ class Model:
         except Exception as error:  # a template may raise anything, jinja's own errors among them
             raise ModelError(
                 f"the chat template of {self.path} cannot write a user's message: "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from error
         return tokenizer
 
@@ -129,7 +129,7 @@ class Model:
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError) as error:
-            raise ModelError(f"no tokenizer at {self.path}: {_first_line(error)}") from error
+            raise ModelError(f"no tokenizer at {self.path}: {first_line(error)}") from error
         if not tokenizer.encode("text", add_special_tokens=False):  # transformers made up one
             raise ModelError(f"no tokenizer at {self.path}: tokenizer.json is missing or empty")
         return tokenizer
@@ -147,7 +147,7 @@ class Model:
         try:
             config = AutoConfig.from_pretrained(base)
         except (OSError, ValueError) as error:
-            raise ModelError(f"cannot load {self.path}: {_first_line(error)}") from error
+            raise ModelError(f"cannot load {self.path}: {first_line(error)}") from error
         if fault := _not_causal(config):
             raise ModelError(
                 f"{self.path} is {fault}; spanwise trains causal language models, such as "
@@ -186,7 +186,7 @@ class Model:
             if self.compile:
                 compile_layers(model)
         except (OSError, ValueError, SafetensorError) as error:
-            raise ModelError(f"cannot load {self.path}: {_first_line(error)}") from error
+            raise ModelError(f"cannot load {self.path}: {first_line(error)}") from error
         return model
 
     def _with_weights(self, base: str, config: Any, *, head: bool) -> Any:
@@ -252,10 +252,6 @@ def _silent_transformers() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _not_causal(config: Any) -> str:

@@ -1,85 +1,47 @@
 """Recipes: functions without arguments that return a complete ``TrainConfig``.
 
 A recipe's name is its function's. Your own lives in your own file and is named
-``path/to/file.py:function``. Modules with recipes are imported when one is asked for,
-so that a misspelt name is refused at once.
+``path/to/file.py:function`` or, where it is installed, ``package.module:function``.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import importlib.util
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from spanwise import lookup
 from spanwise.errors import SpanwiseError
 
 if TYPE_CHECKING:
     from spanwise.train.config import TrainConfig
 
-_MODULES = {
-    "at2po_search": "search",
-    "at2po_search_paper": "search",
-    "dapo_chain": "chain",
-    "drgrpo_chain": "chain",
-    "gae_chain": "chain",
-    "grpo_chain": "chain",
-    "grpo_search": "search",
-    "gspo_chain": "chain",
-    "reinforce_chain": "chain",
-    "rloo_chain": "chain",
-    "sae_chain": "chain",
-    "sae_gym": "math",
-    "sae_math": "math",
-    "sae_ratio_chain": "chain",
-    "turn_gae_search": "search",
-    "vapo_chain": "chain",
+SHIPPED = {
+    name: f"spanwise.recipes.{module}:{name}"
+    for module, found in {
+        "chain": [
+            *("dapo_chain", "drgrpo_chain", "gae_chain", "grpo_chain", "gspo_chain"),
+            *("reinforce_chain", "rloo_chain", "sae_chain", "sae_ratio_chain", "vapo_chain"),
+        ],
+        "math": ["sae_gym", "sae_math"],
+        "search": ["at2po_search", "at2po_search_paper", "grpo_search", "turn_gae_search"],
+    }.items()
+    for name in found
 }
-
-
-class UnknownRecipe(SpanwiseError):
-    """There is no such recipe."""
+"""The recipes that ship with spanwise. Their modules are imported when one is asked for."""
 
 
 def names() -> list[str]:
     """The recipes that ship with spanwise."""
-    return sorted(_MODULES)
+    return sorted(SHIPPED)
 
 
 def find(spec: str) -> Callable[[], TrainConfig]:
-    """The recipe of that name, or ``FILE.py:FUNCTION``.
+    """The recipe of that name, ``FILE.py:FUNCTION`` or ``package.module:FUNCTION``.
 
     Raises:
-      UnknownRecipe: if there is none; the message names what is near.
+      SpanwiseError: if there is none; the message names what is near.
     """
-    if ".py:" in spec:
-        return _from_file(spec)
-    if spec.endswith(".py"):
-        raise UnknownRecipe(f"name a function of {spec} as well: {spec}:FUNCTION")
-    if spec not in _MODULES:
-        near = difflib.get_close_matches(spec, _MODULES, n=1)
-        meant = f"did you mean {near[0]}? " if near else ""
-        raise UnknownRecipe(
-            f"no recipe {spec!r}; {meant}there are {', '.join(names())}, or FILE.py:FUNCTION"
-        )
-    module = importlib.import_module(f"spanwise.recipes.{_MODULES[spec]}")
-    return getattr(module, spec)
-
-
-def _from_file(spec: str) -> Callable[[], TrainConfig]:
-    file, _, function = spec.rpartition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise UnknownRecipe(f"no recipe file {file}")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[path.stem] = module  # where a class's module is looked up
-    module_spec.loader.exec_module(module)
-    recipe: Any = getattr(module, function, None)
+    recipe: Any = lookup.load(spec, SHIPPED, "recipe")
     if not callable(recipe):
-        raise UnknownRecipe(f"{file} has no function {function}")
+        raise SpanwiseError(f"{spec} is {type(recipe).__name__}; a recipe is a function")
     return cast("Callable[[], TrainConfig]", recipe)

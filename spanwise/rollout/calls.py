@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from spanwise.envs.base import Reply, Task, Turn
-from spanwise.errors import SpanwiseError, one_line
+from spanwise.errors import SpanwiseError
 from spanwise.rollout.context import RolloutContext
 from spanwise.runtime.waits import waiting
 from spanwise.samplers.base import Completion, EngineError, Request
 from spanwise.tools.base import ToolError
 from spanwise.tools.output import MAX_CHARACTERS, shortened_text, shown_text
-from spanwise.tree import Failure, FailureKind, Path
+from spanwise.tree import Failure, Path
 
 T = TypeVar("T")
 Outcome = TypeVar("Outcome", Completion | Failure, Reply)
@@ -108,9 +108,9 @@ class CallRunner:
                 completion = await with_deadline(self._context.sampler.sample(request), deadline_s)
                 check_completion(completion, request)
             except DeadlineExceeded as error:
-                return failed("engine_timeout", error)
+                return self._context.failed("engine_timeout", error)
             except Exception as error:
-                return failed("engine_error", error)
+                return self._context.failed("engine_error", error)
         return completion
 
     async def _ask(self, turns: Sequence[Turn], attempt: int) -> Reply:
@@ -119,12 +119,10 @@ class CallRunner:
             try:
                 replied = self._context.env.reply(self._task, turns)
                 return self._checked(await with_deadline(replied, deadline_s))
-            except ToolError as error:
-                failure = error.failure()
             except DeadlineExceeded as error:
-                failure = failed("reward_timeout", error)
+                failure = self._context.failed("reward_timeout", error)
             except Exception as error:
-                failure = failed("reward_error", error)
+                failure = self._context.failed("reward_error", error)
         return Reply(stop="failure", failure=failure)
 
     def _checked(self, reply: Reply) -> Reply:
@@ -213,8 +211,3 @@ def _retrieve_exception(task: asyncio.Future[Any]) -> None:
     """Keep asyncio from reporting how an abandoned task ended."""
     if not task.cancelled():
         task.exception()
-
-
-def failed(kind: FailureKind, error: Exception) -> Failure:
-    """A failure of this kind, with the exception on one line."""
-    return Failure(kind=kind, message=one_line(error))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from spanwise.envs.base import Environment
+from spanwise.errors import one_line
 from spanwise.rollout.failures import FailurePolicy
 from spanwise.samplers.base import Sampler
-from spanwise.tree import Node, Path
+from spanwise.tools.base import ToolError
+from spanwise.tree import Failure, FailureKind, Node, Path, Tree
 
 
 class Journal(ABC):
@@ -39,3 +42,26 @@ class RolloutContext:
 
     journal: Journal | None = None
     """Where finished turns are remembered; None: nowhere."""
+
+    _raised: dict[str, Exception] = field(
+        default_factory=dict[str, Exception], init=False, repr=False, compare=False
+    )
+    """What was raised since the last check, by the messages of the failures it became."""
+
+    def failed(self, kind: FailureKind, error: Exception) -> Failure:
+        """An exception as a failure, for the record; ``check`` may raise from it."""
+        known = isinstance(error, ToolError)
+        failure = error.failure() if known else Failure(kind=kind, message=one_line(error))
+        self._raised.setdefault(failure.message, error)
+        return failure
+
+    def check(self, trees: Sequence[Tree]) -> None:
+        """Refuse to go on from rollouts in which too much failed.
+
+        Raises:
+          RunStopped: by ``failures``, from the first exception of the commonest kind.
+        """
+        try:
+            self.failures.check(trees, self._raised)
+        finally:
+            self._raised.clear()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NoReturn
 
 from spanwise.errors import SpanwiseError
@@ -87,29 +88,38 @@ class FailurePolicy:
         """
         return self.backoff_s * 2**attempt
 
-    def check(self, trees: Sequence[Tree]) -> None:
+    def check(
+        self, trees: Sequence[Tree], raised: Mapping[str, Exception] = MappingProxyType({})
+    ) -> None:
         """Refuse to go on if too much of these rollouts failed.
 
+        Args:
+          trees: The rollouts.
+          raised: Exceptions by the messages of the failures that they became.
+
         Raises:
-          RunStopped: with the number of failures of each kind, and one message of each.
+          RunStopped: with the number of failures of each kind, and one message of each, from
+            the exception behind the first failure of the commonest kind.
         """
         leaves = [leaf for tree in trees for leaf in tree.leaves()]
         lost = [leaf.failure for leaf in leaves if leaf.failure is not None]
         calls = [node for tree in trees for node in tree.nodes if node.stop == "continue"]
         shown = [f for node in calls for f in node.faults if f.then == "shown"]
         if len(lost) > self.max_excluded * len(leaves):
-            self._stop(lost, len(leaves), "branches")
+            self._stop(lost, len(leaves), "branches", raised)
         if len(calls) >= FEW_CALLS and len(shown) > self.max_excluded * len(calls):
-            self._stop(shown, len(calls), "tool calls")
+            self._stop(shown, len(calls), "tool calls", raised)
 
-    def _stop(self, failures: Sequence[Failure], total: int, what: str) -> NoReturn:
-        counts = Counter(failure.kind for failure in failures)
+    def _stop(
+        self, failures: Sequence[Failure], total: int, what: str, raised: Mapping[str, Exception]
+    ) -> NoReturn:
+        counts = Counter(failure.kind for failure in failures).most_common()
         said = {failure.kind: failure.message for failure in reversed(failures)}
-        reasons = "; ".join(f"{n} {kind} ({said[kind]})" for kind, n in counts.most_common())
+        reasons = "; ".join(f"{n} {kind} ({said[kind]})" for kind, n in counts)
         raise RunStopped(
             f"{len(failures)} of {total} {what} failed, more than "
             f"failures.max_excluded = {self.max_excluded:g} allows: {reasons}"
-        )
+        ) from raised.get(said[counts[0][0]])
 
 
 def failures_in(trees: Sequence[Tree]) -> Iterator[Failure]:

@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from spanwise.envs.base import Environment, Reply, Task, Turn
+from spanwise.errors import one_line
 from spanwise.models.tokenizer import Tokenizer
 from spanwise.rollout.base import Rollout
-from spanwise.rollout.calls import CallRunner, failed
+from spanwise.rollout.calls import CallRunner
 from spanwise.rollout.context import RolloutContext
 from spanwise.rollout.failures import RunStopped
 from spanwise.runtime.seeds import seed_of
@@ -31,7 +32,7 @@ class TreeBuilder:
             prompt = prompt_tokens(context.tokenizer, context.env, task)
         except Exception as error:
             raise RunStopped(
-                f"the prompt of task {task.id} cannot be rendered: {type(error).__name__}: {error}"
+                f"the prompt of task {task.id} cannot be rendered: {one_line(error)}"
             ) from error
         self.nodes: dict[Path, Node] = {
             (): Node(path=(), observation=prompt, stop="prompt", observation_text=task.question)
@@ -109,7 +110,7 @@ class TreeBuilder:
         try:
             tokens = observation_tokens(self.context.tokenizer, self.context.env, reply.observation)
         except Exception as error:
-            failure = failed("tool_error", error)
+            failure = self.context.failed("tool_error", error)
             return Reply(stop="failure", failure=failure, outcome=reply.outcome), ()
         return reply, tokens
 

@@ -26,7 +26,7 @@ def run_rollouts(coroutine: Coroutine[Any, Any, T]) -> T:
     try:
         return loop.run_until_complete(coroutine)
     except ExceptionGroup as group:
-        raise _first(group) from group
+        first = _first(group)
     finally:
         left = asyncio.all_tasks(loop)
         for task in left:
@@ -35,6 +35,7 @@ def run_rollouts(coroutine: Coroutine[Any, Any, T]) -> T:
             loop.run_until_complete(asyncio.wait(left, timeout=PARTING_S))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
+    raise first  # outside of the group's handler: what it was raised from stays its cause
 
 
 def _first(error: BaseException) -> BaseException:

@@ -99,5 +99,5 @@ class Engine(ABC):
         """A sampler that draws from ``model``, a causal language model of transformers."""
 
 
-class EngineError(RuntimeError):
+class EngineError(SpanwiseError):
     """The sampling engine failed on a request."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, ClassVar, TypeVar
 
-from spanwise.errors import one_line
+from spanwise.errors import one_line, place
 from spanwise.tree import Failure, FailureKind
 
 T = TypeVar("T")
@@ -33,13 +33,16 @@ class ToolError(RuntimeError):
     kind: ClassVar[FailureKind] = "tool_error"
 
     def failure(self) -> Failure:
-        """The record of this error in a tree: its kind, and its message on one line.
+        """The record of this error in a tree: its kind, and its message and cause on one line.
 
         Example:
           >>> ToolTimeout("no answer in 2 s").failure().kind
           'tool_timeout'
         """
-        return Failure(kind=self.kind, message=one_line(str(self)))
+        where = self.__cause__ and place(self.__cause__)
+        return Failure(
+            kind=self.kind, message=one_line(str(self)) + (f" ({where})" if where else "")
+        )
 
 
 class ToolTimeout(ToolError):

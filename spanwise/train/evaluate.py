@@ -120,7 +120,7 @@ async def _played(
         max_response_tokens=rollout.max_response_tokens,
     )
     trees = await ranks.map(lambda task: chain(context, task, step=0), tasks)
-    context.failures.check(trees)
+    context.check(trees)
     return trees
 
 

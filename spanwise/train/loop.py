@@ -91,7 +91,7 @@ def train(
     except (RunStopped, EngineError) as error:  # too much failed, or no weights were taken
         raise RunStopped(
             f"{error}. Once that is mended, go on: spanwise train --resume {folder}"
-        ) from error
+        ) from error.__cause__ or error
     finally:
         run.close()
     return run.log

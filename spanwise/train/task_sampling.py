@@ -119,5 +119,5 @@ async def rollouts(
       RunStopped: if a failure is one to stop at, or too many branches failed.
     """
     trees = await ranks.map(lambda task: config.rollout(context, task, step=step), tasks)
-    context.failures.check(trees)
+    context.check(trees)
     return trees

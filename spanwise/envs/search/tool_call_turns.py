@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from spanwise.envs.search.xml_turns import Answer, Call, Malformed, boxed_answer, harmless_text
-from spanwise.errors import SpanwiseError
+from spanwise.errors import SpanwiseError, first_line
 from spanwise.tools.search import Document
 
 STOP_STRINGS: tuple[str, ...] = ("</tool_call>",)
@@ -186,12 +186,11 @@ def _attempt(tokenizer: Any, chat: list[dict[str, str]], *, tools: bool = True) 
     try:
         return _rendered(tokenizer, chat, tools=tools)
     except Exception as error:  # a template may raise anything, jinja's own errors among them
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise _refusal(f"cannot write a conversation with tools ({said})") from error
+        raise _refusal(f"cannot write a conversation with tools ({first_line(error)})") from error
 
 
-def _refusal(fault: str) -> ValueError:
-    return ValueError(
+def _refusal(fault: str) -> SpanwiseError:
+    return SpanwiseError(
         f"the tokenizer's chat template {fault}; use --env.turns xml, or put another "
         "chat_template.jinja into the model's folder"
     )

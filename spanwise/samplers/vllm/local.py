@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from anyio.from_thread import start_blocking_portal
 
-from spanwise.errors import SpanwiseError
+from spanwise.errors import SpanwiseError, first_line
 from spanwise.samplers.base import Completion, Engine, EngineError, Request, Sampler
 from spanwise.samplers.vllm.codec import Answer, Turns
 from spanwise.samplers.vllm.weight_folder import WeightFolder
@@ -108,7 +108,7 @@ class VLLMSampler(Sampler):
             self._llm = self._loop.call(_started, engine, str(folder), model)
         except Exception as error:
             self._ending.close()
-            raise EngineError(f"vLLM did not start: {_first_line(error)}") from error
+            raise EngineError(f"vLLM did not start: {first_line(error)}") from error
 
     async def sample(self, request: Request) -> Completion:
         settings = self._turns.settings(request)
@@ -117,7 +117,7 @@ class VLLMSampler(Sampler):
             asked = self._loop.start_task_soon(self._answer, request.prompt, settings)
             answer = await asyncio.wrap_future(asked)
         except Exception as error:
-            raise EngineError(f"vLLM failed on a request: {_first_line(error)}") from error
+            raise EngineError(f"vLLM failed on a request: {first_line(error)}") from error
         finally:
             self._under_way -= 1
         return self._turns.completion(request, answer)
@@ -142,7 +142,7 @@ class VLLMSampler(Sampler):
         try:
             self._loop.call(self._reload, str(folder))
         except Exception as error:
-            raise EngineError(f"vLLM did not take the weights: {_first_line(error)}") from error
+            raise EngineError(f"vLLM did not take the weights: {first_line(error)}") from error
         self._weights.discard_older()
 
     def close(self) -> None:
@@ -229,7 +229,3 @@ def _main_module_hidden() -> Iterator[None]:
         yield
     finally:
         main.__spec__, main.__file__ = spec, file
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

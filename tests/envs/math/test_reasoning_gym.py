@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from spanwise import cli
+from spanwise.cli import main
+from spanwise.cli.options import configured
 from spanwise.envs.base import Reply, Task, Turn
 from spanwise.envs.math.reasoning_gym import ReasoningGym
 
@@ -210,9 +211,9 @@ def test_what_an_answer_writes_into_the_results_is_never_unpickled(tmp_path: Pat
 
 def test_a_task_is_chosen_by_name_on_the_command_line(capsys, tmp_path):
     model = ["--model.path", "search_base", "--folder", str(tmp_path / "run")]
-    assert cli.main(["train", "sae_gym", "--env.task", "chain_summ", *model]) == 2
+    assert main(["train", "sae_gym", "--env.task", "chain_summ", *model]) == 2
     said = capsys.readouterr().err
     assert "chain_sum" in said and said.count("\n") == 1
     sizes = ["--env.train-questions", "6", "--env.dev-questions", "3", "--env.test-questions", "4"]
-    env = cli._configured("sae_gym", ["--env.task", "countdown", *sizes]).env
+    env = configured("sae_gym", ["--env.task", "countdown", *sizes]).env
     assert env == small("countdown") and len(env.tasks("train")) == 6

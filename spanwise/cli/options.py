@@ -1,0 +1,144 @@
+"""The options of a command: every field of a settings object is one. The only user of tyro."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from spanwise import lookup, recipes
+from spanwise.cli.parts import choose_parts, parts_help
+from spanwise.cli.words import UsageError
+
+if TYPE_CHECKING:
+    from tyro.constructors import (
+        ConstructorRegistry,
+        PrimitiveConstructorSpec,
+        PrimitiveTypeInfo,
+        StructConstructorSpec,
+        StructTypeInfo,
+    )
+
+    from spanwise.train.config import TrainConfig
+
+    PrimitiveRule = Callable[[PrimitiveTypeInfo], PrimitiveConstructorSpec | None]
+
+C = TypeVar("C")
+
+
+def configured(spec: str, arguments: Sequence[str]) -> TrainConfig:
+    """A recipe's configuration with the options of the command line."""
+    made: object = recipes.find(spec)()
+
+    from spanwise.train.config import TrainConfig
+
+    if not isinstance(made, TrainConfig):
+        raise UsageError(f"{spec} returns {type(made).__name__}, a recipe returns a TrainConfig")
+    return parsed(made, arguments, f"spanwise train {spec}", named=_named)
+
+
+def parsed(
+    default: C, arguments: Sequence[str], prog: str, *, named: PrimitiveRule | None = None
+) -> C:
+    """The settings with the parts and the values that the arguments give them.
+
+    Args:
+      default: The settings.
+      arguments: The words of the command line.
+      prog: What is told to be the command.
+      named: How options are read whose values are names of code.
+
+    Raises:
+      Exception: what the constructor of a part raises, as it is.
+      SystemExit: behind a message, if the arguments ask for help or cannot be read.
+    """
+    import tyro
+
+    registry = _registry()
+    if named is not None:
+        registry.primitive_rule(named)
+    draft, rest = choose_parts(default, arguments)
+    kind: Any = type(draft)
+    about = "\n\n".join(filter(None, [kind.__doc__, parts_help(draft)]))
+    try:
+        return tyro.cli(
+            kind, default=draft, args=rest, prog=prog, description=about, registry=registry
+        )
+    except _Raised as raised:
+        raise raised.error from raised.error.__cause__
+
+
+class _Raised(Exception):
+    """Takes what a constructor raised past tyro, which makes a complaint of a ValueError."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _constructor(kind: Callable[..., C]) -> Callable[..., C]:
+    @functools.wraps(kind, updated=())
+    def construct(*values: Any, **fields: Any) -> C:
+        try:
+            return kind(*values, **fields)
+        except Exception as error:
+            raise _Raised(error) from None
+
+    return construct
+
+
+def _registry() -> ConstructorRegistry:
+    """The rules of tyro, with constructors whose exceptions pass through it."""
+    from tyro.constructors import ConstructorRegistry
+
+    registry, asked = ConstructorRegistry(), []
+
+    @registry.struct_rule
+    def settings(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if not dataclasses.is_dataclass(info.type) or info.type in asked:
+            return None
+        asked.append(info.type)  # the rules that are asked below include this one
+        usual: Any = ConstructorRegistry.get_struct_spec(info)
+        asked.remove(info.type)
+        fields = [
+            dataclasses.replace(f, helptext=functools.partial(_paragraphs, f.helptext))
+            for f in usual.fields
+        ]
+        return dataclasses.replace(
+            usual, instantiate=_constructor(usual.instantiate), fields=tuple(fields)
+        )
+
+    return registry
+
+
+def _named(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """A tracker or metric by its name; how an option of that type is read and shown."""
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    from spanwise.run.trackers import TRACKERS, Tracker
+    from spanwise.train.metrics import Metric
+
+    if info.type not in (type[Tracker], Metric):
+        return None
+    names, what = (TRACKERS, "tracker") if info.type == type[Tracker] else ({}, "metric")
+
+    def find(words: list[str]) -> Any:
+        found = lookup.load(words[0], names, what)
+        if not (issubclass(found, Tracker) if isinstance(found, type) else what == "metric"):
+            raise UsageError(f"{words[0]} is no {what}")
+        return found
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="|".join([*names, "FILE.py:NAME"]),
+        instance_from_str=_constructor(find),
+        is_instance=callable,
+        str_from_instance=lambda found: [found.__name__],
+    )
+
+
+def _paragraphs(helptext: str | Callable[[], str | None] | None) -> str | None:
+    """A help text without the line breaks of its source."""
+    text = helptext() if callable(helptext) else helptext
+    return None if text is None else "\n\n".join(" ".join(p.split()) for p in text.split("\n\n"))
