@@ -1,4 +1,4 @@
-"""The options of a command: every field of a settings object is one. The only user of tyro."""
+"""The options of a command: every field of a settings object is one."""
 
 from __future__ import annotations
 
