@@ -163,7 +163,6 @@ def run_folder(folder: Path) -> dict[Path, bytes]:
             path=(0, 1),
             tokens=(3,),
             engine_logprobs=(-1.5,),
-            sampling_logprobs=(-1.5,),
             stop="end",
             reward=1.0,
             expansion=Expansion(round=1, of=(0, 0), score=0.25),

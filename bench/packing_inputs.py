@@ -48,7 +48,6 @@ class RandomTokens:
             tokens=self.tokens(count),
             observation=observation,
             engine_logprobs=logprobs,
-            sampling_logprobs=logprobs,
             stop=stop,  # pyright: ignore[reportArgumentType]
             reward=reward,
         )

@@ -107,6 +107,18 @@ def test_what_is_measured_is_a_run_or_a_model_of_the_recipe(
     assert "no trees: none were kept" in refused(capsys, "show", run)
 
 
+@pytest.mark.parametrize(
+    "command", ["train --resume", "eval", "show", "view", "compare", "study correlation"]
+)
+def test_a_run_of_an_older_version_is_refused_in_one_line_that_says_which(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text('{"schema": 1, "recipe": "sae_chain", "arguments": []}')
+    said = refused(capsys, *command.split(), str(tmp_path))
+    assert "was written by spanwise 0.1 (schema 1)" in said and said.endswith("spanwise 0.1\n")
+
+
 def test_a_recipe_file_without_that_function_is_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

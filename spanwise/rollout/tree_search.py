@@ -91,8 +91,7 @@ def by_entropy(nodes: Sequence[Node], sibling_penalty: float) -> Ranked:
 
     Example:
       >>> def call(*path, logprob):
-      ...     return Node(path=path, tokens=(1,), engine_logprobs=(logprob,),
-      ...                 sampling_logprobs=(logprob,), stop="continue")
+      ...     return Node(path=path, tokens=(1,), engine_logprobs=(logprob,), stop="continue")
       >>> by_entropy([call(0, logprob=-0.5), call(1, logprob=-0.5), call(0, 0, logprob=-0.48)],
       ...            sibling_penalty=0.05)
       [((0, 0), 0.48), ((0,), 0.45), ((1,), 0.45)]
