@@ -25,6 +25,7 @@ TREE_ARRAYS = "advantages/tree_arrays.py"
 IMPORTANCE, IMPORTANCE_TESTS = "losses/importance.py", "tests/losses/test_importance.py"
 GROUP_TESTS = "tests/advantages/test_group_advantages.py"
 TREE_TESTS = "tests/advantages/test_tree_credit.py"
+BATCH_TESTS = "tests/test_batch.py"
 REWARD_TESTS = "tests/advantages/test_rewards_on_the_way.py"
 ADVANTAGE_TESTS = "tests/advantages/test_span_advantages.py"
 SURROGATE_TESTS = "tests/losses/test_surrogate.py tests/losses/test_aggregate.py"
@@ -482,6 +483,20 @@ FAULTS = (
         "    paid, above = torch.zeros_like(turn_rewards), parents\n",
         "    paid, above = turn_rewards.clone(), parents\n",
         REWARD_TESTS,
+    ),
+    Fault(
+        "a return is the last reward alone",
+        "batch.py",
+        "return (adv.paid_before(self.parents, rewards) + rewards)[self.leaves]",
+        "return rewards[self.leaves]",
+        BATCH_TESTS,
+    ),
+    Fault(
+        "all is paid at the last model token",
+        "batch.py",
+        "next_model_token = torch.nn.functional.pad(from_here[:, 1:], (0, 1), value=width)",
+        "next_model_token = torch.full_like(from_here, width)",
+        BATCH_TESTS,
     ),
     Fault(
         "masked tokens get the advantage of the root",

@@ -111,4 +111,6 @@ def test_rewards_on_the_way_are_learned_from(
 ) -> None:
     log = climb(tmp_path, advantage, forks=forks, steps=6)
     first, last = (fmean(returns([tree_of(r) for r in log.read_trees(n)])) for n in (1, 6))
+    scores = {m["step"]: m["score"] for m in log.read_metrics()}
+    assert (scores[1], scores[6]) == pytest.approx((first, last))
     assert first < 0.8 and last > first + 0.3  # of 1.5 that can be earned
