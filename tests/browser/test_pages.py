@@ -171,7 +171,7 @@ def test_a_turn_is_clicked_and_told_in_full(served: Any) -> None:
     assert "reward0return0successno" in told
     served.click("[data-node='0.2']")
     assert "Failed, tool_timeout: hung \\x1b[31mred" in served.text("#turn")
-    assert "no reward" in served.text("#turn")
+    assert "no return" in served.text("#turn")
 
 
 def test_a_turn_that_is_paid_on_the_way_says_so(game: Any) -> None:

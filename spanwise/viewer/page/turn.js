@@ -38,7 +38,7 @@ const Turn = (() => {
     if (node.parent) {
       add("advantage", Scales.withSign(node.advantage, 3), "As it was trained on, mean over the turn's tokens");
       if (node.value !== null) add("value", Scales.withSign(node.value, 3));
-      if (credit.class === "TreeAdvantage") {
+      if (credit.class === "TreeAdvantage" && node.value !== null) {
         for (const [name, value] of Object.entries(Credit.treeModes(node, tree))) {
           const used = credit.advantage === name;
           add(h("span", { class: "mode" }, `by ${name}`), h(used ? "b" : "span", {}, Scales.withSign(value, 3) + (used ? " used" : "")));
@@ -56,7 +56,7 @@ const Turn = (() => {
     add("ended by", node.stop);
     return h("div", {},
       h("h2", {}, node.parent ? `Turn ${node.name}` : "Prompt"),
-      node.failure ? h("p", { class: "alarm" }, `Failed, ${Text.visible(node.failure.kind)}: ${Text.visible(node.failure.message)}. This branch has no reward and is not trained on.`) : null,
+      node.failure ? h("p", { class: "alarm" }, `Failed, ${Text.visible(node.failure.kind)}: ${Text.visible(node.failure.message)}. This branch has no return and is not trained on.`) : null,
       ...node.faults.map((fault) => h("p", { class: "alarm" }, `${Text.visible(fault.kind)}, ${Text.visible(fault.then)}: ${Text.visible(fault.message)}`)),
       node.expansion ? h("p", { class: "expansion" }, whyExpanded(node, tree, choose)) : null,
       node.parent ? h("h3", {}, "The model") : null,
