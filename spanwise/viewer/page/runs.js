@@ -10,12 +10,13 @@ const Runs = (() => {
     ["Entropy", "entropy", "turn_entropy"],
     ["Clip share", "clip share", "clip_frac/token_low", "clip_frac/token_high", "clip_frac/span_low", "clip_frac/span_high"],
     ["Explained variance", "explained_variance", "value_mean"],
-    ["Faults", "unscored share", "stop/malformed", "stop/failure", "stop/length", "stop/budget", "skipped_steps"],
+    ["Faults", "unscored share", "stop/malformed", "stop/failure", "stop/length", "stop/budget", "skipped_steps", "dropped_prompts"],
     ["Tokens per second", "tokens per second", "step seconds", "seconds/rollout", "seconds/update"],
-    ["Engine and trainer mismatch", "engine_mismatch", "engine_mismatch_max", "engine_kl", "engine_ratio/token_max", "engine_ratio/turn_max", "engine_ratio/trajectory_max", "engine_ratio/trajectory_min", "importance/mean", "importance/masked_share", "approx_kl", "ratio_max", "ratio_min"],
+    ["Engine and trainer mismatch", "engine_mismatch", "engine_mismatch_max", "engine_kl", "engine_ratio/token_max", "engine_ratio/turn_max", "engine_ratio/trajectory_max", "engine_ratio/trajectory_min", "importance/mean", "importance/masked_share"],
+    ["Divergence", "approx_kl", "kl", "ratio_mean", "ratio_min", "ratio_max"],
     ["Gradient", "gradient_norm", "loss", "value_gradient_norm", "value_loss"],
     ["Learning rate", "learning_rate", "critic_learning_rate"],
-    ["Spans", "credit/span_length_mean", "credit/num_spans", "credit/span_open_share", "ratio_mean"],
+    ["Spans", "credit/span_length_mean", "credit/num_spans", "credit/span_open_share"],
     ["Shared tokens", "computed_to_total", "unique_token_fraction", "packed"],
   ];
   const AXES = [["step", "step"], ["tokens", "sampled tokens"], ["minutes", "minutes"]];
