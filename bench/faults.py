@@ -29,7 +29,7 @@ from bench.record import RESULTS, save
 from spanwise.display import Display
 from spanwise.envs.search.environment import MultiHopSearch
 from spanwise.recipes.search import at2po_search
-from spanwise.rollout import Chains, RolloutContext, run_rollouts
+from spanwise.rollout import Chains, RolloutContext, run_async
 from spanwise.rollout.failures import failures_in
 from spanwise.run.folder import RunFolder
 from spanwise.runtime.provenance import commit
@@ -154,7 +154,7 @@ def step_s(plan: FaultPlan, deadline_s: float, failures: list[str]) -> float:
         return await asyncio.gather(*(chain(context, task, step=1) for context, task in pairs))
 
     began = time.perf_counter()
-    trees = run_rollouts(step())
+    trees = run_async(step())
     seconds = time.perf_counter() - began
     kinds = [failure.kind for failure in failures_in(trees)]
     if kinds != failures or sum(len(tree.nodes) for tree in trees) != 24:
@@ -191,7 +191,7 @@ def many_hanging_calls(number: int, deadline_s: float) -> dict[str, Any]:
         return await calls
 
     began = time.perf_counter()
-    kinds = run_rollouts(main())
+    kinds = run_async(main())
     seconds = time.perf_counter() - began
     while abandoned_threads():
         time.sleep(0.1)  # what comes next is to find its threads free

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from spanwise.envs.math.scoring import INSTALL_HINT
-from spanwise.errors import SpanwiseError
+from spanwise.errors import SpanwiseError, one_line
 
 QUESTION_COLUMNS = ("question", "prompt", "problem")
 ANSWER_COLUMNS = ("answer", "answers", "solution", "reward_model.ground_truth")
@@ -73,10 +73,9 @@ def dataset_rows(name: str, split: str, columns: Columns, max_row_bytes: int) ->
     try:
         loaded: Any = datasets.load_dataset(name, split=split)
     except Exception as error:  # it raises of every kind: connection, name, access, format
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise SpanwiseError(
-            f"data set {name!r}, split {split!r}, cannot be loaded ({reason}); without the hub, "
-            "download it elsewhere and set train_file to its .parquet file"
+            f"data set {name!r}, split {split!r}, cannot be loaded ({one_line(error)}); without "
+            "the hub, download it elsewhere and set train_file to its .parquet file"
         ) from error
     return _rows(enumerate(loaded, start=1), f"data set {name}", columns, max_row_bytes)
 
@@ -97,7 +96,7 @@ def _jsonl(file: Path, max_row_bytes: int) -> Iterator[tuple[int, Any]]:
                     f"{where}: not UTF-8: byte {error.start + 1} of the row is "
                     f"0x{line[error.start]:02x}{_column_at(line[: error.start])}"
                 ) from error
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 raise SpanwiseError(f"{where}: not JSON: {error}") from error
 
 

@@ -5,7 +5,7 @@ from spanwise.rollout.chains import Chains
 from spanwise.rollout.context import RolloutContext
 from spanwise.rollout.failures import FailurePolicy, RunStopped
 from spanwise.rollout.tree_search import TreeSearch
-from spanwise.runtime.event_loop import run_rollouts
+from spanwise.runtime.event_loop import run_async
 
 __all__ = [
     "Chains",
@@ -14,5 +14,5 @@ __all__ = [
     "RolloutContext",
     "RunStopped",
     "TreeSearch",
-    "run_rollouts",
+    "run_async",
 ]

@@ -78,7 +78,7 @@ class StepJournal(Journal):
                 entry: Any = json.loads(line)
                 node = node_of(entry["node"])
                 self._found[entry["task"], node.path] = node
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise RunError(
                 f"{path} is damaged: {error}; remove it to have its turns sampled again"
             ) from error

@@ -327,7 +327,7 @@ def _write_text(path: Path, text: str) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return _object(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"cannot read {path}: {error}") from error
 
 
@@ -336,7 +336,7 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
         with path.open(encoding="utf-8") as file:
             for line in file:
                 yield _object(line)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"cannot read {path}: {error}") from error
 
 

@@ -1,4 +1,4 @@
-"""Running rollouts to their end, and no longer."""
+"""Runs a coroutine to its end, and no longer."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 PARTING_S = 1.0
-"""What calls that were left behind are given to end, in seconds."""
+"""Seconds that abandoned tasks have to end once they are cancelled."""
 
 
-def run_rollouts(coroutine: Coroutine[Any, Any, T]) -> T:
-    """What the coroutine returns, in an event loop of its own.
+def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The coroutine's result, computed in an event loop of its own.
 
-    ``asyncio.run`` waits for every task to end, so one call that ignores its cancellation
-    would keep a step from ending for ever; and it turns Ctrl-C into a cancellation, which
-    code that blocks the loop never sees. Here neither holds.
+    ``asyncio.run``, and ``anyio.run`` with it, waits for every task to end, so one that ignores
+    its cancellation would be waited for for ever; and it turns Ctrl-C into a cancellation,
+    which code that blocks the loop never sees. Here neither holds.
 
     Raises:
-      Exception: what the coroutine raised; of a group of exceptions the first.
+      Exception: whatever the coroutine raised; the first exception of a group.
     """
     loop = asyncio.new_event_loop()
     try:

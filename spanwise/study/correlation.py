@@ -37,7 +37,7 @@ from spanwise.partitions import (
 )
 from spanwise.rollout.chains import Chains
 from spanwise.rollout.context import RolloutContext
-from spanwise.runtime.event_loop import run_rollouts
+from spanwise.runtime.event_loop import run_async
 from spanwise.runtime.seeds import seed_of
 from spanwise.study.continuations import Place, continuation_returns
 from spanwise.study.statistics import bootstrap_interval, pearson, spearman
@@ -178,7 +178,7 @@ def correlation_study(
             "take fewer, or another split"
         )
     context = replace(context, seed=seed_of(study.seed, "rollouts"))
-    trees = run_rollouts(_rollouts(context, config, tasks))
+    trees = run_async(_rollouts(context, config, tasks))
     scored = [i for i, tree in enumerate(trees) if tree.leaves()[0].reward is not None]
     tasks, trees = [tasks[i] for i in scored], [trees[i] for i in scored]
     batch = Batch.from_trees(trees)
@@ -271,7 +271,7 @@ def true_advantages(
     started, num_spans, failed = time.monotonic(), 0, 0
     for row, (task, tree) in enumerate(zip(tasks, trees, strict=True)):
         numbers = spans[row][batch.mask[row]]
-        values, lost = run_rollouts(_end_values(study, config, context, task, tree, numbers))
+        values, lost = run_async(_end_values(study, config, context, task, tree, numbers))
         for target, of_span in zip((whole, *halves), values.diff(dim=1), strict=True):
             target[row, batch.mask[row]] = of_span[numbers]
         num_spans += values.shape[1] - 1

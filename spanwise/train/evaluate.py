@@ -14,7 +14,7 @@ from spanwise.rollout.base import Rollout
 from spanwise.rollout.chains import Chains
 from spanwise.rollout.context import RolloutContext
 from spanwise.runtime.distributed import ALONE, Ranks
-from spanwise.runtime.event_loop import run_rollouts
+from spanwise.runtime.event_loop import run_async
 from spanwise.samplers.base import Sampling
 from spanwise.train.metrics import outcome_means
 from spanwise.tree import Tree
@@ -82,8 +82,8 @@ def measure(
     """
     tasks = evaluation.tasks(context.env)
     certain = replace(evaluation.sampling, temperature=0)
-    sampled = run_rollouts(_played(context, rollout, tasks, evaluation.sampling, ranks))
-    greedy = run_rollouts(_played(context, rollout, tasks, certain, ranks))
+    sampled = run_async(_played(context, rollout, tasks, evaluation.sampling, ranks))
+    greedy = run_async(_played(context, rollout, tasks, certain, ranks))
     leaves = [tree.leaves()[0] for tree in [*sampled, *greedy]]
     knows_success = any(leaf.success is not None for leaf in leaves)
 

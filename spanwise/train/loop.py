@@ -21,7 +21,7 @@ from spanwise.rollout.journal import StepJournal
 from spanwise.run.folder import RunError, RunFolder
 from spanwise.run.lock import locked
 from spanwise.runtime.distributed import Ranks
-from spanwise.runtime.event_loop import run_rollouts
+from spanwise.runtime.event_loop import run_async
 from spanwise.runtime.signals import Stopped, StopSignals
 from spanwise.runtime.waits import waiting
 from spanwise.samplers.base import EngineError
@@ -269,7 +269,7 @@ def train_step(run: Run, step: int, signals: StopSignals) -> dict[str, Any]:
 
 def sampled_trees(run: Run, step: int) -> Sampled:
     """The trees of a step from the weights that the sampler has now."""
-    return run_rollouts(sample_step(run.training_context(), run.config, run.pool, step, run.ranks))
+    return run_async(sample_step(run.training_context(), run.config, run.pool, step, run.ranks))
 
 
 def pretrain_critic(run: Run, display: Display, signals: StopSignals) -> None:
@@ -304,7 +304,7 @@ def critic_step(run: Run, number: int, signals: StopSignals) -> dict[str, Any]:
     config, learner, clock = run.config, run.learner, Clock()
     step = 1 - number  # draws of their own: training steps count from 1
     tasks = draw_tasks(run.pool, config.prompts_per_step, config.seed, step)
-    trees = run_rollouts(rollouts(run.training_context(), config, tasks, step, run.ranks))
+    trees = run_async(rollouts(run.training_context(), config, tasks, step, run.ranks))
     signals.check()
     run.context.sampler.pause()
     clock.lap("rollout")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from spanwise.envs.base import Reply, Task, Turn
-from spanwise.rollout import Chains, FailurePolicy, RolloutContext, RunStopped, run_rollouts
+from spanwise.rollout import Chains, FailurePolicy, RolloutContext, RunStopped, run_async
 from spanwise.rollout.calls import DeadlineExceeded, current_call, with_deadline
 from spanwise.runtime.waits import open_waits
 from spanwise.samplers.base import Completion, EngineError, Request
@@ -71,7 +71,7 @@ def grown(act: Act, write: Any = go_then_win, **policy: Any) -> Tree:
         failures=FailurePolicy(**{"backoff_s": 0.0, **policy}),
     )
     task = Task(id="task", question="Q:", answers=("win",))
-    return run_rollouts(Chains(num_chains=1)(context, task, step=1))
+    return run_async(Chains(num_chains=1)(context, task, step=1))
 
 
 def story(node: Node) -> list[tuple[str, str]]:
@@ -124,7 +124,7 @@ def test_one_failing_branch_leaves_its_siblings_alone() -> None:
         env=Acting(act=act), sampler=PathSampler(go_then_win), tokenizer=CharTokenizer(), seed=0
     )
     task = Task(id="task", question="Q:", answers=("win",))
-    leaves = run_rollouts(Chains(num_chains=4)(context, task, step=1)).leaves()
+    leaves = run_async(Chains(num_chains=4)(context, task, step=1)).leaves()
     assert [leaf.reward for leaf in leaves] == [1.0, None, 1.0, 1.0]
     assert story(leaves[1]) == [("reward_error", "excluded")]
 
@@ -177,7 +177,7 @@ def test_ten_megabytes_and_terminal_sequences_become_a_short_clean_observation()
     )
     chains = Chains(num_chains=1, max_response_tokens=10**6)
     task = Task(id="task", question="Q:", answers=("win",))
-    node = run_rollouts(chains(context, task, step=1)).node((0,))
+    node = run_async(chains(context, task, step=1)).node((0,))
     shown = node.observation_text
     assert len(shown) < MAX_CHARACTERS + 100 and "characters left out" in shown
     assert shown.startswith("[xxx") and shown.endswith("x]") and seen[1].endswith(shown)
@@ -244,7 +244,7 @@ def test_what_an_engine_may_not_answer_is_a_failure(answer: Any, message: str) -
         env=WordGame(), sampler=Odd(go_then_win), tokenizer=CharTokenizer(), seed=0,
         failures=failures,
     )  # fmt: skip
-    tree = run_rollouts(Chains(num_chains=1)(context, WordGame().tasks("train")[0], step=1))
+    tree = run_async(Chains(num_chains=1)(context, WordGame().tasks("train")[0], step=1))
     [leaf] = tree.leaves()
     assert story(leaf) == [("engine_error", "excluded")]
     assert leaf.failure is not None and message in leaf.failure.message
@@ -268,12 +268,12 @@ def test_what_cannot_be_rendered_is_a_failure_or_names_the_task() -> None:
         env=Unrenderable(), sampler=PathSampler(go_then_win), tokenizer=CharTokenizer(), seed=0
     )
     first, second = context.env.tasks("train")[:2]
-    leaf = run_rollouts(Chains(num_chains=1)(context, second, step=1)).leaves()[0]
+    leaf = run_async(Chains(num_chains=1)(context, second, step=1)).leaves()[0]
     assert story(leaf) == [("tool_error", "excluded")] and leaf.reward is None
     with pytest.raises(
         RunStopped, match=r"prompt of task train-0 cannot be rendered.*no such role"
     ):
-        run_rollouts(Chains(num_chains=1)(context, first, step=1))
+        run_async(Chains(num_chains=1)(context, first, step=1))
 
 
 def test_deadlines_of_replies_and_of_the_engine() -> None:
@@ -296,7 +296,7 @@ def test_deadlines_of_replies_and_of_the_engine() -> None:
         failures=FailurePolicy(engine_deadline_s=0.02),
     )
     task = Task(id="task", question="Q:", answers=("win",))
-    leaf = run_rollouts(Chains(num_chains=1)(context, task, step=1)).leaves()[0]
+    leaf = run_async(Chains(num_chains=1)(context, task, step=1)).leaves()[0]
     assert story(leaf) == [("engine_timeout", "excluded")]
 
 
@@ -316,7 +316,7 @@ def test_a_coroutine_that_ignores_its_cancellation_is_left_behind() -> None:
             await with_deadline(stubborn(), 0.02)
         return "went on"
 
-    assert run_rollouts(main()) == "went on"
+    assert run_async(main()) == "went on"
     assert not ended  # nor waited for at the end
 
 
@@ -330,7 +330,7 @@ def test_an_environment_that_goes_on_after_the_limit_ends_there() -> None:
         env=Endless(), sampler=PathSampler(go_then_win), tokenizer=CharTokenizer(), seed=0
     )
     task = Task(id="task", question="Q:", answers=("win",))
-    leaf = run_rollouts(Chains(num_chains=1)(context, task, step=1)).leaves()[0]
+    leaf = run_async(Chains(num_chains=1)(context, task, step=1)).leaves()[0]
     assert story(leaf) == [("length_limit", "excluded")]
 
 
@@ -373,7 +373,7 @@ def test_a_turn_that_the_limit_cut_is_known_as_such_whatever_the_environment_say
     )
     task = Task(id="task", question="Q:", answers=("win",))
     for limit, stop in ((2, "length"), (20, "end")):
-        tree = run_rollouts(Chains(num_chains=1, max_turn_tokens=limit)(context, task, step=1))
+        tree = run_async(Chains(num_chains=1, max_turn_tokens=limit)(context, task, step=1))
         assert (tree.leaves()[0].stop, tree.leaves()[0].reward) == (stop, 0.5)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from spanwise.batch import Batch
 from spanwise.envs.base import Reply, Task, Turn
-from spanwise.rollout import Chains, FailurePolicy, Rollout, RolloutContext, run_rollouts
+from spanwise.rollout import Chains, FailurePolicy, Rollout, RolloutContext, run_async
 from spanwise.rollout.tree_search import TreeSearch
 from spanwise.samplers.base import Request
 from spanwise.testing.faults import FaultPlan, FaultyReward
@@ -32,7 +32,7 @@ def grown(env: Any, rollout: Rollout | None = None, write: Any = two_calls) -> T
         seed=0,
         failures=FailurePolicy(retries=0, max_excluded=1.0),
     )
-    return run_rollouts((rollout or Chains(num_chains=1))(context, TASK, step=1))
+    return run_async((rollout or Chains(num_chains=1))(context, TASK, step=1))
 
 
 @pytest.mark.parametrize("wage", [0.5, 1, -2.0, True])

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from spanwise.envs.base import Reply, Task, Turn
-from spanwise.rollout import Chains, FailurePolicy, RolloutContext, run_rollouts
+from spanwise.rollout import Chains, FailurePolicy, RolloutContext, run_async
 from spanwise.runtime.waits import open_waits, waiting
 from spanwise.runtime.watchdog import Watchdog
 from spanwise.samplers.base import Completion, Request
@@ -69,7 +69,7 @@ def grown(told: Told, lines: int, sampler: PathSampler) -> None:
         seed=0,
         failures=FailurePolicy(engine_deadline_s=60.0),
     )
-    run_rollouts(Chains(num_chains=1)(context, TASK, step=3))
+    run_async(Chains(num_chains=1)(context, TASK, step=3))
 
 
 def seconds(line: str) -> float:
@@ -98,7 +98,7 @@ def test_an_engine_that_hangs_is_reported_with_the_number_of_other_waits() -> No
 
     context = RolloutContext(env=WordGame(), sampler=Slow(win), tokenizer=CharTokenizer(), seed=0)
     with Watchdog(report_after_s=0.05, stop_after_s=0).watching(told):
-        run_rollouts(Chains(num_chains=5)(context, TASK, step=3))
+        run_async(Chains(num_chains=5)(context, TASK, step=3))
     assert told.lines[0].endswith("for the engine, step 3, task t7, node 0, and for 4 more")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from spanwise.envs.base import Environment, Reply, Task, Turn
-from spanwise.rollout import Chains, FailurePolicy, RolloutContext, run_rollouts
+from spanwise.rollout import Chains, FailurePolicy, RolloutContext, run_async
 from spanwise.rollout.failures import failures_in
 from spanwise.samplers.base import Request, Sampler
 from spanwise.testing import (
@@ -93,7 +93,7 @@ def forest(
         tasks = game.tasks("train")
         return await asyncio.gather(*(chains(context, task, step=1) for task in tasks))
 
-    return run_rollouts(grown())
+    return run_async(grown())
 
 
 def story(node: Node) -> list[tuple[str, str]]:

@@ -86,7 +86,7 @@ def _call(text: str) -> Call | Malformed:
     try:
         said: Any = json.loads(text, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
-        return Malformed(f"the call is not JSON: {' '.join(str(error).split())[:100]}")
+        return Malformed(f"the call is not JSON: {error}")
     if not isinstance(said, dict) or said.keys() != {"name", "arguments"}:
         return Malformed("the call is not an object of name and arguments")
     name, arguments = said["name"], cast(Any, said["arguments"])

@@ -111,7 +111,6 @@ def test_the_chat_is_kept_and_the_instructions_go_behind_the_last_message(tmp_pa
     ("row", "message"),
     [
         ("{", "row 2: not JSON"),
-        ("[" * 100_000, "row 2: not JSON"),
         ([1], "row 2: must be an object with columns, is list"),
         ({"answer": "a"}, "row 2: none of the columns question, prompt, problem; there are answer"),
         ({"question": "q"}, "row 2: none of the columns answer, answers, solution, reward_model"),
