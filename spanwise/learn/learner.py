@@ -18,16 +18,17 @@ from spanwise.learn.importance_correction import ImportanceCorrection
 from spanwise.learn.metric_means import MetricMeans
 from spanwise.learn.microbatches import Microbatching
 from spanwise.learn.nonfinite import NonfiniteCounter
-from spanwise.learn.objective import Objective
+from spanwise.learn.objective import Objective, TrainedPolicy
 from spanwise.learn.optimizer import adamw
 from spanwise.learn.optimizer_step import Trainee, optimizer_step
-from spanwise.learn.policy import TrainedPolicy
 from spanwise.learn.reward_shaping import KLPenalty, Overlong
 from spanwise.learn.schedule import Constant, Schedule
-from spanwise.learn.scores import score_batch
 from spanwise.learn.update import Update
+from spanwise.models.critic import ValueModel
 from spanwise.models.lora import copy_trainable
+from spanwise.models.scoring import token_scores
 from spanwise.models.sharding import copy_to_sample_from, refresh, scatter, split
+from spanwise.models.tree_attention import TrunkCost
 from spanwise.runtime.distributed import ALONE, Ranks
 from spanwise.runtime.seeds import seed_of
 from spanwise.tree import Tree
@@ -249,6 +250,53 @@ class Learner:
         nats = self.kl.estimates(batch.old_logprobs, batch.reference_logprobs, batch.mask)
         mean = float(nats.sum() / batch.mask.sum().clamp(min=1))
         return {"kl": mean, "kl_coefficient": self.kl.coefficient}
+
+
+@torch.no_grad()
+def score_batch(
+    batch: Batch,
+    policy: Any,
+    *,
+    critic: ValueModel | None = None,
+    reference: Any = None,
+    microbatching: Microbatching,
+    ranks: Ranks = ALONE,
+) -> Batch:
+    """The batch with ``old_logprobs`` and ``token_entropies`` of the policy, the values of a
+    critic and the log-probs of a reference.
+
+    Args:
+      batch: The branches.
+      policy: Causal language model of transformers.
+      critic: Predicts the values, if there is one.
+      reference: A frozen model for a KL penalty, if there is one.
+      microbatching: How many rows go through a model at once.
+      ranks: The processes that share the rows out; each gets the scores of all.
+    """
+    device = next(policy.parameters()).device
+    columns: dict[str, Tensor] = {}
+
+    def keep(name: str, rows: Tensor, part: Tensor) -> None:
+        shape = (batch.num_rows,) if part.dim() == 1 else batch.tokens.shape
+        column = columns.setdefault(name, torch.zeros(shape, dtype=part.dtype))
+        at = rows if part.dim() == 1 else (rows, slice(part.shape[1]))
+        column[at] = part[: len(rows)].cpu()
+
+    for micro, counts in microbatching(batch, TrunkCost.of(policy), ranks):
+        part, tree = batch.take(micro.rows).to(device), micro.tree_on(device)
+        rows = micro.rows if counts else micro.rows[:0]
+        inputs = (part.tokens, part.mask, part.lengths)
+        scores = token_scores(policy, *inputs, tree)
+        keep("old_logprobs", rows, scores.logprobs)
+        keep("token_entropies", rows, scores.entropies)
+        if reference is not None:
+            keep("reference_logprobs", rows, token_scores(reference, *inputs, tree).logprobs)
+        if critic is not None:
+            predicted = critic(*inputs, scores.logprobs, tree)
+            keep("values", rows, predicted.values)
+            keep("end_values", rows, predicted.end_values)
+    # Each row was scored by one rank and is 0 in the others.
+    return replace(batch, **{name: ranks.sum(columns[name]) for name in sorted(columns)})
 
 
 def _mean(column: Tensor, batch: Batch) -> float:

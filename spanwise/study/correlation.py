@@ -23,8 +23,8 @@ from spanwise.batch import Batch
 from spanwise.credit import SpanAdvantage
 from spanwise.envs.base import Split, Task
 from spanwise.errors import SpanwiseError
+from spanwise.learn.learner import score_batch
 from spanwise.learn.microbatches import Microbatching
-from spanwise.learn.scores import score_batch
 from spanwise.models.critic import ValueModel
 from spanwise.partitions import (
     Delimiter,
