@@ -42,8 +42,8 @@ from spanwise.train.checkpoint import (
     write_checkpoint,
 )
 from spanwise.train.config import to_json
-from spanwise.train.loop import new_learner
 from spanwise.train.resume import open_for_resume
+from spanwise.train.start import new_learner
 from spanwise.train.state import RunState
 from spanwise.tree import Expansion, Failure, Node, Tree
 
@@ -184,7 +184,7 @@ def checkpoints_found(numbers: Sequence[int]) -> Found:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     found, config = Found(), random_run()
-    learner = new_learner(config, config.model.load_tokenizer(), ALONE)
+    learner = new_learner(config.bind(config.model.load_tokenizer()), ALONE)
     assert learner.critic is not None
     for part in (learner, learner.critic):
         for parameter in part.model.parameters():

@@ -166,6 +166,15 @@ class TrainConfig:
                 'overlong.on_truncation="bootstrap" needs a critic to bootstrap from'
             )
 
+    def bind(self, tokenizer: Any) -> TrainConfig:
+        """The same configuration once its spans have looked up what they need."""
+        return dataclasses.replace(
+            self,
+            advantage=self.advantage.bind(tokenizer),
+            objective=self.objective.bind(tokenizer),
+            importance=self.importance.bind(tokenizer),
+        )
+
 
 def to_json(config: Any) -> Any:
     """A configuration as plain JSON values, each component with its class name.

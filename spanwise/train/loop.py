@@ -3,41 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import resource
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from spanwise.display import Display
-from spanwise.errors import SpanwiseError
 from spanwise.learn.critic import still_rising
-from spanwise.learn.learner import Learner
 from spanwise.learn.nonfinite import NonfiniteError
-from spanwise.rollout.context import RolloutContext
 from spanwise.rollout.failures import RunStopped
-from spanwise.rollout.journal import StepJournal
 from spanwise.run.folder import RunError, RunFolder
-from spanwise.run.lock import locked
-from spanwise.runtime.distributed import Ranks
 from spanwise.runtime.event_loop import run_async
 from spanwise.runtime.signals import Stopped, StopSignals
 from spanwise.runtime.waits import waiting
 from spanwise.samplers.base import EngineError
 from spanwise.train.checkpoint import save_weights
-from spanwise.train.config import TrainConfig, to_json
+from spanwise.train.config import TrainConfig
 from spanwise.train.evaluate import measure
-from spanwise.train.memory_check import check_memory
-from spanwise.train.metrics import failure_summary, own_metrics, packing_summary, tree_metrics
+from spanwise.train.metrics import own_metrics, tree_metrics
 from spanwise.train.nonfinite_batch import save_for_study
-from spanwise.train.resume import is_saved, open_for_resume, restore, save_state
-from spanwise.train.state import Clock, Run, RunState
+from spanwise.train.resume import is_saved, restore, save_state
+from spanwise.train.start import start
+from spanwise.train.state import Clock, Run
+from spanwise.train.summary import summary
 from spanwise.train.task_sampling import Sampled, draw_tasks, rollouts, sample_step
 from spanwise.train.tree_records import records, token_arrays
-
-LAST_STEPS = 5
-"""The explained variance of a run is the mean over so many of its last steps."""
 
 
 def train(
@@ -95,87 +84,6 @@ def train(
     finally:
         run.close()
     return run.log
-
-
-def start(
-    config: TrainConfig, *, recipe: str, folder: Path, arguments: Sequence[str], resume: bool
-) -> Run:
-    """A run with all its parts; what can be refused is refused before the model is read."""
-    config.sampler.check()
-    ranks = config.processes.join(config.model.device)
-    if config.max_off_policy_steps and ranks.size > 1:
-        raise SpanwiseError(
-            f"max_off_policy_steps=1 is for one process, and there are {ranks.size}"
-        )
-    pool = config.env.tasks("train")  # before the tokenizer, which may have to be downloaded
-    draw_tasks(pool, config.prompts_per_step, config.seed, 1)  # refuses too small a pool
-    config.evaluation.tasks(config.env)  # refuses a split without questions
-    tokenizer = config.model.load_tokenizer()
-    config.env.check(tokenizer)
-    config.critic.check(config.model, tokenizer)
-    check_memory(config, ranks)
-    config.advantage.bind(tokenizer)  # refuses what the vocabulary does not have
-    settings = to_json(config)
-    for tracker in config.trackers:
-        tracker.check()
-    log = open_for_resume(folder, settings) if resume else RunFolder(folder)
-    with contextlib.ExitStack() as undone:  # if anything below fails
-        lock, trackers = None, []
-        if ranks.is_main:
-            lock = locked(folder)
-            undone.callback(lock.release)
-            if not resume:
-                record = {"recipe": recipe, "arguments": list(arguments), "config": settings}
-                log = RunFolder.create(folder, record)
-                undone.callback(log.discard)
-        learner = new_learner(config, tokenizer, ranks)
-        sampler = config.sampler.build(learner.full_policy(), tokenizer)
-        undone.callback(sampler.close)
-        if ranks.is_main:
-            trackers = [make(folder, settings) for make in dict.fromkeys(config.trackers)]
-        undone.pop_all()
-    return Run(
-        recipe=recipe,
-        config=config,
-        log=log,
-        lock=lock,
-        trackers=trackers,
-        tokenizer=tokenizer,
-        settings=settings,
-        context=RolloutContext(
-            env=config.env,
-            sampler=sampler,
-            tokenizer=tokenizer,
-            seed=config.seed,
-            failures=config.failures,
-        ),
-        journal=StepJournal(folder / "journal"),
-        learner=learner,
-        pool=pool,
-        state=RunState(),
-        ranks=ranks,
-    )
-
-
-def new_learner(config: TrainConfig, tokenizer: Any, ranks: Ranks) -> Learner:
-    """The learner of a run, from the parts of its configuration."""
-    policy = config.model.load()
-    return Learner(
-        policy,
-        advantage=config.advantage.bind(tokenizer),
-        objective=config.objective.bind(tokenizer),
-        update=config.update,
-        schedule=config.schedule,
-        num_steps=config.steps,
-        critic=config.critic.build(policy, config.model, ranks),
-        kl=config.kl,
-        overlong=config.overlong,
-        max_response_tokens=config.rollout.max_response_tokens,
-        importance=config.importance.bind(tokenizer),
-        seed=config.seed,
-        ranks=ranks,
-        sampled_apart=config.max_off_policy_steps > 0,
-    )
 
 
 def run_training(run: Run, display: Display, signals: StopSignals) -> None:
@@ -320,45 +228,6 @@ def critic_step(run: Run, number: int, signals: StopSignals) -> dict[str, Any]:
     run.count(metrics, clock.total(), epochs=0)
     metrics.setdefault("explained_variance", 0.0)
     return {**metrics, **clock.seconds()}
-
-
-def summary(run: Run, after: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``summary.json`` says of a run at its end."""
-    state = run.state
-    return {
-        "recipe": run.recipe,
-        "seed": run.config.seed,
-        "before": state.before,
-        "after": after,
-        "train_seconds": round(state.train_seconds, 1),
-        "sampled_tokens": state.sampled_tokens,
-        "trained_tokens": state.trained_tokens,
-        "peak_memory_mb": peak_memory_mb(),
-        "failures": failure_summary(run.log.read_metrics()),
-        **packing_summary(run.log.read_metrics(), epochs=run.config.update.epochs),
-        **critic_summary(run.log.read_metrics()),
-    }
-
-
-def critic_summary(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How much of the variance of its targets the critic explained; nothing without one."""
-    explained = {False: [], True: []}
-    for line in metrics:
-        if "explained_variance" in line:
-            explained["critic_batch" in line].append(line["explained_variance"])
-    newest = explained[False][-LAST_STEPS:]
-    if not newest:
-        return {}
-    return {
-        "explained_variance": sum(newest) / len(newest),
-        "pretraining_explained_variance": explained[True],
-    }
-
-
-def peak_memory_mb() -> int:
-    """Peak resident memory of this process so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak // (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
 def is_due(step: int, every: int, last: int) -> bool:

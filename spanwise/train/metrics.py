@@ -118,44 +118,5 @@ def _failures(trees: Sequence[Tree]) -> dict[str, int]:
     }
 
 
-def failure_summary(metrics: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Failures of a whole run by kind, and retries, from the metrics of its steps.
-
-    Example:
-      >>> failure_summary([{"failures/tool_error": 2, "retries": 1}, {"retries": 0}])
-      {'retries': 1, 'tool_error': 2}
-    """
-    totals: Counter[str] = Counter()
-    for line in metrics:
-        for name, value in line.items():
-            if name == "retries" or name.startswith("failures/"):
-                totals[name.removeprefix("failures/")] += value
-    return dict(sorted(totals.items()))
-
-
-def packing_summary(metrics: Sequence[Mapping[str, Any]], *, epochs: int) -> dict[str, int]:
-    """Tokens of the rows of all updates of a run, and how many of them were computed.
-
-    Args:
-      metrics: Of the run's steps; one without an update has no ``computed_to_total``.
-      epochs: Passes over each batch.
-
-    Returns:
-      ``row_tokens`` and ``computed_tokens``; rows that share nothing and are padded to the
-      longest have more computed than there are.
-
-    Example:
-      >>> packing_summary([{"row_tokens": 100, "computed_to_total": 0.25}, {"row_tokens": 50}],
-      ...                 epochs=2)
-      {'row_tokens': 200, 'computed_tokens': 50}
-    """
-    updates = [line for line in metrics if "computed_to_total" in line]
-    computed = sum(line["row_tokens"] * line["computed_to_total"] for line in updates)
-    return {
-        "row_tokens": epochs * sum(line["row_tokens"] for line in updates),
-        "computed_tokens": round(epochs * computed),
-    }
-
-
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0

@@ -17,7 +17,7 @@ from spanwise.models.scoring import token_scores
 from spanwise.recipes.search import at2po_search
 from spanwise.runtime.distributed import ALONE
 from spanwise.train.checkpoint import save_weights
-from spanwise.train.loop import new_learner
+from spanwise.train.start import new_learner
 
 CHAT = [{"role": "user", "content": "who is the mother of the father of Ada Beck ?"}]
 
@@ -25,7 +25,7 @@ CHAT = [{"role": "user", "content": "who is the mother of the father of Ada Beck
 def saved(model: Model, folder: Path) -> tuple[Any, Any]:
     """The policy of a learner, moved as training would, and the tokenizer it was saved with."""
     config, tokenizer = replace(at2po_search(), model=model), model.load_tokenizer()
-    learner = new_learner(config, tokenizer, ALONE)
+    learner = new_learner(config.bind(tokenizer), ALONE)
     learner.model.generation_config.max_new_tokens = 7
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -26,8 +26,7 @@ from spanwise.models.execution import checkpoint_gradients
 from spanwise.models.lora import LoRA, add_adapter
 from spanwise.run.folder import RunError, RunFolder
 from spanwise.tools.base import run_with_deadline
-from spanwise.train import Stopped, TrainConfig, train
-from spanwise.train import loop as loop_module
+from spanwise.train import Stopped, TrainConfig, task_sampling, train
 from spanwise.train.checkpoint import CheckpointError, checkpoint_folders
 from spanwise.train.config import Checkpoints
 from tests.tiny import tiny_model
@@ -172,7 +171,7 @@ def test_a_signal_stops_the_run_where_it_can_go_on(
     make, folder = whole
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        real = Learner.score if where == "update" else loop_module.draw_tasks
+        real = Learner.score if where == "update" else task_sampling.draw_tasks
 
         def signalled(*args: Any, **kwargs: Any) -> Any:
             os.kill(os.getpid(), number)

@@ -1,0 +1,101 @@
+"""A run from its configuration: everything that can be refused, and then its parts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from spanwise.errors import SpanwiseError
+from spanwise.learn.learner import Learner
+from spanwise.rollout.context import RolloutContext
+from spanwise.rollout.journal import StepJournal
+from spanwise.run.folder import RunFolder
+from spanwise.run.lock import locked
+from spanwise.runtime.distributed import Ranks
+from spanwise.train.config import TrainConfig, to_json
+from spanwise.train.memory_check import check_memory
+from spanwise.train.resume import open_for_resume
+from spanwise.train.state import Run, RunState
+from spanwise.train.task_sampling import draw_tasks
+
+
+def start(
+    config: TrainConfig, *, recipe: str, folder: Path, arguments: Sequence[str], resume: bool
+) -> Run:
+    """A run with all its parts; what can be refused is refused before the model is read."""
+    config.sampler.check()
+    ranks = config.processes.join(config.model.device)
+    if config.max_off_policy_steps and ranks.size > 1:
+        raise SpanwiseError(
+            f"max_off_policy_steps=1 is for one process, and there are {ranks.size}"
+        )
+    pool = config.env.tasks("train")  # before the tokenizer, which may have to be downloaded
+    draw_tasks(pool, config.prompts_per_step, config.seed, 1)  # refuses too small a pool
+    config.evaluation.tasks(config.env)  # refuses a split without questions
+    tokenizer = config.model.load_tokenizer()
+    config.env.check(tokenizer)
+    config.critic.check(config.model, tokenizer)
+    check_memory(config, ranks)
+    bound = config.bind(tokenizer)
+    settings = to_json(config)
+    for tracker in config.trackers:
+        tracker.check()
+    log = open_for_resume(folder, settings) if resume else RunFolder(folder)
+    with contextlib.ExitStack() as undone:  # if anything below fails
+        lock, trackers = None, []
+        if ranks.is_main:
+            lock = locked(folder)
+            undone.callback(lock.release)
+            if not resume:
+                record = {"recipe": recipe, "arguments": list(arguments), "config": settings}
+                log = RunFolder.create(folder, record)
+                undone.callback(log.discard)
+        learner = new_learner(bound, ranks)
+        sampler = config.sampler.build(learner.full_policy(), tokenizer)
+        undone.callback(sampler.close)
+        if ranks.is_main:
+            trackers = [make(folder, settings) for make in dict.fromkeys(config.trackers)]
+        undone.pop_all()
+    return Run(
+        recipe=recipe,
+        config=config,
+        log=log,
+        lock=lock,
+        trackers=trackers,
+        tokenizer=tokenizer,
+        settings=settings,
+        context=RolloutContext(
+            env=config.env,
+            sampler=sampler,
+            tokenizer=tokenizer,
+            seed=config.seed,
+            failures=config.failures,
+        ),
+        journal=StepJournal(folder / "journal"),
+        learner=learner,
+        pool=pool,
+        state=RunState(),
+        ranks=ranks,
+    )
+
+
+def new_learner(config: TrainConfig, ranks: Ranks) -> Learner:
+    """The learner of a run, from the parts of its configuration after ``bind``."""
+    policy = config.model.load()
+    return Learner(
+        policy,
+        advantage=config.advantage,
+        objective=config.objective,
+        update=config.update,
+        schedule=config.schedule,
+        num_steps=config.steps,
+        critic=config.critic.build(policy, config.model, ranks),
+        kl=config.kl,
+        overlong=config.overlong,
+        max_response_tokens=config.rollout.max_response_tokens,
+        importance=config.importance,
+        seed=config.seed,
+        ranks=ranks,
+        sampled_apart=config.max_off_policy_steps > 0,
+    )
