@@ -181,7 +181,8 @@ def _scores_table(
         cells = [cell(prefix + name, *row) for prefix in ("", "greedy_")]
         table.add_row(group, str(row[0]["n"]), *cells, style="bold" if group == "all" else "")
     if failed := sum(whole["failed"] for whole in measured):
-        table.caption = f"{failed} trajectories failed: they did not succeed, and have no score"
+        counted = "count as no success" if name == "success" else "are in no score"
+        table.caption = f"{failed} trajectories failed and {counted}"
     return table
 
 

@@ -83,7 +83,7 @@ def test_results_before_and_after() -> None:
     summary = {"recipe": "demo", "seed": 3, "before": before, "after": after}
     text = shown(results_table(summary, group_by="length"))
     assert "Held-out success, demo, seed 3" in text and "│ length │" in text.replace("┃", "│")
-    assert "6 trajectories failed: they did not succeed" in text
+    assert "6 trajectories failed and count as no success" in text
     row = next(line for line in text.splitlines() if " all " in line)
     for cell in ("8", "25.0% → 75.0%   +50.0", "12.5% → 37.5%   +25.0"):
         assert cell in row
@@ -95,6 +95,7 @@ def test_without_success_scores_are_numbers() -> None:
     summary = {"recipe": "game", "seed": 3, "before": measured(0.25), "after": measured(0.75)}
     text = shown(results_table(summary))
     assert "Held-out score, game, seed 3" in text and "%" not in text
+    assert "failed and are in no score" in text
     assert "-0.750 → -0.250  +0.500" in text and "0.125 → 0.375  +0.250" in text
     table = shown(scores_table(measured(0.75, success=0.75), title="a model"))
     assert "Held-out success, a model" in table and "75.0%" in table and "–" in table
