@@ -24,7 +24,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Make the pictures of docs/viewer.md.")
     parser.add_argument("--runs", type=Path, nargs="+", required=True, help="over seeds")
-    parser.add_argument("--tree", type=Path, required=True, help="of tree search")
+    parser.add_argument("--tree", type=Path, required=True, help="of paid_search.py")
     parser.add_argument("--tokens", type=Path, required=True, help="best one with a critic")
     parser.add_argument("--tree-place", default="#/tree/0/1", help="address after the /")
     parser.add_argument("--tokens-place", default="#/tokens/0/1/0?p=0.5")
@@ -34,19 +34,18 @@ def main() -> None:
         try:
             take(driver, arguments.runs, "#/runs?mode=median", "runs.png")
             take(driver, [arguments.tree], arguments.tree_place, "tree.png")
-            take(driver, [arguments.tree], arguments.tree_place, "tree_dark.png", theme="dark")
             take(driver, [arguments.tokens], arguments.tokens_place, "tokens.png")
         finally:
             driver.quit()
 
 
-def take(driver: Any, folders: list[Path], place: str, name: str, theme: str = "light") -> None:
+def take(driver: Any, folders: list[Path], place: str, name: str) -> None:
     """One picture of one place."""
     with serve(Viewer(folders), 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/"
         driver.get(address)
-        driver.execute_script("localStorage.setItem('theme', arguments[0])", theme)
+        driver.execute_script("localStorage.setItem('theme', 'light')")
         driver.get("about:blank")
         driver.get(address + place)
         while driver.execute_script("return document.getElementById('main').dataset.ready") is None:

@@ -205,7 +205,7 @@ const Trees = (() => {
     const root = 26;
     const tail = 14 + 7 * Math.max(6, ...tree.leaves.map((leaf) => ending(leaf).length));
     const gap = tree.nodes.some(paidOnTheWay) ? 32 : 20;
-    const column = Math.max(112 + gap, Math.floor((box.clientWidth - root - tail - 12) / Math.max(depth, 1)));
+    const column = Math.max(128 + gap, Math.floor((box.clientWidth - root - tail - 12) / Math.max(depth, 1)));
     const height = Math.max(rows * row + 12, 40);
     const width = root + depth * column + tail;
     const size = Math.min(FONT_SIZE, row * 0.66);
