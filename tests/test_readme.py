@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 
 from spanwise import recipes
 from spanwise.batch import Batch
+from spanwise.cli.options import configured
 from spanwise.tree import Node, Tree
 from tests.test_layers import LAYERS, PACKAGE
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parent.parent / "docs"
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -33,9 +36,23 @@ def test_the_recipe_of_ones_own_is_a_recipe(tmp_path: Path) -> None:
     assert type(config.advantage).__name__ == "BestOfPrompt"
 
 
-@pytest.mark.parametrize("name", re.findall(r"spanwise train (\w+) ", README))
-def test_the_recipes_named_are_there(name: str) -> None:
-    assert name in recipes.names()
+PAGES = [README, *(page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md")))]
+COMMANDS = {
+    command.strip()
+    for page in PAGES
+    for command in re.findall(r"spanwise train (\w+(?: [^#`(;\n]*)?)", page)
+    if "…" not in command and command.split()[0] in recipes.names()
+}
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_the_commands_shown_are_understood(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_exp.py").write_text(BLOCKS[1], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    name, *options = shlex.split(command)
+    assert configured(name, options)
 
 
 def test_the_house_is_listed_whole_and_in_the_order_of_imports() -> None:

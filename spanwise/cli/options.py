@@ -35,19 +35,17 @@ def configured(spec: str, arguments: Sequence[str]) -> TrainConfig:
 
     if not isinstance(made, TrainConfig):
         raise UsageError(f"{spec} returns {type(made).__name__}, a recipe returns a TrainConfig")
-    return parsed(made, arguments, f"spanwise train {spec}", named=_named)
+    return parsed(made, arguments, f"spanwise train {spec}", trackers_and_metrics)
 
 
-def parsed(
-    default: C, arguments: Sequence[str], prog: str, *, named: PrimitiveRule | None = None
-) -> C:
+def parsed(default: C, arguments: Sequence[str], prog: str, *rules: PrimitiveRule) -> C:
     """The settings with the parts and the values that the arguments give them.
 
     Args:
       default: The settings.
       arguments: The words of the command line.
       prog: What is told to be the command.
-      named: How options are read whose values are names of code.
+      rules: How options of some types are read.
 
     Raises:
       Exception: what the constructor of a part raises, as it is.
@@ -55,15 +53,12 @@ def parsed(
     """
     import tyro
 
-    registry = _registry()
-    if named is not None:
-        registry.primitive_rule(named)
     draft, rest = choose_parts(default, arguments)
     kind: Any = type(draft)
     about = "\n\n".join(filter(None, [kind.__doc__, parts_help(draft)]))
     try:
         return tyro.cli(
-            kind, default=draft, args=rest, prog=prog, description=about, registry=registry
+            kind, default=draft, args=rest, prog=prog, description=about, registry=registry(*rules)
         )
     except _Raised as raised:
         raise raised.error from raised.error.__cause__
@@ -88,13 +83,13 @@ def _constructor(kind: Callable[..., C]) -> Callable[..., C]:
     return construct
 
 
-def _registry() -> ConstructorRegistry:
-    """The rules of tyro, with constructors whose exceptions pass through it."""
+def registry(*rules: PrimitiveRule) -> ConstructorRegistry:
+    """The rules of tyro and others, with constructors whose exceptions pass through it."""
     from tyro.constructors import ConstructorRegistry
 
-    registry, asked = ConstructorRegistry(), []
+    made, asked = ConstructorRegistry(), []
 
-    @registry.struct_rule
+    @made.struct_rule
     def settings(info: StructTypeInfo) -> StructConstructorSpec | None:
         if not dataclasses.is_dataclass(info.type) or info.type in asked:
             return None
@@ -109,10 +104,12 @@ def _registry() -> ConstructorRegistry:
             usual, instantiate=_constructor(usual.instantiate), fields=tuple(fields)
         )
 
-    return registry
+    for rule in rules:
+        made.primitive_rule(rule)
+    return made
 
 
-def _named(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+def trackers_and_metrics(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     """A tracker or metric by its name; how an option of that type is read and shown."""
     from tyro.constructors import PrimitiveConstructorSpec
 

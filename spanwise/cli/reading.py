@@ -89,7 +89,7 @@ class CompareOptions:
     """Held-out scores of runs over their seeds, and how often one method beats another."""
 
     score: str = ""
-    """What to compare by, a name in summary.json, such as score, success, greedy_success or
+    """Name of the compared score in summary.json, such as score, success, greedy_success or
     env/KEY; by default success if all runs have it, else score."""
 
 

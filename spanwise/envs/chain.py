@@ -140,12 +140,22 @@ class ChainSums(Environment):
     """
 
     min_numbers: int = 3
+    """Numbers in the shortest sum."""
+
     max_numbers: int = 12
+    """Numbers in the longest sum."""
+
     train_questions: int = 5000
+    """Number of questions to train on."""
+
     dev_questions: int = 500
+    """Number of development questions."""
+
     test_questions: int = 500
+    """Number of test questions."""
+
     seed: int = 0
-    """Of the questions."""
+    """Seed of the generated questions."""
 
     stop_strings = (" .",)
 

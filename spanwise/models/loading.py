@@ -48,7 +48,7 @@ class Model:
     folder may hold a LoRA adapter alone: its model is then loaded too."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights and of computing. The optimizer sums up in float32 either way."""
+    """Precision of weights and computation; the optimizer accumulates in float32 either way."""
 
     lora: LoRA = LoRA()
     """Train a small adapter in place of all weights."""

@@ -17,6 +17,7 @@ class Chains(Rollout):
     """A tree that forks at the prompt alone, as GRPO, PPO and GSPO sample."""
 
     num_chains: int = 8
+    """Trajectories sampled from each prompt."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

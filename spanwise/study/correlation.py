@@ -53,13 +53,13 @@ class CorrelationStudy:
     """Correlate advantages with Monte Carlo values of a run's policy."""
 
     num_prompts: int = 120
-    """One rollout of each, at least 2."""
+    """Number of prompts, at least 2; one rollout is sampled from each."""
 
     num_continuations: int = 32
     """Fresh trajectories from each end of a span, at least 2."""
 
     split: Split = "dev"
-    """Whose prompts."""
+    """Split that the prompts are from."""
 
     truth: Partition = LowProbability()
     """Spans at whose ends the value is measured."""
@@ -71,6 +71,7 @@ class CorrelationStudy:
     """Bootstrap resamples of the prompts."""
 
     seed: int = 0
+    """Seed of the rollouts, the continuations and the bootstrap."""
 
     def __post_init__(self) -> None:
         if min(self.num_prompts, self.num_continuations) < 2 or self.num_resamples < 1:

@@ -79,25 +79,48 @@ class BaseModelRecipe:
     """How the base model is shaped and fitted."""
 
     demonstrations: DemonstrationSource = Demonstrations()
+    """Source of the demonstrations."""
+
     seed: int = 0
+    """Seed of weights and demonstrations."""
+
     num_steps: int = 1500
+    """Optimizer steps of the fit."""
+
     clean_steps: int = 600
-    """Of these the first ones, on demonstrations without faults: copying a name, which is
-    learned last, is learned sooner when nothing contradicts it.
-    """
+    """First steps, on demonstrations without faults: copying a name, which is learned last, is
+    learned sooner when nothing contradicts it."""
 
     rows_per_step: int = 24
+    """Demonstrations in each step."""
+
     learning_rate: float = 2e-3
     """Peak of a cosine schedule that ends at a tenth of it."""
 
     warmup_steps: int = 50
+    """Steps over which the learning rate rises to its peak."""
+
     weight_decay: float = 0.01
+    """Decoupled weight decay of AdamW."""
+
     hidden_size: int = 128
+    """Width of the hidden states."""
+
     num_layers: int = 4
+    """Number of layers."""
+
     num_heads: int = 4
+    """Attention heads of each layer."""
+
     num_key_value_heads: int = 2
+    """Heads of keys and values that the attention heads share."""
+
     head_size: int = 32
+    """Width of an attention head."""
+
     intermediate_size: int = 384
+    """Width of the feed-forward layers."""
+
     max_tokens: int = 512
     """Longest row the rotary positions are laid out for."""
 

@@ -40,7 +40,10 @@ class ChainDemonstrations(DemonstrationSource):
     FAULTS: ClassVar[tuple[str, ...]] = ("wrong_result", "skipped_step", "wrong_digit", "gives_up")
 
     min_numbers: int = 3
+    """Numbers in the shortest sum."""
+
     max_numbers: int = 12
+    """Numbers in the longest sum."""
 
     wrong_result: float = 0.01
     """Any digit for the result of a step."""

@@ -44,7 +44,11 @@ class Demonstrations(DemonstrationSource):
     )  # fmt: skip
 
     min_hops: int = 1
+    """Facts to look up for the easiest questions."""
+
     max_hops: int = 4
+    """Facts to look up for the hardest questions."""
+
     wordings: int = 2
     """How many of the ways to tell a fact the documents use."""
 

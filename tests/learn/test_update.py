@@ -266,7 +266,9 @@ class TestPacking:
 
         monkeypatch.setattr(model.base_model, "forward", fails)
         if tree:
-            with pytest.warns(UserWarning, match=r"plain rows.*packed rows \(IndexError: no such layer"):
+            with pytest.warns(
+                UserWarning, match=r"plain rows.*packed rows \(IndexError: no such layer"
+            ):
                 assert trained(new_learner(model), TREES)["packed"] == 0
         else:
             with pytest.raises(IndexError, match="no such layer"):

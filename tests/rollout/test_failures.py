@@ -15,7 +15,7 @@ from spanwise.rollout import Chains, FailurePolicy, RolloutContext, RunStopped, 
 from spanwise.rollout.calls import DeadlineExceeded, current_call, with_deadline
 from spanwise.runtime.waits import open_waits
 from spanwise.samplers.base import Completion, EngineError, Request
-from spanwise.tools.base import ToolCrash, ToolError, ToolTimeout
+from spanwise.tools.base import Tool, ToolCrash, ToolError, ToolTimeout
 from spanwise.tools.output import MAX_CHARACTERS
 from spanwise.train.metrics import tree_metrics
 from spanwise.tree import Node, Tree
@@ -385,3 +385,74 @@ def test_a_tool_that_is_down_stops_the_run_and_one_that_fails_now_and_then_does_
     FailurePolicy().check([tree(number % 2 == 0) for number in range(20)])
     with pytest.raises(RunStopped, match=r"20 of 20 tool calls .*20 tool_error \(.*no route\)"):
         FailurePolicy().check([tree(True) for _ in range(20)])
+
+
+def test_a_failure_names_the_users_line_and_a_stopped_run_is_raised_from_what_was_raised() -> None:
+    """Of several tasks that fail at once, the first exception of the commonest kind."""
+    raised: list[Exception] = []
+
+    def look(word: str) -> Any:
+        return {"win": 1}[word]
+
+    async def fail(task: Task, turns: Sequence[Turn]) -> None:
+        try:
+            if task.id == "train-0":
+                raise ToolError("no route")
+            look(task.id)
+        except Exception as error:
+            raised.append(error)
+            raise
+
+    context = RolloutContext(
+        env=WordGame(before_reply=fail), sampler=PathSampler(go_then_win),
+        tokenizer=CharTokenizer(), seed=0, failures=FailurePolicy(show=(), retries=0),
+    )  # fmt: skip
+
+    async def rollouts(chains: Chains) -> list[Tree]:
+        tasks = context.env.tasks("train")[:3]
+        return list(await asyncio.gather(*(chains(context, task, step=1) for task in tasks)))
+
+    trees = run_async(rollouts(Chains(num_chains=2)))
+    messages = [leaf.failure.message for tree in trees for leaf in tree.leaves() if leaf.failure]
+    line = look.__code__.co_firstlineno + 1
+    wanted = [f"KeyError: 'train-{n}' (test_failures.py:{line} in look)" for n in (1, 1, 2, 2)]
+    assert messages == ["no route"] * 2 + wanted
+    with pytest.raises(RunStopped, match=r"4 reward_error \(KeyError: 'train-1' \(test") as stopped:
+        context.check(trees)
+    assert stopped.value.__cause__ in raised and str(stopped.value.__cause__) == "'train-1'"
+    with pytest.raises(RunStopped) as stopped:  # another step's exceptions are not kept
+        context.check(trees)
+    assert stopped.value.__cause__ is None
+
+
+def test_a_tool_that_raises_is_a_failure_with_the_line_in_the_tool() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Buggy(Tool):
+        deadline_s: float = 5.0
+
+        def call(self, query: str) -> Any:
+            raise LookupError(query)
+
+    async def act(number: int) -> None:
+        await Buggy()("where")
+
+    leaf = grown(act, show=(), retries=0).leaves()[0]
+    assert leaf.failure is not None and leaf.failure.message == (
+        "Buggy raised LookupError('where') "
+        f"(test_failures.py:{Buggy.call.__code__.co_firstlineno + 1} in call)"
+    )
+
+
+def test_what_a_rollout_raises_stays_the_cause_it_was_raised_from() -> None:
+    """Also out of a group of tasks."""
+    context = RolloutContext(
+        env=Unrenderable(), sampler=PathSampler(go_then_win), tokenizer=CharTokenizer(), seed=0
+    )
+
+    async def grouped() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(Chains(num_chains=1)(context, context.env.tasks("train")[0], step=1))
+
+    with pytest.raises(RunStopped, match=r"TypeError: no such role \(test_failures.py") as stopped:
+        run_async(grouped())
+    assert isinstance(stopped.value.__cause__, TypeError) and stopped.value.__context__ is not None

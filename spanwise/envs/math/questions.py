@@ -81,7 +81,7 @@ class Questions(Environment):
     """A longer row is refused."""
 
     deadline_s: float = 5.0
-    """Of a comparison, in seconds."""
+    """Deadline of a comparison of answers, in seconds."""
 
     def __post_init__(self) -> None:
         if self.train_file is not None and self.dataset:

@@ -62,16 +62,22 @@ class ReasoningGym(Environment):
     """For the generator, as a JSON object, such as ``{"min_terms": 4, "max_terms": 8}``."""
 
     train_questions: int = 2000
+    """Number of questions to train on."""
+
     dev_questions: int = 200
+    """Number of development questions."""
+
     test_questions: int = 400
+    """Number of test questions."""
+
     seed: int = 0
-    """Of the questions."""
+    """Seed of the generated questions."""
 
     instructions: str = INSTRUCTIONS
     """Put behind the question."""
 
     deadline_s: float = 10.0
-    """Of a score, in seconds."""
+    """Deadline of a score, in seconds."""
 
     def __post_init__(self) -> None:
         if min(self.train_questions, self.dev_questions, self.test_questions) < 1:

@@ -168,15 +168,25 @@ class MultiHopSearch(SearchEnvironment):
 
     world: SearchWorld = SearchWorld()
     min_hops: int = 1
+    """Facts to look up for the easiest questions."""
+
     max_hops: int = 4
+    """Facts to look up for the hardest questions."""
+
     train_questions: int = 2000
+    """Number of questions to train on."""
+
     dev_questions: int = 200
+    """Number of development questions."""
+
     test_questions: int = 400
+    """Number of test questions."""
+
     num_documents: int = 1
     """Documents in a result."""
 
     deadline_s: float = 10.0
-    """Of a search, in seconds."""
+    """Deadline of a search, in seconds."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -72,7 +72,7 @@ class RetrievalQA(SearchEnvironment):
     """Documents in a result."""
 
     deadline_s: float = 30.0
-    """Of a search, in seconds."""
+    """Deadline of a search, in seconds."""
 
     turns: Literal["xml", "tool_call"] = "xml"
     """How the model writes its turns: in tags of our own, which any model can be told, or

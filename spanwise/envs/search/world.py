@@ -79,7 +79,7 @@ class SearchWorld:
     """People, facts, documents and questions, all drawn from one seed.
 
     Args:
-      seed: Of names, facts and questions.
+      seed: Seed of names, facts and questions.
       train_people: People that training questions run over.
       dev_people: The same for development questions.
       test_people: The same for test questions.

@@ -27,7 +27,7 @@ class VLLMServers(Engine):
     """Samples with vLLM servers; docs/vllm.md says how they are started."""
 
     urls: tuple[str, ...] = ()
-    """Of the servers: http://HOST:PORT, each."""
+    """Addresses of the servers, each http://HOST:PORT."""
 
     weights: Path | None = None
     """A folder that the run and all servers can reach, for new weights; by default one of the
