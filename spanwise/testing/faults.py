@@ -35,9 +35,9 @@ _counting = threading.Lock()
 class FaultPlan:
     """Which calls fail, and how. Whether one does follows from the seed and the call alone.
 
-    Inside a rollout a call is known by what is called and by step, task, node and attempt, so
-    that the same run has the same faults whatever the order in which its calls are answered;
-    outside, by what it was asked.
+    Inside a rollout a call is identified by its kind, step, task, node and attempt, so that a
+    run has the same faults whatever the order in which its calls are answered; outside, by
+    what was asked.
 
     Raises:
       ValueError: if the rates are no probabilities, or sum to more than 1.
@@ -51,25 +51,27 @@ class FaultPlan:
     """
 
     rates: Mapping[Fault, float]
-    """The share of calls that each kind of fault strikes."""
+    """Share of the calls that each kind of fault strikes."""
 
     seed: int = 0
+    """Seed of the draws that decide which calls fail."""
+
     steps: tuple[int, int] | None = None
-    """The first and the last step in which calls fail; None: whenever. Held-out questions are
-    answered in step 0."""
+    """First and last step in which calls fail; None: all. Held-out questions are answered in
+    step 0."""
 
     attempts: int | None = None
-    """Only the first so many attempts at a call fail; None: any may."""
+    """Number of attempts at a call that may fail; None: all."""
 
     struck: Counter[Fault] = field(default_factory=Counter["Fault"], init=False, compare=False)
-    """How many faults there were so far, by kind."""
+    """Number of faults so far, by kind."""
 
     def __post_init__(self) -> None:
         if min(self.rates.values(), default=0) < 0 or sum(self.rates.values()) > 1 + 1e-9:
             raise ValueError(f"rates must be at least 0 and sum to at most 1, got {self.rates}")
 
     def fault(self, asked: object) -> Fault | None:
-        """The fault of a call, if it has one; it is then counted.
+        """The fault of a call, which is then counted, or None.
 
         Args:
           asked: What tells calls apart outside a rollout.
@@ -91,11 +93,7 @@ class FaultPlan:
         return None
 
     def check(self, user: str, *known: Fault) -> None:
-        """Refuse a fault that its user cannot have.
-
-        Raises:
-          ValueError: if the plan has others than ``known``.
-        """
+        """Refuse a plan with faults other than ``known``."""
         if other := sorted(self.rates.keys() - set(known)):
             raise ValueError(f"{user} has no fault {other[0]!r}; it has {', '.join(known)}")
 
@@ -111,7 +109,7 @@ class FaultyTool(Tool):
     tool: Tool
     plan: FaultPlan
     hang_s: float = 600.0
-    """How long a call that hangs blocks its thread."""
+    """Seconds for which a call that hangs blocks its thread."""
 
     def __post_init__(self) -> None:
         known: tuple[Fault, ...] = ("raise", "hang", "crash", "bytes", "huge", "control")
@@ -119,11 +117,9 @@ class FaultyTool(Tool):
 
     @property
     def deadline_s(self) -> float:  # type: ignore[override]
-        """Of the tool inside."""
         return self.tool.deadline_s
 
     def call(self, query: str) -> Any:
-        """What the tool inside answers, or a fault."""
         match self.plan.fault(query):
             case "raise":
                 raise ToolError("a planned fault")
@@ -144,10 +140,10 @@ class FaultyTool(Tool):
 
 @dataclass(frozen=True, kw_only=True)
 class FaultyReward(Environment):
-    """Another environment whose rewards fail: only a reply that ends a trajectory is struck.
+    """Another environment whose rewards fail: only a reply with a reward is struck.
 
     Raises:
-      ValueError: if the plan holds a fault that is none of a reward.
+      ValueError: if the plan holds a fault that a reward cannot have.
     """
 
     env: Environment
@@ -158,35 +154,27 @@ class FaultyReward(Environment):
 
     @cached_property
     def stop_strings(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Of the environment inside."""
         return self.env.stop_strings
 
     def tasks(self, split: Split) -> Sequence[Task]:
-        """Of the environment inside."""
         return self.env.tasks(split)
 
     def messages(self, task: Task) -> list[dict[str, str]]:
-        """Of the environment inside."""
         return self.env.messages(task)
 
     def prompt(self, task: Task, tokenizer: Any) -> str:
-        """Of the environment inside."""
         return self.env.prompt(task, tokenizer)
 
     def rendered(self, observation: str, tokenizer: Any) -> str:
-        """Of the environment inside."""
         return self.env.rendered(observation, tokenizer)
 
     def failure_text(self, failure: Failure) -> str:
-        """Of the environment inside."""
         return self.env.failure_text(failure)
 
     def check(self, tokenizer: Tokenizer) -> None:
-        """Refuse what the environment inside refuses."""
         self.env.check(tokenizer)
 
     async def reply(self, task: Task, turns: Sequence[Turn]) -> Reply:
-        """What the environment inside answers, or a fault in place of a reward."""
         reply = await self.env.reply(task, turns)
         if reply.reward is None:
             return reply
@@ -208,12 +196,8 @@ class FaultySampler(Sampler):
     An engine that dies in step 20 and is back at the third attempt at each turn is the plan
     ``FaultPlan(rates={"raise": 1.0}, steps=(20, 20), attempts=2)``.
 
-    Args:
-      sampler: The engine inside.
-      plan: When it fails.
-
     Raises:
-      ValueError: if the plan holds a fault that is none of an engine.
+      ValueError: if the plan holds a fault that an engine cannot have.
     """
 
     def __init__(self, sampler: Sampler, plan: FaultPlan) -> None:
@@ -221,7 +205,6 @@ class FaultySampler(Sampler):
         self._sampler, self._plan = sampler, plan
 
     async def sample(self, request: Request) -> Completion:
-        """A turn of the engine inside, or a fault."""
         fault = self._plan.fault((request.prompt, request.seed))
         if fault == "raise":
             raise EngineError("a planned fault")
@@ -231,23 +214,15 @@ class FaultySampler(Sampler):
         if fault is None:
             return completion
         blank = (float("nan"),) * len(completion.tokens)
-        return Completion(
-            tokens=completion.tokens,
-            engine_logprobs=blank,
-            sampling_logprobs=blank,
-            finish=completion.finish,
-        )
+        return replace(completion, engine_logprobs=blank, sampling_logprobs=blank)
 
     def update_weights(self, model: Any) -> None:
-        """Of the engine inside."""
         self._sampler.update_weights(model)
 
     def pause(self) -> None:
-        """Of the engine inside."""
         self._sampler.pause()
 
     def close(self) -> None:
-        """Of the engine inside."""
         self._sampler.close()
 
 
@@ -259,9 +234,7 @@ class FaultyEngine(Engine):
     plan: FaultPlan
 
     def check(self) -> None:
-        """Of the engine inside."""
         self.engine.check()
 
     def build(self, model: Any, tokenizer: Any) -> FaultySampler:
-        """The engine inside, with faults."""
         return FaultySampler(self.engine.build(model, tokenizer), self.plan)

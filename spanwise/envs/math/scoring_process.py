@@ -27,11 +27,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection, Pipe
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from spanwise.errors import one_line
-from spanwise.tree import Failure, FailureKind
+from spanwise.tools.base import ToolError
 
 T = TypeVar("T")
 
@@ -48,41 +49,19 @@ HASH_SEED = "0"
 
 MAX_PROCESSES = min(4, os.cpu_count() or 1)
 
-FORBIDDEN = frozenset(
-    [
-        "os.system",
-        "os.exec",
-        "os.posix_spawn",
-        "os.fork",
-        "os.forkpty",
-        "os.kill",
-        "os.remove",
-        "os.rename",
-        "os.rmdir",
-        "os.mkdir",
-        "os.chmod",
-        "os.chown",
-        "os.link",
-        "os.symlink",
-        "os.truncate",
-        "subprocess.Popen",
-        "socket.connect",
-        "socket.bind",
-        "socket.getaddrinfo",
-        "shutil.rmtree",
-    ]
-)
+FORBIDDEN = {
+    "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "os.kill", "os.remove",
+    "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.chown", "os.link", "os.symlink",
+    "os.truncate", "shutil.rmtree", "subprocess.Popen", "socket.connect", "socket.bind",
+    "socket.getaddrinfo",
+}  # fmt: skip
 """Audit events of the interpreter that no score needs; opening a file to write is another."""
 
 
-class ScoringError(RuntimeError):
+class ScoringError(ToolError):
     """There is no score. The message is one line for a person."""
 
-    kind: ClassVar[FailureKind] = "reward_error"
-
-    def failure(self) -> Failure:
-        """The record of this error in a tree."""
-        return Failure(kind=self.kind, message=str(self))
+    kind = "reward_error"
 
 
 class ScoringTimeout(ScoringError):
@@ -107,8 +86,8 @@ async def scored(function: Callable[..., T], *arguments: Any, package: str, dead
       ScoringTimeout: at the deadline.
       ScoringError: if the function raised anything, or the process died.
     """
-    call = _called, function, arguments, package, deadline_s, MAX_ANSWER_BYTES
-    return cast(T, await asyncio.to_thread(*call))
+    call = function, arguments, package, deadline_s, MAX_ANSWER_BYTES
+    return cast(T, await asyncio.wrap_future(_threads.submit(_called, *call)))
 
 
 def generated(function: Callable[..., T], *arguments: Any, package: str) -> T:
@@ -117,11 +96,11 @@ def generated(function: Callable[..., T], *arguments: Any, package: str) -> T:
     Raises:
       ScoringError: if the function raised anything, or the process died.
     """
-    return cast(T, _called(function, arguments, package, None, None))
+    return cast(T, _threads.submit(_called, function, arguments, package, None, None).result())
 
 
-_idle: list[_Process] = []
-_room = threading.BoundedSemaphore(MAX_PROCESSES)
+_threads = ThreadPoolExecutor(MAX_PROCESSES, "scoring")
+_of_thread = threading.local()
 
 
 def _called(
@@ -131,29 +110,20 @@ def _called(
     deadline_s: float | None,
     max_bytes: int | None,
 ) -> Any:
-    with _room:
-        process = _ready_process()
-        try:
-            _, error = process.call(_prepare, (package, function), START_S, None)
-            value = None
-            if error is None:
-                value, error = process.call(function, arguments, deadline_s, max_bytes)
-        except BaseException:
-            process.end()
-            raise
-        _idle.append(process)
+    """Make a call in the process of this thread, which replaces one that has died."""
+    process: _Process | None = getattr(_of_thread, "process", None)
+    if process is None or not process.is_alive:
+        process = _of_thread.process = _Process()
+    try:
+        value, error = process.call(_prepare, (package, function), START_S, None)
+        if error is None:
+            value, error = process.call(function, arguments, deadline_s, max_bytes)
+    except BaseException:
+        process.end()
+        raise
     if error is not None:
         raise ScoringError(error)
     return value
-
-
-def _ready_process() -> _Process:
-    while _idle:
-        process = _idle.pop()
-        if process.is_alive:
-            return process
-        process.end()
-    return _Process()
 
 
 class _Process:
@@ -184,7 +154,7 @@ class _Process:
 
     @property
     def is_alive(self) -> bool:
-        return self._child.poll() is None
+        return not self._connection.closed and self._child.poll() is None
 
     def call(
         self,

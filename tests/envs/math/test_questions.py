@@ -3,6 +3,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -325,7 +326,8 @@ def computed(function: Callable[..., Any], *arguments: Any, deadline_s: float = 
     return asyncio.run(scored)
 
 
-def test_processes_are_kept_and_one_past_its_deadline_is_ended():
+def test_processes_are_kept_and_one_past_its_deadline_is_ended(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(scoring_process, "_threads", ThreadPoolExecutor(1))
     process = computed(process_id, "q")
     assert computed(process_id, "again") == process != os.getpid()
     with pytest.raises(scoring_process.ScoringTimeout, match=r"no answer in 0\.5 s"):
