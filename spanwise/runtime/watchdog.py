@@ -61,7 +61,8 @@ class Watchdog:
         Args:
           tell: Function that shows one line to a person; called from another thread.
         """
-        stops = self.stop_after_s if _in_main_thread() else 0.0
+        main = threading.current_thread() is threading.main_thread()
+        stops = self.stop_after_s if main else 0.0
         if not (self.report_after_s or stops):
             yield
             return
@@ -114,7 +115,7 @@ class _Watch:
         elif waits and self._stop_after_s and now - waits[0].since > self._stop_after_s:
             self._tell(f"stopping: {_report(waits, now)}")
             self._stopped = waits[0], now
-            signal.pthread_kill(_main_thread_id(), signal.SIGTERM)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         elif waits and self._report_after_s:
             times = self._told[1] if self._told[0] is waits[0] else 0
             if now - waits[0].since > self._report_after_s * 2**times:
@@ -128,13 +129,3 @@ def _report(waits: list[Wait], now: float) -> str:
     began = time.strftime("%H:%M:%S", time.localtime(time.time() - age_s))
     others = f", and for {len(waits) - 1} more" if len(waits) > 1 else ""
     return f"waiting since {began} ({age_s:.3g} s) for {waits[0].what}{others}"
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
-def _main_thread_id() -> int:
-    ident = threading.main_thread().ident
-    assert ident is not None
-    return ident

@@ -1,4 +1,4 @@
-"""A sampler that plays turns somebody wrote: for tests, and to prove an environment."""
+"""A sampler that plays scripted turns: for tests, and to try out an environment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spanwise.samplers.base import Completion, Request, Sampler
 from spanwise.samplers.stops import decoded
 
 Script = Callable[[str, Request], str | tuple[str, Sequence[float]]]
-"""The prompt's text and the request to the turn's text, with or without log-probs.
+"""Maps the prompt's text and the request to the turn's text, with or without log-probs.
 
 It may raise ``EngineError`` to play an engine that fails.
 """
@@ -25,9 +25,9 @@ class ScriptedSampler(Sampler):
     stop string (``stop``) or at ``max_tokens`` (``length``); else the turn ends with ``eos``.
 
     Args:
-      script: What to write; called once for each request.
+      script: Function that gives the turn; called once for each request.
       tokenizer: Decodes the prompt for the script and encodes its text.
-      logprob: Of every token for which the script gives none.
+      logprob: Log-prob of every token for which the script gives none.
 
     Raises:
       ValueError: from ``sample``, if the script gives log-probs for another number of tokens.

@@ -1,4 +1,4 @@
-"""Several HTTP servers of one model behind one call: routing, failures, return."""
+"""Several HTTP servers of one model behind one call: routing, failure and recovery."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ import httpx2
 from spanwise.samplers.base import EngineError
 
 _MAX_TREES = 4096
-"""Of so many trees it is known which server holds them."""
+"""Number of trees whose server is remembered."""
 
 _SILENT = "does not answer GET /health"
 
 
 @dataclass(kw_only=True, eq=False)
 class Server:
-    """One of the pool."""
+    """One server of the pool."""
 
     url: str
     up: bool = False
-    """Asked for turns: it answers, and has the weights of now."""
+    """Whether it is asked for turns: it answers, and has the current weights."""
 
     requests: set[asyncio.Task[Any]] = field(default_factory=set)
-    """Under way."""
+    """Requests under way."""
 
 
 Refresh = Callable[[Server], Awaitable[None]]
@@ -40,14 +40,14 @@ class ServerPool:
     """Sends each request to the server with the fewest under way, a tree's to one server.
 
     A server that does not answer, or says that it is unwell, is taken out; its requests go to
-    the others, and it is asked after again and again. Once it is well it gets the weights of
-    now, and comes back. All methods belong to one event loop.
+    the others, and its health is probed further. Once it is well it gets the current weights
+    and comes back. All methods belong to one event loop.
 
     Args:
-      urls: Of the servers, without a path.
-      patience_s: How long a request waits where no server is up.
-      probe_s: Seconds between two questions after the health of a server; half the time that
-        it has to answer one. While a server is out they come sooner at first.
+      urls: Addresses of the servers, without a path.
+      patience_s: Seconds that a request waits while no server is up.
+      probe_s: Seconds between two probes of a server's health; a probe may take twice as
+        long. A server that is out is probed four times as often.
 
     Raises:
       EngineError: by ``ask`` and ``update``.
@@ -62,7 +62,7 @@ class ServerPool:
         # Servers are asked directly, whatever proxy the environment names for the web.
         self._client = httpx2.AsyncClient(
             timeout=httpx2.Timeout(None, connect=5.0),
-            # Shorter than servers keep idle connections: none is used as it is being closed.
+            # Servers keep idle connections longer: none is used while it is being closed.
             limits=httpx2.Limits(keepalive_expiry=2.0),
             trust_env=False,
         )
@@ -72,9 +72,9 @@ class ServerPool:
         """The JSON answer of a server.
 
         Args:
-          path: Of the request.
-          body: Sent as JSON.
-          tree: Requests of one tree go to one server; empty: to any.
+          path: Path of the request.
+          body: Value to send as JSON.
+          tree: Name of a tree, whose requests go to one server; empty: to any.
         """
         while True:
             server = await self._server(tree)
@@ -133,7 +133,7 @@ class ServerPool:
         await self._client.aclose()
 
     async def _server(self, tree: str) -> Server:
-        """Where the request goes; waits while no server is up."""
+        """The server for a request; waits while none is up."""
         until = time.monotonic() + self._patience_s
         while not (up := [server for server in self._servers if server.up]):
             self._changed.clear()
@@ -153,26 +153,17 @@ class ServerPool:
         return home
 
     async def _watch(self, server: Server) -> None:
-        """Ask after the server as long as the pool lives."""
-        first = pause = self._probe_s / 8
+        """Probe the server as long as the pool lives."""
         while True:
-            if was_up := server.up:
-                pause = first
-            await asyncio.sleep(self._probe_s if was_up else pause)
-            if server.up and not await self._is_well(server):
+            await asyncio.sleep(self._probe_s if server.up else self._probe_s / 4)
+            well = await self._is_well(server)
+            if server.up and not well:
                 self._take_out(server, _SILENT)
-            elif not server.up and await self._returned(server):
+            elif not server.up and well and self._refresh and not await self._bring_in(server):
                 _warn(f"vLLM server {server.url} is back")
-            if not was_up:
-                pause = min(2 * pause, 3 * self._probe_s)
-
-    async def _returned(self, server: Server) -> bool:
-        if self._refresh is None or not await self._is_well(server):
-            return False
-        return not await self._bring_in(server)
 
     async def _bring_in(self, server: Server) -> str:
-        """Give it the weights of now; what went wrong, or nothing."""
+        """Give it the current weights; returns what went wrong, or nothing."""
         while (refresh := self._refresh) is not None:
             try:
                 await self._refreshed(server, refresh)
@@ -188,7 +179,7 @@ class ServerPool:
         return ""
 
     async def _refreshed(self, server: Server, refresh: Refresh) -> None:
-        """``refresh`` it; however long that takes, a server that falls silent has failed."""
+        """``refresh`` it, for as long as that takes and the server is well."""
         refreshing = asyncio.ensure_future(refresh(server))
         try:
             while not (await asyncio.wait({refreshing}, timeout=self._probe_s))[0]:

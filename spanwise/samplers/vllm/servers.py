@@ -1,4 +1,4 @@
-"""vLLM servers that run already, here or on other machines, as one sampler."""
+"""vLLM servers that already run, here or on other machines, as one sampler."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class VLLMServers(Engine):
     """Addresses of the servers, each http://HOST:PORT."""
 
     weights: Path | None = None
-    """A folder that the run and all servers can reach, for new weights; by default one of the
+    """Folder for new weights that the run and all servers can reach; by default one on the
     run's machine."""
 
     patience_s: float = 300.0
-    """How long a turn waits for a server where all are down, in seconds."""
+    """Seconds that a turn waits for a server while all are down."""
 
     def __post_init__(self) -> None:
         if self.patience_s < 0:
@@ -64,12 +64,12 @@ class VLLMServers(Engine):
 class VLLMServersSampler(Sampler):
     """Requests to a pool of servers, from any event loop.
 
-    The servers get the model's weights at once, whatever they were started with. Seeds are as
-    with vLLM in process; which server draws a turn decides nothing.
+    The servers get the model's weights at once, whatever they were started with. Seeds work as
+    with vLLM in process; a draw does not depend on the server that makes it.
 
     Args:
-      engine: The settings.
-      model: A causal language model of transformers, of the servers' architecture.
+      engine: Settings.
+      model: Causal language model of transformers, of the servers' architecture.
       tokenizer: Decodes tokens to find stop strings.
 
     Raises:
@@ -155,7 +155,7 @@ def _rank() -> int:
 
 
 def _of_the_first(own: str) -> str:
-    """What the first of several training processes has."""
+    """The value that the first of several training processes has."""
     if not (dist.is_available() and dist.is_initialized()):
         return own
     said = [own]
@@ -180,7 +180,7 @@ def _answer(said: Any) -> Answer:
 
 
 def _check_server(url: str) -> None:
-    """Refuse a server that is down, or was started without what is asked of it.
+    """Refuse a server that is down or lacks an endpoint.
 
     Raises:
       ValueError: one line that says what to do.
