@@ -142,6 +142,46 @@ def test_a_bug_in_an_estimator_keeps_its_traceback(folder: Path) -> None:
     assert last.line is not None and last.line.endswith("# a bug")
 
 
+SETTINGS = """
+from dataclasses import dataclass, replace
+from spanwise.credit import GroupAdvantage
+from spanwise.recipes.chain import grpo_chain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picky(GroupAdvantage):
+    scale: float
+
+    def __post_init__(self):
+        if self.scale < 0:
+            list(zip([1], [], strict=True))  # a bug
+
+
+def no_steps():
+    return replace(grpo_chain(), steps=0)
+"""
+
+
+def test_what_is_refused_is_one_line_with_its_place_and_a_bug_is_not_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = folder / "settings.py"
+    file.write_text(SETTINGS)
+    assert main(["train", "settings.py:no_steps"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("spanwise: steps") and told.count("\n") == 1
+    assert told.endswith(f"(settings.py:{line_of(file, 'steps=0')} in no_steps)\n")
+
+    picky = ["train", "grpo_chain", "--advantage=settings.py:Picky"]
+    with pytest.raises(SystemExit):
+        main(picky)
+    assert "--advantage.scale" in capsys.readouterr().err  # it has no default
+    with pytest.raises(ValueError, match="zip") as raised:
+        main([*picky, "--advantage.scale", "-1"])
+    last = traceback.extract_tb(raised.value.__traceback__)[-1]
+    assert (last.filename, last.lineno) == (str(file), line_of(file, "# a bug"))
+
+
 @pytest.mark.parametrize(
     ("bug", "error", "told"),
     [
