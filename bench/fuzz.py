@@ -35,12 +35,7 @@ from spanwise.envs.search.world import SearchWorld
 from spanwise.envs.search.xml_turns import TAGS
 from spanwise.run.folder import RunError, RunFolder, tree_of, tree_record
 from spanwise.runtime.distributed import ALONE
-from spanwise.train.checkpoint import (
-    MANIFEST,
-    fingerprint,
-    read_checkpoint,
-    write_checkpoint,
-)
+from spanwise.train.checkpoint import read_checkpoint, write_checkpoint
 from spanwise.train.config import to_json
 from spanwise.train.resume import open_for_resume
 from spanwise.train.start import new_learner
@@ -178,18 +173,19 @@ def run_folder(folder: Path) -> dict[Path, bytes]:
 
 
 def checkpoints_found(numbers: Sequence[int]) -> Found:
-    """Each number damages a file that a run is resumed from; half of them get a manifest
-    that says the file is as it should be.
+    """Each number damages a file that a run is resumed from. It is refused, or what is read is
+    what was written.
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     found, config = Found(), random_run()
-    learner = new_learner(config.bind(config.model.load_tokenizer()), ALONE)
+    learner = new_learner(config.bind(config.model.load_tokenizer()), config.model.load(), ALONE)
     assert learner.critic is not None
     for part in (learner, learner.critic):
         for parameter in part.model.parameters():
             parameter.grad = torch.ones_like(parameter)
         part.optimizer.step()
+    written = {n: p.detach().clone() for n, p in learner.model.named_parameters()}
     settings = to_json(config)
     with tempfile.TemporaryDirectory() as name:
         log = RunFolder.create(Path(name), {"recipe": "r", "arguments": [], "config": settings})
@@ -198,37 +194,21 @@ def checkpoints_found(numbers: Sequence[int]) -> Found:
         write_checkpoint(folder, learner, config.model.load_tokenizer(), state, settings)
         files = (log.config_path, *sorted(p for p in folder.iterdir() if p.suffix != ".jinja"))
         sound = {path: path.read_bytes() for path in files}
-        manifest = folder / MANIFEST
 
         def resumed() -> None:
             open_for_resume(log.folder, settings)
-            read_checkpoint(folder, learner, settings)
+            assert read_checkpoint(folder, learner, settings) == state, "another state"
+            for name, parameter in learner.model.named_parameters():
+                assert torch.equal(parameter, written[name]), f"another {name}"
 
         for number in numbers:
             draw = random.Random(number)
             path = draw.choice(files)
-            damage = damaged_tensors if path.suffix == ".safetensors" else damaged
-            path.write_bytes(damage(sound[path], draw))
-            if path not in (log.config_path, manifest) and draw.random() < 0.5:
-                record = json.loads(sound[manifest])
-                record["files"][path.name] = fingerprint(path)
-                manifest.write_text(json.dumps(record))
+            kinds = 6 if path == log.config_path else 3
+            path.write_bytes(damaged(sound[path], draw, kinds=kinds))
             _note_reading(found, number, path, resumed)
             path.write_bytes(sound[path])
-            manifest.write_bytes(sound[manifest])
     return found
-
-
-def damaged_tensors(content: bytes, draw: random.Random) -> bytes:
-    """A file of tensors with damage; half of the time the header is still JSON."""
-    length = int.from_bytes(content[:8], "little")
-    header, data = content[8 : 8 + length], content[8 + length :]
-    if draw.random() < 0.5:
-        return damaged(content, draw, kinds=4)
-    value = json.loads(header)
-    _exchange(value, draw)
-    changed = json.dumps(value).replace('"!"', draw.choice(NUMBERS)).encode()
-    return len(changed).to_bytes(8, "little") + changed + data
 
 
 def read_all(folder: Path) -> None:
@@ -242,8 +222,8 @@ def read_all(folder: Path) -> None:
 
 
 def damaged(content: bytes, draw: random.Random, *, kinds: int = 6) -> bytes:
-    """The file cut short, with bytes changed, with something else in its place or twice in it;
-    of the 6 kinds, the last two exchange values or keys of its JSON.
+    """The file cut short, with bytes changed, with some of it twice, with something else in its
+    place; of the 6 kinds, the last two exchange values or keys of its JSON.
     """
     kind = draw.randrange(kinds)
     if kind == 0:
@@ -254,10 +234,10 @@ def damaged(content: bytes, draw: random.Random, *, kinds: int = 6) -> bytes:
             changed[draw.randrange(len(changed))] = draw.randrange(256)
         return bytes(changed)
     if kind == 2:
-        return draw.choice((b"", b"\0" * 100, b"\xff\xfe", b"[1]\n", b"3", b"null"))
-    if kind == 3:
         start, length = draw.randrange(len(content)), draw.randrange(1, 200)
         return content[:start] + content[start : start + length] + content[start:]
+    if kind == 3:
+        return draw.choice((b"", b"\0" * 100, b"\xff\xfe", b"[1]\n", b"3", b"null"))
     lines = content.decode().splitlines() if content.count(b"\n}") == 0 else [content.decode()]
     line = draw.randrange(len(lines))
     value = json.loads(lines[line])

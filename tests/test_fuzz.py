@@ -20,10 +20,10 @@ def test_damaged_run_folders_are_read_or_refused():
     assert min(found.outcomes["read"], found.outcomes["refused"]) > 100
 
 
-def test_damaged_checkpoints_are_read_or_refused():
+def test_damaged_checkpoints_are_refused():
     found = fuzz.checkpoints_found(range(300))
     assert not found.crashes
-    assert min(found.outcomes["read"], found.outcomes["refused"]) > 10
+    assert found.outcomes["refused"] > 250
 
 
 def test_other_errors_are_reported_with_their_input(monkeypatch):

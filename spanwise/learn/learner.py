@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -27,7 +27,7 @@ from spanwise.learn.update import Update
 from spanwise.models.critic import ValueModel
 from spanwise.models.lora import copy_trainable
 from spanwise.models.scoring import token_scores
-from spanwise.models.sharding import copy_to_sample_from, refresh, scatter, split
+from spanwise.models.sharding import split
 from spanwise.models.tree_attention import TrunkCost
 from spanwise.runtime.distributed import ALONE, Ranks
 from spanwise.runtime.seeds import seed_of
@@ -54,7 +54,6 @@ class Learner:
       importance: Correction for the distribution that tokens were sampled from.
       seed: Seed of the run; the order of the prompts follows from it and the step.
       ranks: The processes over which models are split and work is shared out.
-      sampled_apart: Sample from a copy of the policy, so that it may be trained meanwhile.
     """
 
     def __init__(
@@ -73,7 +72,6 @@ class Learner:
         importance: ImportanceCorrection = ImportanceCorrection(),
         seed: int = 0,
         ranks: Ranks = ALONE,
-        sampled_apart: bool = False,
     ) -> None:
         self.advantage, self.objective, self.kl = advantage, objective, kl
         self.critic, self.ranks, self.nonfinite = critic, ranks, NonfiniteCounter()
@@ -85,29 +83,10 @@ class Learner:
         if kl.coefficient > 0:
             self.reference = copy_trainable(policy).requires_grad_(False)
             split(self.reference, ranks.mesh)
-        self._whole = copy_to_sample_from(policy, ranks.mesh, apart=sampled_apart)
         split(policy, ranks.mesh)
         self.model = policy
         self.optimizer = adamw(policy, update.learning_rate, weight_decay=update.weight_decay)
         self._full_rates = self._rates()
-
-    def full_policy(self) -> Any:
-        """The policy as it is now with all of its weights, to sample from and to save.
-
-        Every rank has to ask. Where the policy is split or the next step is sampled while it
-        is trained, this is a copy, unchanged until the next call.
-        """
-        refresh(self._whole, self.model)
-        return self._whole
-
-    def load_policy(self, read: Callable[[Any], None]) -> None:
-        """Have ``read`` change a model that has all of the policy's weights, and take them over.
-
-        Every rank has to ask.
-        """
-        read(self._whole)
-        if self._whole is not self.model:
-            scatter(self._whole, self.model)
 
     def score(self, trees: Sequence[Tree]) -> Batch | None:
         """The trees as rows, with their credit and everything else that the losses need.

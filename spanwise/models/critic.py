@@ -22,7 +22,7 @@ from spanwise.models.execution import match_compilation
 from spanwise.models.loading import ModelError
 from spanwise.models.lora import copy_trainable
 from spanwise.models.packing import TokenTree
-from spanwise.models.sharding import gathered, shard_like, whole
+from spanwise.models.sharding import gather, gathered
 from spanwise.models.tree_attention import TrunkCost, hidden_states
 
 CRITIC_FILE = "critic.safetensors"
@@ -126,9 +126,14 @@ class ValueModel(torch.nn.Module, ABC):
         """While this lasts, a trunk that is not the critic's own has no gradient."""
         yield
 
-    def weights(self) -> dict[str, Tensor]:
-        """The weights that are the critic's own; of a split one, every rank has to ask."""
-        return {name: whole(tensor).contiguous() for name, tensor in self._own_state().items()}
+    def weights(self, *, keep: bool = True) -> dict[str, Tensor]:
+        """The whole weights that are the critic's own; of a split one, every rank has to ask.
+
+        Args:
+          keep: Whether this rank wants them; without it, the result is empty.
+        """
+        weights = gather(self._own_state(), keep=keep)
+        return {name: tensor.contiguous() for name, tensor in weights.items()}
 
     def _own_state(self) -> dict[str, Tensor]:
         """The state without frozen weights, which belong to the policy's model."""
@@ -136,7 +141,7 @@ class ValueModel(torch.nn.Module, ABC):
         return {k: v for k, v in self.state_dict().items() if k not in frozen}
 
     def restore(self, folder: Path) -> None:
-        """Read the weights back.
+        """Read the weights back into a critic that is not split.
 
         Raises:
           ModelError: if the folder has no critic, or that of another kind or shape.
@@ -146,11 +151,9 @@ class ValueModel(torch.nn.Module, ABC):
             raise ModelError(f"{folder} has no critic ({CRITIC_FILE}); was it trained with one?")
         weights = load_file(path)
         try:
-            own = self._own_state()
-            if weights.keys() != own.keys():
+            if weights.keys() != self._own_state().keys():
                 raise RuntimeError("other weights")
-            parts = {name: shard_like(weights[name], own[name]) for name in own}
-            self.load_state_dict(parts, strict=False)
+            self.load_state_dict(weights, strict=False)
         except RuntimeError as error:
             raise ModelError(
                 f"{path} is the critic of another model or another kind of critic"

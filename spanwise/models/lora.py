@@ -146,6 +146,14 @@ def trained_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
+def saved_state(model: Any) -> dict[str, Tensor]:
+    """What a saved model consists of, by name: all of its state, or an adapter's weights alone."""
+    state: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    if getattr(model, "peft_config", None):
+        return {name: tensor for name, tensor in state.items() if tensor.requires_grad}
+    return state
+
+
 def copy_trainable(model: M) -> M:
     """A copy with trained weights of its own; weights that stay as they are, are shared.
 
@@ -158,10 +166,11 @@ def copy_trainable(model: M) -> M:
 def merged_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
     """The weights under the names of the model without an adapter, with it added in.
 
-    The model is left as it is; one merged matrix exists at a time. Tied weights come once.
+    The model is left as it is. Tied weights come once.
 
     Args:
-      model: A causal language model of transformers, with or without an adapter.
+      model: A causal language model of transformers, with or without an adapter. The
+        weights of a split model come split.
     """
     layers = dict(model.named_modules())
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""A model split over processes by FSDP2, and its weights put together again.
+"""A model split over processes by FSDP2, and its weights gathered again, one at a time.
 
 Each process holds a part of every weight, and of its gradient and its optimizer state. The
 weights of a layer are gathered while it is computed; gradients are summed, not averaged.
@@ -6,9 +6,8 @@ weights of a layer are gathered while it is computed; gradients are summed, not 
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -21,9 +20,7 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor, distribute_tensor
-
-from spanwise.models.lora import copy_trainable
+from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -68,53 +65,31 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def shard_like(tensor: Tensor, split: Tensor) -> Tensor:
-    """This process's part of a whole tensor, split as another is."""
-    if not isinstance(split, DTensor):
-        return tensor
-    return distribute_tensor(
-        tensor.to(split.device), split.device_mesh, split.placements, src_data_rank=None
-    )
+def gather(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """Tensors of which some may be split, as whole ones; every process has to ask.
 
+    Split tensors are gathered one after another, so that a process that keeps none never
+    holds more than one of them.
 
-@torch.no_grad()
-def copy_whole(source: torch.nn.Module, to: torch.nn.Module) -> None:
-    """Write the trained weights of a split model into an ordinary copy of it."""
-    targets = dict(to.named_parameters())
-    for name, weight in source.named_parameters():
-        if weight.requires_grad:
-            targets[name].copy_(whole(weight))
+    Args:
+      tensors: Tensors by name. One that stands under two names, such as a tied weight, does
+        so in the result.
+      keep: Whether this process wants the result.
 
-
-@torch.no_grad()
-def scatter(source: torch.nn.Module, to: torch.nn.Module) -> None:
-    """Write the trained weights of an ordinary model into a split one, each rank its part."""
-    weights = dict(source.named_parameters())
-    for name, part in to.named_parameters():
-        if part.requires_grad:
-            part.copy_(shard_like(weights[name], part))
+    Returns:
+      The whole tensors: those that were split on the CPU, the others as they are. Empty
+      without ``keep``.
+    """
+    found: dict[int, Tensor] = {}
+    for tensor in {id(tensor): tensor for tensor in tensors.values()}.values():
+        full = whole(tensor.detach())
+        if keep:
+            found[id(tensor)] = full.cpu() if isinstance(tensor, DTensor) else full
+        del full
+    return {name: found[id(tensor)] for name, tensor in tensors.items()} if keep else {}
 
 
 def split(model: torch.nn.Module, mesh: DeviceMesh | None) -> None:
     """Split a model over the processes of a mesh, if there is one; build its optimizer after."""
     if mesh is not None:
         shard(model, mesh)
-
-
-def copy_to_sample_from(model: Any, mesh: DeviceMesh | None, *, apart: bool = False) -> Any:
-    """A model that stays whole when ``model`` is split: itself if it is not going to be.
-
-    Args:
-      model: Not split yet.
-      mesh: Over which it is going to be split; None: it is not.
-      apart: Have a copy in any case; frozen weights are shared if nothing is split.
-    """
-    if mesh is None:
-        return copy_trainable(model).requires_grad_(False) if apart else model
-    return copy.deepcopy(model).requires_grad_(False)
-
-
-def refresh(whole_model: Any, model: Any) -> None:
-    """Bring the model from ``copy_to_sample_from`` up to date."""
-    if whole_model is not model:
-        copy_whole(model, whole_model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from spanwise.errors import SpanwiseError
 
@@ -74,7 +74,10 @@ class Sampler(ABC):
 
     @abstractmethod
     def update_weights(self, model: Any) -> None:
-        """Sample from ``model`` as it is now; nothing cached from before is used."""
+        """Sample from ``model`` as it is now; nothing cached from before is used.
+
+        Every training process calls it.
+        """
 
     def pause(self) -> None:
         """Nothing is sampled until the policy has been updated: memory may be given back."""
@@ -87,6 +90,11 @@ class Sampler(ABC):
 class Engine(ABC):
     """The settings of a sampler; ``build`` makes the sampler itself."""
 
+    reads_policy: ClassVar[bool] = True
+    """Whether turns are computed from the model that ``build`` and ``update_weights`` are
+    given, which is then whole in every training process. False: the sampler has weights of
+    its own, and takes new ones over in ``update_weights`` from a model that may be split."""
+
     def check(self) -> None:
         """Called before a model is loaded.
 
@@ -96,7 +104,10 @@ class Engine(ABC):
 
     @abstractmethod
     def build(self, model: Any, tokenizer: Any) -> Sampler:
-        """A sampler that draws from ``model``, a causal language model of transformers."""
+        """A sampler that draws from ``model``, a causal language model of transformers.
+
+        Every training process calls it.
+        """
 
 
 class EngineError(SpanwiseError):

@@ -1,50 +1,49 @@
-"""Checkpoints: all that a run goes on from, whole or not there at all.
+"""Checkpoints: everything that a run goes on from, whole or not there at all.
 
     checkpoints/step_00010/
-      model.safetensors, config.json, …   the policy in Hugging Face format, its tokenizer
-      optimizer.safetensors               AdamW's moments, by parameter name
-      critic.safetensors, critic_optimizer.safetensors
-      state.json                          step, counts, KL coefficient, length of the metrics
-      manifest.json                       schema, settings, size and SHA-256 of each file
+      model.safetensors, config.json, …     the policy in Hugging Face format, its tokenizer
+      critic.safetensors                    the critic's own weights
+      state-00001-of-00002.safetensors, …   weights and optimizer state, one file a process
+      state.json                            step, counts, KL coefficient, length of the metrics
+      manifest.json                         schema, settings, size and SHA-256 of each file
 
-No generator is saved: every draw is seeded by what it is for (see ``rollout.seeds``).
-A folder is written beside its place and renamed once all of it is on the disk.
+A run goes on from the state files; policy and critic lie there for others to read. No random
+generator is saved: every draw is seeded by what it is for (see ``runtime.seeds``). A folder is
+written beside its place and renamed once all of it is on the disk.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from spanwise.errors import SpanwiseError
 from spanwise.learn.learner import Learner
 from spanwise.models.critic import CRITIC_FILE
-from spanwise.models.lora import ADAPTER_CONFIG
-from spanwise.models.sharding import shard_like, whole
+from spanwise.models.lora import saved_state
+from spanwise.models.sharding import gather
 from spanwise.run.folder import RunError, writing
+from spanwise.runtime.distributed import ALONE, Ranks
 from spanwise.train.state import RunState
+from spanwise.train.state_files import StateFiles, state_file, training_state, write_state
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST, STATE = "manifest.json", "state.json"
-OPTIMIZER, CRITIC_OPTIMIZER = "optimizer.safetensors", "critic_optimizer.safetensors"
 PARTIAL = ".partial"
 UNUSED = ".unused"
-UNFIT = (OSError, SafetensorError, LookupError, TypeError, ValueError, OverflowError, RuntimeError)
-"""What a file with the right hash and the wrong content may raise."""
 
 
 class CheckpointError(RunError):
@@ -57,12 +56,14 @@ def save_weights(folder: Path, learner: Learner, tokenizer: Any) -> None:
     Every rank has to call it, the leading one writes: the files are those of one process.
 
     Raises:
-      CheckpointError: if the folder cannot be written.
+      CheckpointError: in all ranks, if the folder cannot be written.
     """
-    weights = _Weights.of(learner)
-    if learner.ranks.is_main:
-        with atomic_directory(folder):
+    ranks, weights = learner.ranks, _Weights.of(learner)
+    with _writing_together(folder, ranks):
+        if ranks.is_main:
+            _begin(folder)
             weights.save(partial_path(folder), tokenizer)
+            _put_in_place(folder)
 
 
 def write_checkpoint(
@@ -70,98 +71,112 @@ def write_checkpoint(
 ) -> None:
     """Write down a run between two steps.
 
-    Every rank has to call it, the leading one writes: the files are those of one process.
+    Every rank has to call it, and writes the part of the training state that it holds.
 
     Args:
-      folder: Where; one that is there is replaced.
+      folder: The checkpoint's place, which all ranks can reach; one that is there is replaced.
       learner: Weights, optimizers and the KL coefficient.
       tokenizer: Saved beside the policy.
       state: How far the run is.
       settings: The resolved configuration.
 
     Raises:
-      CheckpointError: if it cannot be written; what was there before still is.
+      CheckpointError: in all ranks, if one of them cannot write; what was there before still is.
     """
-    weights, critic = _Weights.of(learner), learner.critic
-    moments = {OPTIMIZER: _optimizer_tensors(learner.model, learner.optimizer)}
-    if critic is not None:
-        moments[CRITIC_OPTIMIZER] = _optimizer_tensors(critic.model, critic.optimizer)
-    if not learner.ranks.is_main:
-        return
-    with atomic_directory(folder):
-        partial = partial_path(folder)
-        weights.save(partial, tokenizer)
-        for name, tensors in moments.items():
-            save_file(tensors, partial / name)
-        record = {
-            **dataclasses.asdict(state),
-            "kl_coefficient": learner.kl.coefficient,
-            "skips_in_a_row": learner.nonfinite.in_a_row,
-        }
-        _write(partial / STATE, record)
-        files = {path.name: fingerprint(path) for path in sorted(partial.iterdir())}
-        manifest = {"schema": SCHEMA, "settings": settings_digest(settings), "files": files}
-        _write(partial / MANIFEST, manifest)
+    ranks, weights, partial = learner.ranks, _Weights.of(learner), partial_path(folder)
+    own: dict[str, Any] = {}
+    with _writing_together(folder, ranks):
+        if ranks.is_main:
+            _begin(folder)
+    with _writing_together(folder, ranks):
+        if ranks.is_main:
+            weights.save(partial, tokenizer)
+            _write(partial / STATE, _record(state, learner))
+            own = {path.name: fingerprint(path) for path in partial.iterdir() if path.is_file()}
+        file, tensors = partial / state_file(ranks.rank, ranks.size), dict[str, Tensor]()
+        for part in _parts(learner):
+            tensors |= training_state(*part)
+        write_state(file, tensors, leads=ranks.is_main)
+        _flush(file)
+        own[file.name] = fingerprint(file)
+    files = {name: value for found in ranks.gather(own) for name, value in found.items()}
+    with _writing_together(folder, ranks):
+        if ranks.is_main:
+            manifest = {"schema": SCHEMA, "settings": settings_digest(settings), "files": files}
+            _write(partial / MANIFEST, manifest)
+            _put_in_place(folder)
 
 
 def read_checkpoint(folder: Path, learner: Learner, settings: Mapping[str, Any]) -> RunState:
-    """Bring the learner to where a checkpoint was written; each rank reads the files.
+    """Bring the learner to where a checkpoint was written.
+
+    Every rank has to call it, and reads the part of the training state that it is to hold,
+    however many ranks wrote it.
 
     Args:
-      folder: Of the checkpoint.
+      folder: The checkpoint.
       learner: New, of the same settings; changed in place once the files are found whole.
       settings: The resolved configuration.
 
     Raises:
       CheckpointError: if a file is missing or damaged, or the checkpoint is of another
-        version or of other settings.
+        version, of other settings or of another model.
     """
-    check_files(folder, settings)
+    names = check_files(folder, settings, learner.ranks)
+    record = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    files = StateFiles([folder / name for name in names if name.startswith("state-")])
     try:
-        record = dict(json.loads((folder / STATE).read_text(encoding="utf-8")))
-        coefficient = float(record.pop("kl_coefficient"))
-        kl = dataclasses.replace(learner.kl, coefficient=coefficient)
-        nonfinite = int(record.pop("skips_in_a_row"))
-        state = RunState(**record)
-        state.check()
-        learner.load_policy(lambda policy: _load_policy(policy, folder))
-        _load_optimizer(folder / OPTIMIZER, learner.model, learner.optimizer)
-        if (critic := learner.critic) is not None:
-            critic.model.restore(folder)
-            _load_optimizer(folder / CRITIC_OPTIMIZER, critic.model, critic.optimizer)
-    except UNFIT as error:
+        for part in _parts(learner):
+            files.load(*part)
+    except SpanwiseError as error:
         raise CheckpointError(f"{folder} does not fit this run: {error}") from error
-    learner.kl = kl
-    learner.nonfinite.in_a_row = nonfinite
-    return state
+    learner.kl = dataclasses.replace(learner.kl, coefficient=record.pop("kl_coefficient"))
+    learner.nonfinite.in_a_row = record.pop("skips_in_a_row")
+    return RunState(**record)
 
 
-def check_files(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Compare a checkpoint with its manifest.
+def check_files(folder: Path, settings: Mapping[str, Any], ranks: Ranks = ALONE) -> list[str]:
+    """Compare a checkpoint with its manifest, the files shared out over the ranks.
+
+    Returns:
+      The names of its files, in order.
 
     Raises:
-      CheckpointError: naming the first file that is not as it was written.
+      CheckpointError: in all ranks, naming a file that is not as it was written.
     """
+    files, fault = dict[str, Any](), ""
+    try:
+        files = _manifest(folder, settings)
+        for name in sorted(files)[ranks.rank :: ranks.size]:
+            if not (folder / name).is_file():
+                raise CheckpointError(f"{folder / name} is missing")
+            if fingerprint(folder / name) != files[name]:
+                raise CheckpointError(f"{folder / name} is damaged: it is not what was written")
+    except (OSError, CheckpointError) as error:
+        fault = str(error)
+    if faults := [found for found in ranks.gather(fault) if found]:
+        raise CheckpointError(faults[0])
+    return sorted(files)
+
+
+def _manifest(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The fingerprints of a checkpoint's files, by name."""
     path = folder / MANIFEST
     try:
-        manifest: Any = dict(json.loads(path.read_text(encoding="utf-8")))
-        schema, digest = manifest["schema"], manifest.get("settings")
-        files: dict[str, Any] = dict(manifest.get("files", {}))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        manifest: Any = json.loads(path.read_text(encoding="utf-8"))
+        schema, digest = manifest["schema"], manifest["settings"]
+        files = {Path(name).name: value for name, value in manifest["files"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     if schema != SCHEMA:
+        writer = "spanwise 0.1" if schema == 1 else "another version of spanwise"
         raise CheckpointError(
-            f"{folder} was written with schema {schema}, this version reads {SCHEMA}; go on "
-            "with the version of spanwise that wrote it"
+            f"{folder} was written by {writer} (schema {schema}, this version reads {SCHEMA}); "
+            "go on with the version that wrote it"
         )
     if digest != settings_digest(settings):
         raise CheckpointError(f"{folder} belongs to a run of other settings")
-    for name, wanted in files.items():
-        file = folder / Path(name).name
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing")
-        if fingerprint(file) != wanted:
-            raise CheckpointError(f"{file} is damaged: it is not what was written")
+    return files
 
 
 def newest_usable(
@@ -251,109 +266,84 @@ def partial_path(folder: Path) -> Path:
 
 
 @contextmanager
-def atomic_directory(folder: Path) -> Generator[None]:
-    """While this lasts, ``partial_path(folder)`` is filled; then it takes the folder's place.
-
-    Raises:
-      CheckpointError: if it cannot be written; the folder is then as it was.
-    """
-    partial = partial_path(folder)
+def _writing_together(folder: Path, ranks: Ranks) -> Generator[None]:
+    """Where one rank cannot write, all raise the same error, and nothing is left of the folder."""
+    fault, cause = "", None
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         yield
-        for path in (*partial.iterdir(), partial):
-            _flush(path)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-        _flush(folder.parent)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        fault, cause = str(error), error
+    if faults := [found for found in ranks.gather(fault) if found]:
+        if ranks.is_main:
+            shutil.rmtree(partial_path(folder), ignore_errors=True)
         raise CheckpointError(
-            f"cannot write {folder}: {error}; earlier checkpoints are as they were"
-        ) from error
+            f"cannot write {folder}: {faults[0]}; earlier checkpoints are as they were"
+        ) from cause
+
+
+def _begin(folder: Path) -> None:
+    partial = partial_path(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+
+
+def _put_in_place(folder: Path) -> None:
+    """Give the folder its name once all of it is on the disk."""
+    partial = partial_path(folder)
+    for path in (*partial.iterdir(), partial):
+        _flush(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    _flush(folder.parent)
+
+
+def _parts(learner: Learner) -> Iterator[tuple[str, Any, torch.optim.Optimizer]]:
+    """What is trained, with its optimizer."""
+    yield "policy", learner.model, learner.optimizer
+    if learner.critic is not None:
+        yield "critic", learner.critic.model, learner.critic.optimizer
+
+
+def _record(state: RunState, learner: Learner) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(state),
+        "kl_coefficient": learner.kl.coefficient,
+        "skips_in_a_row": learner.nonfinite.in_a_row,
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Weights:
-    """All weights that a learner has, put together from the ranks."""
+    """The whole weights of a learner for others to read; empty but on the leading rank."""
 
-    policy: Any
-    critic: dict[str, Tensor] | None
+    model: Any
+    policy: dict[str, Tensor]
+    critic: dict[str, Tensor]
 
     @classmethod
     def of(cls, learner: Learner) -> _Weights:
-        """Every rank has to ask."""
-        critic = None if learner.critic is None else learner.critic.model.weights()
-        return cls(policy=learner.full_policy(), critic=critic)
+        """Every rank has to ask; the weights are gathered one at a time."""
+        leads, model = learner.ranks.is_main, learner.model
+        critic = {} if learner.critic is None else learner.critic.model.weights(keep=leads)
+        return cls(model=model, policy=gather(saved_state(model), keep=leads), critic=critic)
 
     def save(self, folder: Path, tokenizer: Any) -> None:
-        self.policy.save_pretrained(folder)
+        self.model.save_pretrained(folder, state_dict=self.policy)
         try:
             tokenizer.save_pretrained(folder)
         except Exception as error:  # of no kind of its own: tokenizers has none for a full disk
             raise OSError(str(error)) from error
-        if self.critic is not None:
+        if self.critic:
             save_file(self.critic, folder / CRITIC_FILE)
-
-
-def _load_policy(model: Any, folder: Path) -> None:
-    """Read the policy's weights into the model that is there, and keep its precision."""
-    if (folder / ADAPTER_CONFIG).is_file():
-        from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
-        saved = load_file(folder / "adapter_model.safetensors")
-        weights = {name.removeprefix("base_model.model."): saved[name] for name in saved}
-        own: dict[str, Tensor] = get_peft_model_state_dict(model)
-        if wrong := sorted(weights.keys() ^ own.keys()):
-            raise SpanwiseError(f"its weights are others: {', '.join(wrong[:3])}")
-        set_peft_model_state_dict(model, weights)
-        return
-    read, found = type(model).from_pretrained(
-        folder,
-        config=copy.deepcopy(model.config),
-        dtype=model.dtype,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
-    if wrong := sorted(str(name) for names in found.values() for name in names):
-        raise SpanwiseError(f"its weights are others: {', '.join(wrong[:3])}")
-    model.load_state_dict(read.state_dict())
-
-
-def _optimizer_tensors(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state by name of the weight; every rank has to ask."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    tensors: dict[str, Tensor] = {}
-    for parameter, state in optimizer.state.items():
-        for key, tensor in state.items():
-            tensors[f"{names[parameter]}/{key}"] = whole(tensor.detach()).cpu().contiguous()
-    return tensors
-
-
-def _load_optimizer(file: Path, model: Any, optimizer: torch.optim.Optimizer) -> None:
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    numbers = {names[parameter]: number for number, parameter in enumerate(parameters)}
-    states: dict[int, dict[str, Tensor]] = {}
-    for label, tensor in load_file(file).items():
-        name, _, key = label.rpartition("/")
-        number = numbers[name]
-        if tensor.dim() and tensor.shape != parameters[number].shape:
-            raise SpanwiseError(f"{label} has the shape {tuple(tensor.shape)}")
-        part = shard_like(tensor, parameters[number]) if tensor.dim() else tensor
-        states.setdefault(number, {})[key] = part
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": states, "param_groups": groups})
 
 
 def _score(folder: Path) -> float:
     """The held-out score of a checkpoint; -1 if it has none."""
     try:
         score = json.loads((folder / STATE).read_text(encoding="utf-8"))["held_out"]
-        return -1.0 if score is None else float(score)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError):
         return -1.0
+    return -1.0 if score is None else score
 
 
 def fingerprint(path: Path) -> dict[str, Any]:

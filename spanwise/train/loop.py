@@ -155,7 +155,7 @@ def train_step(run: Run, step: int, signals: StopSignals) -> dict[str, Any]:
         with waiting(f"the update, step {step}"):
             metrics |= learner.update(batch, step=step)
             run.prefetcher.settle()
-            run.context.sampler.update_weights(learner.full_policy())
+            run.update_sampler()
         clock.lap("update")
         if is_due(step, config.keep_trees_every, config.steps):
             values = learner.advantage.node_values(batch)

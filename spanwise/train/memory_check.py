@@ -46,17 +46,19 @@ def run_bytes(config: TrainConfig, ranks: Ranks = ALONE) -> int:
     Counted are the policy, a critic's own trunk, the reference of a KL penalty and, with
     ``max_off_policy_steps``, the copy of the policy that is sampled from. With an adapter,
     copies share the frozen weights, and the adapters are too small to count. A process has
-    its share of split models, and a whole policy to sample from.
+    its share of split models, and a whole policy to sample from. An engine with weights of its
+    own needs neither of the two copies here.
     """
     model, own = config.model, config.critic.own_model(config.model)
     policy, held = model.num_parameters(), HELD_BYTES[model.dtype]
     trunk = 0 if own is None else policy if own == model else own.num_parameters()
+    sampled = held * policy * config.sampler.reads_policy
     if model.lora.rank:
         total = held * (policy + (trunk if own != model else 0))
     else:
-        copies = (config.kl.coefficient > 0) + config.max_off_policy_steps
-        total = TRAINED_BYTES * (policy + trunk) + held * copies * policy
-    return total if ranks.mesh is None else total // ranks.size + held * policy
+        total = TRAINED_BYTES * (policy + trunk) + held * policy * (config.kl.coefficient > 0)
+        total += sampled * config.max_off_policy_steps
+    return total if ranks.mesh is None else total // ranks.size + sampled
 
 
 def available_bytes(device: torch.device) -> int:

@@ -70,7 +70,7 @@ def restore(run: Run, display: Display) -> None:
     else:
         vars(run.state).update(vars(state))
         tell(f"going on after step {state.step}")
-        run.context.sampler.update_weights(run.learner.full_policy())
+        run.update_sampler()
     if run.ranks.is_main:
         quarantine(parent, state_path(run))
         run.log.restore(run.state.step, run.state.metrics_bytes)

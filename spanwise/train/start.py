@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from spanwise.errors import SpanwiseError
 from spanwise.learn.learner import Learner
+from spanwise.models.sampling_copy import sampling_copy
 from spanwise.rollout.context import RolloutContext
 from spanwise.rollout.journal import StepJournal
 from spanwise.run.folder import RunFolder
@@ -51,8 +53,12 @@ def start(
                 record = {"recipe": recipe, "arguments": list(arguments), "config": settings}
                 log = RunFolder.create(folder, record)
                 undone.callback(log.discard)
-        learner = new_learner(bound, ranks)
-        sampler = config.sampler.build(learner.full_policy(), tokenizer)
+        policy = sampled = config.model.load()
+        if config.sampler.reads_policy:
+            apart = config.max_off_policy_steps > 0
+            sampled = sampling_copy(policy, ranks.mesh, apart=apart)
+        learner = new_learner(bound, policy, ranks)
+        sampler = config.sampler.build(sampled, tokenizer)
         undone.callback(sampler.close)
         if ranks.is_main:
             trackers = [make(folder, settings) for make in dict.fromkeys(config.trackers)]
@@ -74,15 +80,15 @@ def start(
         ),
         journal=StepJournal(folder / "journal"),
         learner=learner,
+        sampled=sampled,
         pool=pool,
         state=RunState(),
         ranks=ranks,
     )
 
 
-def new_learner(config: TrainConfig, ranks: Ranks) -> Learner:
-    """The learner of a run, from the parts of its configuration after ``bind``."""
-    policy = config.model.load()
+def new_learner(config: TrainConfig, policy: Any, ranks: Ranks) -> Learner:
+    """The learner of a run, from its policy and the parts of its configuration after ``bind``."""
     return Learner(
         policy,
         advantage=config.advantage,
@@ -97,5 +103,4 @@ def new_learner(config: TrainConfig, ranks: Ranks) -> Learner:
         importance=config.importance,
         seed=config.seed,
         ranks=ranks,
-        sampled_apart=config.max_off_policy_steps > 0,
     )

@@ -11,8 +11,8 @@ from typing import Any
 from filelock import FileLock
 
 from spanwise.envs.base import Task
-from spanwise.errors import SpanwiseError
 from spanwise.learn.learner import Learner
+from spanwise.models.sampling_copy import refresh
 from spanwise.rollout.context import RolloutContext
 from spanwise.rollout.journal import StepJournal
 from spanwise.run.folder import RunFolder
@@ -56,38 +56,6 @@ class RunState:
     settled: bool = True
     """False while the weights are ahead of what is counted here."""
 
-    def check(self) -> None:
-        """See that a state that was read can be one.
-
-        Raises:
-          ValueError: naming a field that cannot.
-
-        Example:
-          >>> RunState(step=-1).check()
-          Traceback (most recent call last):
-          spanwise.errors.SpanwiseError: the state's step cannot be -1
-        """
-        for name, kinds in _STATE_KINDS.items():
-            value = getattr(self, name)
-            if type(value) not in kinds or (type(value) in (int, float) and not value >= 0):
-                raise SpanwiseError(f"the state's {name} cannot be {value!r}")
-        if not all(type(value) is float for value in self.critic_history):
-            raise SpanwiseError(f"the state's critic_history cannot be {self.critic_history!r}")
-
-
-_STATE_KINDS = {
-    "step": (int,),
-    "before": (dict, type(None)),
-    "critic_history": (list,),
-    "critic_fitted": (bool,),
-    "sampled_tokens": (int,),
-    "trained_tokens": (int,),
-    "train_seconds": (int, float),
-    "held_out": (int, float, type(None)),
-    "metrics_bytes": (int,),
-    "settled": (bool,),
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -107,6 +75,9 @@ class Run:
     context: RolloutContext
     journal: StepJournal
     learner: Learner
+    sampled: Any
+    """The policy as the sampler gets it: the learner's, or a copy that is whole and at rest."""
+
     pool: Sequence[Task]
     """The tasks to train on."""
 
@@ -131,6 +102,11 @@ class Run:
         self.state.metrics_bytes = self.log.write_metrics(metrics)
         for tracker in self.trackers:
             tracker.write(metrics)
+
+    def update_sampler(self) -> None:
+        """Sample from the policy as it is now; every rank has to call it."""
+        refresh(self.sampled, self.learner.model)
+        self.context.sampler.update_weights(self.sampled)
 
     def tell(self, text: str) -> None:
         """Show a person one line, whichever process this is."""

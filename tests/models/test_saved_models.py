@@ -25,7 +25,7 @@ CHAT = [{"role": "user", "content": "who is the mother of the father of Ada Beck
 def saved(model: Model, folder: Path) -> tuple[Any, Any]:
     """The policy of a learner, moved as training would, and the tokenizer it was saved with."""
     config, tokenizer = replace(at2po_search(), model=model), model.load_tokenizer()
-    learner = new_learner(config.bind(tokenizer), ALONE)
+    learner = new_learner(config.bind(tokenizer), model.load(), ALONE)
     learner.model.generation_config.max_new_tokens = 7
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -33,7 +33,7 @@ def saved(model: Model, folder: Path) -> tuple[Any, Any]:
             noise = torch.randn(parameter.shape, generator=draw, dtype=parameter.dtype)
             parameter.add_(noise, alpha=0.02)
     save_weights(folder, learner, tokenizer)
-    return learner.full_policy(), tokenizer
+    return learner.model, tokenizer
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

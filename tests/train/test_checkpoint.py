@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import resource
 import shutil
@@ -30,9 +29,12 @@ from spanwise.train.checkpoint import (
 )
 from spanwise.train.config import Checkpoints
 from spanwise.train.state import Run
+from spanwise.train.state_files import state_file
 from spanwise.tree import Node
 from tests.train.letters import LetterTokenizer
 from tests.train.resumable import plain
+
+STATE_FILE = state_file(0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -69,45 +71,33 @@ def edit(name: str, value: object) -> Callable[[Path], None]:
     return change
 
 
-def refit(name: str, change: Callable[[Path], object]) -> Callable[[Path], None]:
-    """Change a file and write its new fingerprint into the manifest."""
-
-    def changed(folder: Path) -> None:
-        change(folder / name)
-        manifest = json.loads((folder / "manifest.json").read_text())
-        manifest["files"][name] = fingerprint(folder / name)
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-
-    return changed
-
-
-def without_a_tensor(file: Path) -> None:
-    tensors = load_file(file)
-    del tensors[max(tensors)]
-    save_file(tensors, file, metadata={"format": "pt"})
-
-
-def with_state(name: str, value: float) -> Callable[[Path], object]:
-    return lambda file: file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+def of_another_model(folder: Path) -> None:
+    """A weight fewer, and all files as the manifest says."""
+    tensors = load_file(folder / STATE_FILE)
+    del tensors["policy/model.norm.weight/weight"]
+    save_file(tensors, folder / STATE_FILE)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][STATE_FILE] = fingerprint(folder / STATE_FILE)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda f: flip(f / "model.safetensors"), "model.safetensors is damaged"),
-        (lambda f: flip(f / "optimizer.safetensors"), "optimizer.safetensors is damaged"),
-        (lambda f: (f / "optimizer.safetensors").unlink(), "optimizer.safetensors is missing"),
+        (lambda f: flip(f / STATE_FILE), f"{STATE_FILE} is damaged"),
+        (lambda f: (f / STATE_FILE).unlink(), f"{STATE_FILE} is missing"),
         (lambda f: (f / "state.json").write_text(""), "state.json is damaged"),
         (lambda f: (f / "manifest.json").write_text("{"), "manifest.json is damaged"),
         (lambda f: (f / "manifest.json").unlink(), "manifest.json is damaged"),
-        (edit("schema", 99), "schema 99, this version reads 1"),
+        (edit("schema", 1), "was written by spanwise 0.1 (schema 1, this version reads 2)"),
+        (edit("schema", 99), "was written by another version of spanwise (schema 99"),
         (edit("settings", "0"), "belongs to a run of other settings"),
-        (refit("model.safetensors", without_a_tensor), "weights are others: model.norm.weight"),
-        (refit("optimizer.safetensors", without_a_tensor), "does not fit this run"),
-        (refit("state.json", lambda f: f.write_text('{"step": 6}')), "does not fit this run"),
-        (refit("state.json", with_state("step", -1)), "the state's step cannot be -1"),
-        (refit("state.json", with_state("skips_in_a_row", math.inf)), "does not fit this run"),
-        (refit("state.json", with_state("kl_coefficient", -math.inf)), "does not fit this run"),
+        (edit("files", 3), "manifest.json is damaged"),
+        (
+            of_another_model,
+            "policy/model.norm.weight has the shape [16] here, None there",
+        ),
     ],
 )
 def test_a_bad_checkpoint_is_named_and_the_one_before_is_used(

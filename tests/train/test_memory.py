@@ -20,6 +20,8 @@ from spanwise.models.lora import LoRA
 from spanwise.recipes.chain import sae_chain
 from spanwise.recipes.search import at2po_search
 from spanwise.runtime.distributed import Ranks
+from spanwise.samplers.vllm.local import VLLMEngine
+from spanwise.samplers.vllm.servers import VLLMServers
 from spanwise.train import TrainConfig
 from spanwise.train import memory_check as memory
 
@@ -45,6 +47,7 @@ def test_every_copy_of_the_model_is_counted() -> None:
     assert per_weight(replace(at2po, kl=KLPenalty(coefficient=0.1))) == 20
     ahead = replace(at2po, max_off_policy_steps=1, importance=ImportanceCorrection(tis_cap=2.0))
     assert per_weight(ahead) == 20
+    assert per_weight(replace(ahead, sampler=VLLMEngine())) == 16
     short = replace(at2po.model, dtype="bfloat16")
     assert per_weight(replace(at2po, model=short, kl=KLPenalty(coefficient=0.1))) == 18
     adapter = replace(sae.model, dtype="bfloat16", lora=LoRA(rank=8))
@@ -55,6 +58,8 @@ def test_processes_share_what_is_split() -> None:
     two = Ranks(rank=0, size=2, mesh=cast(Any, object()))
     assert per_weight(sae_chain(), Ranks(rank=0, size=2)) == 32  # each has all
     assert per_weight(sae_chain(), two) == 16 + 4  # and a whole copy to sample from
+    servers = VLLMServers(urls=("http://127.0.0.1:1",))
+    assert per_weight(replace(sae_chain(), sampler=servers), two) == 16
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

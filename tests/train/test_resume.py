@@ -316,9 +316,9 @@ def test_killed_at_random_moments_and_resumed(recipe: str, tmp_path: Path) -> No
 def test_a_full_disk_names_the_file_and_leaves_the_checkpoint_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spanwise.train import checkpoint
+    from spanwise.train import state_files
 
-    real, count = checkpoint.save_file, [0]
+    real, count = state_files.save_file, [0]
 
     def full(*args: Any) -> None:
         count[0] += 1
@@ -328,7 +328,7 @@ def test_a_full_disk_names_the_file_and_leaves_the_checkpoint_before(
 
     config = replace(plain(), checkpoints=Checkpoints(every=2))
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
+        patch.setattr(state_files, "save_file", full)
         with pytest.raises(CheckpointError, match=r"step_00004.*No space left"):
             run(config, tmp_path / "run")
     names = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from anyio.from_thread import start_blocking_portal
@@ -25,7 +25,7 @@ from anyio.from_thread import start_blocking_portal
 from spanwise.errors import SpanwiseError, first_line
 from spanwise.samplers.base import Completion, Engine, EngineError, Request, Sampler
 from spanwise.samplers.vllm.codec import Answer, Turns
-from spanwise.samplers.vllm.weight_folder import WeightFolder
+from spanwise.samplers.vllm.weight_folder import WeightFolder, plain_weights
 from spanwise.samplers.vllm.worker import EXTENSION
 
 _RESET_TRIES = 50
@@ -34,6 +34,8 @@ _RESET_TRIES = 50
 @dataclass(frozen=True, kw_only=True)
 class VLLMEngine(Engine):
     """Samples with vLLM, started by the run itself on the run's machine."""
+
+    reads_policy: ClassVar[bool] = False
 
     max_rows: int = 256
     """Requests in the batch at once; more wait their turn."""
@@ -104,7 +106,7 @@ class VLLMSampler(Sampler):
         self._loop = self._ending.enter_context(start_blocking_portal(name="vllm"))
         self._ending.callback(self._loop.call, self._loop.stop, True)  # cancels what still runs
         try:
-            folder = self._weights.write(model, tokenizer)
+            folder = self._weights.write(plain_weights(model), tokenizer)
             self._llm = self._loop.call(_started, engine, str(folder), model)
         except Exception as error:
             self._ending.close()
@@ -138,7 +140,7 @@ class VLLMSampler(Sampler):
             raise RuntimeError(
                 f"{self._under_way} requests are under way; update the weights once they are done"
             )
-        folder = self._weights.write(model)
+        folder = self._weights.write(plain_weights(model))
         try:
             self._loop.call(self._reload, str(folder))
         except Exception as error:

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import httpx2
 import torch.distributed as dist
@@ -16,15 +16,19 @@ from spanwise.errors import SpanwiseError
 from spanwise.samplers.base import Completion, Engine, EngineError, Request, Sampler
 from spanwise.samplers.vllm.codec import Answer, Turns
 from spanwise.samplers.vllm.server_pool import Server, ServerPool
-from spanwise.samplers.vllm.weight_folder import WeightFolder
+from spanwise.samplers.vllm.weight_folder import WeightFolder, plain_weights
 
 _GENERATE = "/inference/v1/generate"
 _RPC = "/collective_rpc"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VLLMServers(Engine):
     """Samples with vLLM servers; docs/vllm.md says how they are started."""
+
+    reads_policy: ClassVar[bool] = False
 
     urls: tuple[str, ...] = ()
     """Addresses of the servers, each http://HOST:PORT."""
@@ -113,7 +117,8 @@ class VLLMServersSampler(Sampler):
         """Sample from ``model`` as it is now, an architecture like the one before.
 
         A server that does not take the weights is out until it does. Of several training
-        processes the first writes the weights and hands them over; all call this together.
+        processes the first writes the weights and hands them over; all call this together,
+        and gather the weights of a split model for it one at a time.
 
         Raises:
           RuntimeError: if requests are under way.
@@ -123,24 +128,30 @@ class VLLMServersSampler(Sampler):
             raise RuntimeError(
                 f"{self._under_way} requests are under way; update the weights once they are done"
             )
-        leads, fault = _rank() == 0, ""
-        self._newest = _of_the_first(str(self._weights.write(model)) if leads else "")
-        message = {"method": "take_weights", "args": [self._newest]}
-
-        async def take(server: Server) -> None:
-            await self._pool.post(server, _RPC, message)
-
+        leads = _rank() == 0
+        weights = plain_weights(model, keep=leads)
+        newest = fault = ""
         if leads:
             try:
-                self._loop.call(self._pool.update, take)
+                newest = str(self._weights.write(weights))
+                self._hand_over(newest)
             except EngineError as error:
                 fault = str(error)
-        if fault := _of_the_first(fault):
+        self._newest, fault = _of_the_first((newest, fault))
+        if fault:
             raise EngineError(fault)
         if leads:
             self._weights.discard_older()
         else:
-            self._loop.call(self._pool.update, take)  # the servers know these weights already
+            self._hand_over(self._newest)  # the servers know these weights already
+
+    def _hand_over(self, folder: str) -> None:
+        message = {"method": "take_weights", "args": [folder]}
+
+        async def take(server: Server) -> None:
+            await self._pool.post(server, _RPC, message)
+
+        self._loop.call(self._pool.update, take)
 
     def close(self) -> None:
         self._ending.close()
@@ -154,7 +165,7 @@ def _rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def _of_the_first(own: str) -> str:
+def _of_the_first(own: T) -> T:
     """The value that the first of several training processes has."""
     if not (dist.is_available() and dist.is_initialized()):
         return own

@@ -6,13 +6,16 @@ import copy
 import shutil
 import tempfile
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from spanwise.models.lora import merged_weights
+from spanwise.models.sharding import gather
 from spanwise.samplers.base import EngineError
 
 _MEMORY = Path("/dev/shm")
@@ -20,8 +23,6 @@ _MEMORY = Path("/dev/shm")
 
 class WeightFolder:
     """Where the newest weights of a model lie; older ones are deleted.
-
-    Engines get a plain model: an adapter is added into the weights that it belongs to.
 
     Args:
       model: A causal language model of transformers; its architecture stays.
@@ -44,12 +45,12 @@ class WeightFolder:
         self.newest = self._folder / "0"
         """In Hugging Face format."""
 
-    def write(self, model: Any, tokenizer: Any = None) -> Path:
-        """The folder with the model as it is now; ``discard_older`` once it has been read."""
+    def write(self, weights: Mapping[str, Tensor], tokenizer: Any = None) -> Path:
+        """The folder with these weights; ``discard_older`` once it has been read."""
         self._number += 1
         self.newest = self._folder / str(self._number)
         try:
-            self._plain.save_pretrained(self.newest, state_dict=dict(merged_weights(model)))
+            self._plain.save_pretrained(self.newest, state_dict=dict(weights))
             if tokenizer is not None:
                 tokenizer.save_pretrained(self.newest)
         except (OSError, SafetensorError) as error:
@@ -67,6 +68,17 @@ class WeightFolder:
     def close(self) -> None:
         """Delete everything, as the end of the program does too."""
         self._remove()
+
+
+def plain_weights(model: Any, *, keep: bool = True) -> dict[str, Tensor]:
+    """The whole weights for an engine, an adapter added into those that it belongs to.
+
+    Args:
+      model: A causal language model of transformers. If it is split over training processes,
+        all of them have to ask.
+      keep: Whether this process wants them; without it, the result is empty.
+    """
+    return gather(dict(merged_weights(model)), keep=keep)
 
 
 def _without_weights(model: Any) -> Any:

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from spanwise.models.lora import LoRA, add_adapter
 from spanwise.samplers.base import EngineError
-from spanwise.samplers.vllm.weight_folder import WeightFolder
+from spanwise.samplers.vllm.weight_folder import WeightFolder, plain_weights
 from tests.tiny import tiny_model
 
 
@@ -17,14 +17,14 @@ from tests.tiny import tiny_model
 def test_what_is_written_is_a_model_for_from_pretrained(tmp_path: Path, dtype: torch.dtype) -> None:
     model = tiny_model(dtype=dtype)
     weights = WeightFolder(model, tmp_path)
-    first = weights.write(model)
+    first = weights.write(plain_weights(model))
     read = AutoModelForCausalLM.from_pretrained(first, dtype="auto")
     assert read.dtype == dtype
     for name, weight in model.state_dict().items():
         assert torch.equal(read.state_dict()[name], weight)
     with torch.no_grad():
         model.model.norm.weight.add_(1.0)
-    second = weights.write(model)
+    second = weights.write(plain_weights(model))
     moved = load_file(second / "model.safetensors")["model.norm.weight"]
     assert torch.equal(moved, model.model.norm.weight)
     assert first.is_dir()  # an engine may be reading it
@@ -44,7 +44,7 @@ def test_an_adapter_is_added_into_the_weights(tmp_path: Path) -> None:
             parameter.data.normal_(0, 0.3)
     tokens = torch.arange(3, 20)[None]
     later = WeightFolder(model, tmp_path)  # made when the adapter was there already
-    for folder in (weights.write(model), later.write(model)):
+    for folder in (weights.write(plain_weights(model)), later.write(plain_weights(model))):
         read = AutoModelForCausalLM.from_pretrained(folder)
         with torch.inference_mode():
             expected, got = model(input_ids=tokens).logits, read(input_ids=tokens).logits
@@ -64,4 +64,4 @@ def test_a_folder_that_cannot_be_written_is_an_engine_error(
 
     monkeypatch.setattr(type(model), "save_pretrained", full)
     with pytest.raises(EngineError, match=r"cannot be written to .*: .*No space left"):
-        weights.write(model)
+        weights.write(plain_weights(model))
