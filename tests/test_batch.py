@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,20 +11,15 @@ from hypothesis import strategies as st
 from spanwise.batch import Batch
 from spanwise.losses.weights import weight_mean, weight_once, weight_per_leaf
 from spanwise.tree import Failure, Node, Tree
+from tests import trees
+from tests.trees import grown, root
 
-ROOT = Node(path=(), observation=(50, 51), stop="prompt")
+ROOT = root(50, 51)
 
 
-def turn(*path: int, tokens: tuple[int, ...], observation: tuple[int, ...] = (), **rest) -> Node:
-    logprobs = tuple(-0.1 * t for t in tokens)
-    return Node(
-        path=path,
-        tokens=tokens,
-        engine_logprobs=logprobs,
-        sampling_logprobs=logprobs,
-        observation=observation,
-        **({"stop": "continue"} if observation else {"stop": "end", "reward": 0.0}) | rest,
-    )
+def turn(*path: int, tokens: tuple[int, ...], **rest: Any) -> Node:
+    """Each token with a log-prob of its own."""
+    return trees.turn(*path, tokens=tokens, logprobs=[-0.1 * t for t in tokens], **rest)
 
 
 # prompt 50 51 ── (0) 1 2 [90] ── (0,0) 3            reward 1
@@ -87,7 +83,7 @@ def test_nothing_to_train_on_is_an_error() -> None:
         0, tokens=(1,), stop="failure", reward=None, failure=Failure(kind="tool_error", message="")
     )
     with pytest.raises(ValueError, match="none of the 1 branches has a reward"):
-        Batch.from_trees([Tree(task_id="t", nodes=(ROOT, failed))])
+        Batch.from_trees([grown(ROOT, failed)])
 
 
 def test_a_shared_turn_counts_once_in_all_or_once_for_each_leaf() -> None:
@@ -180,7 +176,7 @@ def test_the_order_in_which_turns_are_paid_leaves_no_rounding_in_the_return() ->
             observation = () if depth == 3 else (90,)
             path = (row, *(0,) * depth)
             nodes.append(turn(*path, tokens=(1,), observation=observation, reward=reward))
-    tree = Tree(task_id="t", nodes=tuple(nodes))
+    tree = grown(*nodes)
     assert len(set(Batch.from_trees([tree]).returns.tolist())) == 1
     assert len({tree.returns(leaf) for leaf in tree.leaves()}) == 1
 
@@ -206,6 +202,6 @@ def test_token_rewards_add_up_to_the_return(chains: list[list[tuple[int, int, bo
                     reward=reward / 4,
                 )
             )  # fmt: skip
-    batch = Batch.from_trees([Tree(task_id="t", nodes=tuple(nodes))])
+    batch = Batch.from_trees([grown(*nodes)])
     assert torch.equal(batch.rewards_by_token.sum(1), batch.returns)
     assert batch.returns.tolist() == [sum(r for _, r, _ in turns) / 4 for turns in chains]

@@ -20,30 +20,12 @@ from spanwise.partitions import (
     Trajectory,
     Turn,
 )
-from spanwise.tree import Node, Tree
-
-
-def tree(*rows: tuple[tuple[float, ...], float, str], name: str = "t") -> Tree:
-    """Single turns after a prompt of two tokens: probabilities, reward, stop."""
-    nodes = [Node(path=(), observation=(50, 51), stop="prompt")]
-    for i, (probabilities, reward, stop) in enumerate(rows):
-        logprobs = tuple(torch.tensor(probabilities).log().tolist())
-        nodes.append(
-            Node(
-                path=(i,),
-                tokens=tuple(range(1, len(logprobs) + 1)),
-                engine_logprobs=logprobs,
-                sampling_logprobs=logprobs,
-                stop=stop,  # pyright: ignore[reportArgumentType]
-                reward=reward,
-            )
-        )
-    return Tree(task_id=name, nodes=tuple(nodes))
-
+from spanwise.tree import Tree
+from tests.trees import grown, of_probabilities, root, turn
 
 # Four tokens; the third was unlikely. Values 0.5 0.4 0.6 0.9, reward 1.
 BATCH = replace(
-    Batch.from_trees([tree(((0.9, 0.8, 0.1, 0.7), 1.0, "end"))]),
+    Batch.from_trees([of_probabilities(((0.9, 0.8, 0.1, 0.7), 1.0, "end"))]),
     values=torch.tensor([[0.0, 0.0, 0.5, 0.4, 0.6, 0.9]]),
     token_entropies=torch.tensor([[0.0, 0.0, 0.1, 0.2, 2.0, 0.3]]),
 )
@@ -129,7 +111,7 @@ def test_critic_and_policy_have_decays_of_their_own() -> None:
 def test_decay_by_length() -> None:
     # alpha 0.5, rows of 4 and 8 tokens: lam = 1 - 1/2 and 1 - 1/4
     rows = [((0.9,) * 4, 1.0, "end"), ((0.9,) * 8, 1.0, "end")]
-    batch = Batch.from_trees([tree(*rows)])  # pyright: ignore[reportArgumentType]
+    batch = Batch.from_trees([of_probabilities(*rows)])  # pyright: ignore[reportArgumentType]
     batch = replace(batch, values=torch.zeros(2, 10))
     advantage = replace(over(Token()), length_alpha=0.5)
     found = advantage(batch)
@@ -141,8 +123,8 @@ def test_decay_by_length() -> None:
 
 def test_whitening_counts_the_tokens_that_are_trained() -> None:
     trees = [
-        tree(((0.9,) * 4, 1.0, "end"), ((0.9,) * 3, 0.0, "length"), name="a"),
-        tree(((0.9,) * 2, 0.5, "end"), name="b"),
+        of_probabilities(((0.9,) * 4, 1.0, "end"), ((0.9,) * 3, 0.0, "length"), name="a"),
+        of_probabilities(((0.9,) * 2, 0.5, "end"), name="b"),
     ]
     batch = Batch.from_trees(trees)
     batch = replace(batch, values=torch.zeros_like(batch.engine_logprobs))
@@ -181,26 +163,20 @@ def test_rewards_of_single_tokens_reach_every_kind_of_credit() -> None:
     assert batch.returns.tolist() == [0.25]
     # whole: 0.25 - 0.5; after the token that costs 0.25 there is 0.5 to come
     assert credit(over(Trajectory()), batch) == pytest.approx([-0.25, -0.15, -0.1, -0.4], abs=1e-6)
-    both = Batch.from_trees([tree(((0.9,), 1.0, "end"), ((0.9,), 1.0, "end"))])
+    both = Batch.from_trees([of_probabilities(((0.9,), 1.0, "end"), ((0.9,), 1.0, "end"))])
     both = replace(both, token_rewards=torch.tensor([[0.0, 0.0, -1.0], [0.0, 0.0, 0.0]]))
     centred = GroupAdvantage(baseline="group_mean")(both)
     assert centred[:, 2].tolist() == [-0.5, 0.5]
     assert TreeAdvantage()(both)[:, 2].tolist() == pytest.approx([-1, 1], abs=1e-5)
 
 
-def two_turns(*path_rewards: tuple[float, float], name: str = "t") -> Tree:
+def two_turns(*paid: tuple[float, float], name: str = "t") -> Tree:
     """Chains of two turns of two tokens each, each turn paid."""
-    nodes = [Node(path=(), observation=(50, 51), stop="prompt")]
-    for i, (first, last) in enumerate(path_rewards):
-        logprobs = (-0.5, -0.5)
-        nodes += [
-            Node(
-                path=(i,), tokens=(1, 2), engine_logprobs=logprobs, observation=(90,),
-                stop="continue", reward=first,
-            ),
-            Node(path=(i, 0), tokens=(3, 4), engine_logprobs=logprobs, stop="end", reward=last),
-        ]  # fmt: skip
-    return Tree(task_id=name, nodes=tuple(nodes))
+    nodes = [root(50, 51)]
+    for i, (first, last) in enumerate(paid):
+        nodes.append(turn(i, tokens=(1, 2), logprobs=-0.5, observation=(90,), reward=first))
+        nodes.append(turn(i, 0, tokens=(3, 4), logprobs=-0.5, reward=last))
+    return grown(*nodes, name=name)
 
 
 # 0.25 for the first turn and 1 for the second; values 0.5 0.4, a tool's token, 0.6 0.9.
@@ -273,7 +249,9 @@ def test_what_is_missing_is_named() -> None:
 def test_the_two_limits_of_sae() -> None:
     torch.manual_seed(0)
     probabilities = torch.rand(3, 6).clamp(0.01, 0.99)
-    batch = Batch.from_trees([tree(*((tuple(p.tolist()), 1.0, "end") for p in probabilities))])
+    batch = Batch.from_trees(
+        [of_probabilities(*((tuple(p.tolist()), 1.0, "end") for p in probabilities))]
+    )
     batch = replace(batch, values=torch.rand(3, 8))
     never, always = over(LowProbability(threshold=0.0)), over(LowProbability(threshold=1.01))
     assert torch.equal(never(batch), over(Trajectory())(batch))
@@ -284,8 +262,8 @@ def test_the_two_limits_of_sae() -> None:
 def test_the_baselines_of_a_group() -> None:
     batch = Batch.from_trees(
         [
-            tree(((0.5, 0.5), 1.0, "end"), ((0.5,), 0.0, "end")),
-            tree(((0.5,), 3.0, "end"), ((0.5,), 3.0, "end"), name="b"),
+            of_probabilities(((0.5, 0.5), 1.0, "end"), ((0.5,), 0.0, "end")),
+            of_probabilities(((0.5,), 3.0, "end"), ((0.5,), 3.0, "end"), name="b"),
         ]
     )
 

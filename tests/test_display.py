@@ -13,8 +13,7 @@ from spanwise.display import (
     tree_view,
 )
 from spanwise.run.folder import tree_record
-from spanwise.tree import Node, Tree
-from tests.run.test_folder import TREE
+from tests.trees import RECORDED, grown, root, turn
 
 
 def shown(renderable: object) -> str:
@@ -25,7 +24,7 @@ def shown(renderable: object) -> str:
 
 def test_a_tree_is_shown_with_its_credit_and_why_a_turn_was_forked() -> None:
     record = tree_record(
-        TREE,
+        RECORDED,
         {"question": "who ?", "answers": ("Bo Lin",)},
         advantages=[0.0, 0.5, 0.0, -1.25],
         values=[0.0, 0.5, 0.0, -1.25],
@@ -42,7 +41,9 @@ def test_a_tree_is_shown_with_its_credit_and_why_a_turn_was_forked() -> None:
 
 
 def test_credit_stands_out_in_colour_beside_what_is_dim() -> None:
-    record = tree_record(TREE, {"question": "?", "answers": ("a",)}, advantages=[0, 0.5, 0, -1.25])
+    record = tree_record(
+        RECORDED, {"question": "?", "answers": ("a",)}, advantages=[0, 0.5, 0, -1.25]
+    )
     console = Console(file=io.StringIO(), width=200, force_terminal=True, color_system="standard")
     console.print(tree_view(record))
     text = console.file.getvalue()  # type: ignore[attr-defined]
@@ -51,19 +52,18 @@ def test_credit_stands_out_in_colour_beside_what_is_dim() -> None:
 
 def test_model_text_is_text() -> None:
     assert printable("[red]x[/red]\x1b]0;title\x07\u202e\nnext") == "[red]x[/red]]0;title next"
-    record = tree_record(TREE, {"question": "[bold]?", "answers": ("a",)}, advantages=[0.0] * 4)
+    record = tree_record(RECORDED, {"question": "[bold]?", "answers": ("a",)}, advantages=[0.0] * 4)
     assert "[bold]?" in shown(tree_view(record))
 
 
 def test_the_tree_whose_branches_end_most_differently_is_shown() -> None:
     def record(*ends: float | bool) -> dict[str, object]:
-        nodes = [Node(path=(), stop="prompt")]
+        nodes = [root()]
         for i, end in enumerate(ends):
             success = end if isinstance(end, bool) else None
-            nodes.append(Node(path=(i,), stop="continue", reward=float(end)))
-            nodes.append(Node(path=(i, 0), stop="end", reward=0.0, success=success))
-        tree = Tree(task_id="t", nodes=tuple(nodes))
-        return tree_record(tree, {"question": "?"}, advantages=[0.0] * len(nodes))
+            nodes.append(turn(i, stop="continue", reward=float(end)))
+            nodes.append(turn(i, 0, success=success))
+        return tree_record(grown(*nodes), {"question": "?"}, advantages=[0.0] * len(nodes))
 
     records = [record(True, True, True), record(True, False), record(True, False, False, False)]
     assert tree_to_show(records) is records[1]

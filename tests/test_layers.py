@@ -6,41 +6,13 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "spanwise"
-LAYERS = [
-    "errors",
-    "lookup",
-    "kernels",
-    "spans",
-    "advantages",
-    "losses",
-    "tree",
-    "batch",
-    "partitions",
-    "credit",
-    "runtime",
-    "run",
-    "models",
-    "tools",
-    "envs",
-    "samplers",
-    "rollout",
-    "testing",
-    "learn",
-    "display",
-    "viewer",
-    "train",
-    "recipes",
-    "toys",
-    "study",
-    "cli",
-    "__main__",
-]
+from tests.layers import LAYERS, PACKAGE
 
 
 def layer_of(module: str) -> int:
@@ -118,3 +90,24 @@ def test_what_users_run_needs_none_of_the_tests() -> None:
     texts = {f: f.read_text(encoding="utf-8") for f in files if f.suffix in (".py", ".md")}
     assert len(texts) > 30
     assert [str(f) for f, text in texts.items() if imports.search(text)] == []
+
+
+def test_no_test_imports_another_test() -> None:
+    """What several tests need stands in a module without tests, and not in a conftest."""
+    tests = Path(__file__).parent
+    files = sorted(tests.rglob("*.py"))
+    names = (module for file in files for module in _tests_imported(file))
+    assert len(files) > 100
+    assert [n for n in names if n.rpartition(".")[2].startswith(("test_", "conftest"))] == []
+
+
+def _tests_imported(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        yield from (name for name in names if name.startswith(("tests", ".")))

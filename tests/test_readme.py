@@ -12,8 +12,8 @@ import pytest
 from spanwise import recipes
 from spanwise.batch import Batch
 from spanwise.cli.options import configured
-from spanwise.tree import Node, Tree
-from tests.test_layers import LAYERS, PACKAGE
+from tests.layers import LAYERS, PACKAGE
+from tests.trees import of_rewards
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 DOCS = Path(__file__).parent.parent / "docs"
@@ -69,19 +69,3 @@ def test_the_advantage_of_ones_own_does_what_it_says(tmp_path: Path) -> None:
     batch = Batch.from_trees([of_rewards(1.0, 0.0), of_rewards(-1.0, 0.0, 0.0)])
     advantages = recipes.find(f"{file}:best_of_prompt")().advantage(batch)
     assert advantages.sum(1).tolist() == [1.0, 0.0, 0.0, 1.0, 1.0]
-
-
-def of_rewards(*rewards: float) -> Tree:
-    """A tree of one-token trajectories."""
-    turns = (
-        Node(
-            path=(i,),
-            tokens=(1,),
-            engine_logprobs=(-1.0,),
-            sampling_logprobs=(-1.0,),
-            stop="end",
-            reward=reward,
-        )
-        for i, reward in enumerate(rewards)
-    )
-    return Tree(task_id="t", nodes=(Node(path=(), observation=(5,), stop="prompt"), *turns))

@@ -4,34 +4,19 @@ from dataclasses import replace
 
 import pytest
 
-from spanwise.tree import Node, Stop, Tree
+from spanwise.tree import Node
+from tests.trees import grown, root, turn
 
-
-def turn(*path: int, stop: Stop = "end", tokens: int = 1, observation: int = 0) -> Node:
-    return Node(
-        path=path,
-        tokens=(1,) * tokens,
-        engine_logprobs=(-1.0,) * tokens,
-        sampling_logprobs=(-1.0,) * tokens,
-        observation=(9,) * observation,
-        stop=stop,
-        reward=0.0 if stop == "end" else None,
-    )
-
-
-ROOT = Node(path=(), observation=(5, 6, 7), stop="prompt")
+ROOT = root(5, 6, 7)
 
 
 def test_tokens_are_counted_once_or_for_each_branch() -> None:
-    tree = Tree(
-        task_id="t",
-        nodes=(
-            ROOT,  # 3
-            turn(0, stop="continue", tokens=4, observation=2),  # 6
-            turn(0, 0, tokens=5),
-            turn(0, 1, tokens=7),
-            turn(1, tokens=2),
-        ),
+    tree = grown(
+        ROOT,  # 3
+        turn(0, stop="continue", tokens=4, observation=(9, 9)),  # 6
+        turn(0, 0, tokens=5),
+        turn(0, 1, tokens=7),
+        turn(1, tokens=2),
     )
     assert tree.unique_tokens == 3 + 6 + 5 + 7 + 2
     assert tree.total_tokens == (3 + 6 + 5) + (3 + 6 + 7) + (3 + 2)
@@ -52,7 +37,7 @@ def test_tokens_are_counted_once_or_for_each_branch() -> None:
 )
 def test_what_is_no_tree_is_refused(nodes: tuple[Node, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Tree(task_id="t", nodes=nodes)
+        grown(*nodes)
 
 
 def test_log_probs_must_match_the_tokens() -> None:

@@ -1,4 +1,4 @@
-"""A random model that is small enough for any test."""
+"""Random models that are small enough for any test."""
 
 from __future__ import annotations
 
@@ -24,6 +24,23 @@ def tiny_model(vocab: int = 64, *, seed: int = 0, dtype: torch.dtype = torch.flo
         initializer_range=0.3,
     )
     return in_precision(Qwen3ForCausalLM(config), dtype)
+
+
+def qwen3(vocab: int = 261, *, heads: int = 4, kv_heads: int = 2, **options: Any) -> Any:
+    """Two layers of width 64, of any shape."""
+    torch.manual_seed(0)
+    settings: dict[str, Any] = dict(
+        vocab_size=vocab,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=16,
+        max_position_embeddings=512,
+        initializer_range=0.15,
+    )
+    return Qwen3ForCausalLM(Qwen3Config(**(settings | options))).eval()
 
 
 def in_precision(model: Any, dtype: torch.dtype) -> Any:

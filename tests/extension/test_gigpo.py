@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,8 @@ from spanwise.batch import Batch
 from spanwise.cli import main
 from spanwise.run.folder import RunFolder, tree_of
 from spanwise.testing import check_advantage, check_environment
-from spanwise.tree import Node, Tree
+from spanwise.tree import Tree
+from tests.trees import grown, root, turn
 
 FILE = Path(__file__).parent / "gigpo_corridor.py"
 
@@ -43,22 +45,13 @@ def test_the_checks_pass(mine: ModuleType) -> None:
 
 def walks(*rooms: tuple[int, ...]) -> Tree:
     """Chains from room 2: a turn of one token for each step, paid 0.25 up and -0.25 down."""
-    nodes = [Node(path=(), observation=(8,), observation_text="2", stop="prompt")]
+    nodes = [root(8, observation_text="2")]
     for number, chain in enumerate(rooms):
         for depth, (before, room) in enumerate(pairwise((2, *chain))):
-            ends = depth + 1 == len(chain)
-            nodes.append(
-                Node(
-                    path=(number, *(0,) * depth),
-                    tokens=(1,),
-                    engine_logprobs=(-1.0,),
-                    observation=() if ends else (9,),
-                    observation_text="" if ends else str(room),
-                    stop="end" if ends else "continue",
-                    reward=0.25 * (room - before),
-                )
-            )
-    return Tree(task_id="t", nodes=tuple(nodes))
+            onward: dict[str, Any] = {"observation": (9,), "observation_text": str(room)}
+            ends, path = depth + 1 == len(chain), (number, *(0,) * depth)
+            nodes.append(turn(*path, reward=0.25 * (room - before), **({} if ends else onward)))
+    return grown(*nodes)
 
 
 # Rooms 2 -> 3 -> 2 -> 3 and 2 -> 1 -> 2 -> 1. Returns 0.25 and -0.25: +-0.7071 deviations.

@@ -19,8 +19,8 @@ from spanwise.partitions import FixedLength, Partition, Token, Trajectory, Turn
 from spanwise.run.folder import RunFolder
 from spanwise.samplers.base import Sampling
 from spanwise.samplers.embedded.engine import TransformersEngine, TransformersSampler
-from tests.learn.test_update import TREES
 from tests.train.letters import letters, run
+from tests.trees import RANDOM_TREES
 
 TOKEN = Objective(ratio_spans=Token(), loss_aggregation="token")
 
@@ -53,14 +53,14 @@ class DisturbedSampler(TransformersSampler):
 
 def scored(difference: float = 0.0) -> Batch:
     """Trees whose trainer finds every token likelier by so many nats than the engine."""
-    batch = Batch.from_trees(TREES)
+    batch = Batch.from_trees(RANDOM_TREES)
     return replace(batch, old_logprobs=batch.engine_logprobs + difference * batch.mask)
 
 
 def test_metrics_by_hand() -> None:
     metrics = ImportanceCorrection().metrics(scored(0.1))
-    batch = Batch.from_trees(TREES)
-    longest_turn = max(len(n.tokens) for t in TREES for b in t.branches() for n in b.turns)
+    batch = Batch.from_trees(RANDOM_TREES)
+    longest_turn = max(len(n.tokens) for t in RANDOM_TREES for b in t.branches() for n in b.turns)
     assert metrics["engine_mismatch"] == pytest.approx(0.1, rel=1e-5)
     assert metrics["engine_mismatch_max"] == pytest.approx(0.1, rel=1e-5)
     assert metrics["engine_kl_k1"] == pytest.approx(-0.1, rel=1e-5)

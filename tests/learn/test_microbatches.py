@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spanwise.learn.microbatches import MIN_PACKING_GAIN, microbatches
 from spanwise.models.tree_attention import TrunkCost
-from tests.models.test_packing import Rows, random_rows
+from tests.models.rows import Rows, random_rows
 
 LAYERS_ALONE = TrunkCost(per_token=1.0, per_pair=0.0)
 """Of a model so wide that attention costs nothing: packing saves what it saves of tokens."""

@@ -7,10 +7,14 @@ import torch
 
 from spanwise.batch import Batch
 from spanwise.learn.reward_shaping import KLPenalty, Overlong, length_penalties, response_lengths
-from tests.test_credit import tree
+from tests.trees import of_probabilities
 
 BATCH = Batch.from_trees(
-    [tree(((0.5,) * 4, 1.0, "end"), ((0.5,) * 6, 0.0, "length"), ((0.5,) * 5, 1.0, "end"))]
+    [
+        of_probabilities(
+            ((0.5,) * 4, 1.0, "end"), ((0.5,) * 6, 0.0, "length"), ((0.5,) * 5, 1.0, "end")
+        )
+    ]
 )
 SCORED = replace(
     BATCH,

@@ -10,9 +10,9 @@ import torch
 
 from spanwise.learn.schedule import Constant, Cosine, Linear, Schedule
 from spanwise.learn.update import Update
-from tests.learn.test_update import TREES
 from tests.learners import new_learner, trained
 from tests.tiny import tiny_model
+from tests.trees import RANDOM_TREES
 
 
 def test_by_hand() -> None:
@@ -45,7 +45,7 @@ def test_it_scales_the_rate_of_each_step_and_the_metrics_say_so() -> None:
         model = tiny_model(dtype=torch.float64)
         before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
         learner = new_learner(model, update=update, schedule=schedule, num_steps=8)
-        metrics = trained(learner, TREES)
+        metrics = trained(learner, RANDOM_TREES)
         after = torch.cat([p.detach().flatten() for p in model.parameters()])
         moved.append(float((after - before).abs().max()))
         assert metrics["learning_rate"] == 1e-3 * schedule(1, 8)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import math
-import random
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -25,43 +24,13 @@ from spanwise.learn.update import Update
 from spanwise.models.critic import SeparateCritic
 from spanwise.models.scoring import token_scores
 from spanwise.partitions import Token, Trajectory
-from spanwise.tree import Node, Path, Tree
+from spanwise.tree import Tree
 from tests.learners import new_learner, scored, trained
-from tests.models.test_packing import TOLERANCES, assert_same
+from tests.models.rows import TOLERANCES, assert_same
 from tests.tiny import tiny_model
+from tests.trees import RANDOM_TREES, random_tree
 
-
-def random_tree(seed: int, *, branches: int = 4) -> Tree:
-    """One to three turns a branch, forking at random turns."""
-    draw = random.Random(seed)
-
-    def some(low: int, high: int) -> tuple[int, ...]:
-        return tuple(draw.randrange(64) for _ in range(draw.randint(low, high)))
-
-    nodes: dict[Path, Node] = {(): Node(path=(), observation=some(2, 9), stop="prompt")}
-    for _ in range(branches):
-        start = draw.choice([p for p, n in nodes.items() if not n.is_leaf])
-        path = (*start, sum(p[:-1] == start for p in nodes if p))
-        while True:
-            tokens = some(1, 6)
-            logprobs = tuple(-draw.random() for _ in tokens)
-            ends = len(path) > 2 or draw.random() < 0.4
-            nodes[path] = Node(
-                path=path,
-                tokens=tokens,
-                engine_logprobs=logprobs,
-                sampling_logprobs=logprobs,
-                observation=() if ends else some(1, 5),
-                stop="end" if ends else "continue",
-                reward=float(draw.random() < 0.5) if ends else None,
-            )
-            if ends:
-                break
-            path = (*path, 0)
-    return Tree(task_id=str(seed), nodes=tuple(nodes[p] for p in sorted(nodes)))
-
-
-TREES = [random_tree(seed) for seed in range(4)]
+TREES = RANDOM_TREES[:4]
 OBJECTIVES = [
     Objective(clip_low=0.2, clip_high=0.28),
     Objective(ratio_spans=Token(), loss_aggregation="token", clip_low=0.2, clip_high=0.28),

@@ -23,6 +23,7 @@ from spanwise.models.critic import SeparateCritic
 from spanwise.models.execution import checkpoint_gradients, compile_layers
 from spanwise.models.loading import SHIPPED, Model, ModelError
 from spanwise.models.scoring import token_scores
+from tests.models.compiling import on_backend
 from tests.tiny import tiny_model
 
 TOKENS = torch.randint(1, 60, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -65,13 +66,6 @@ def test_a_critic_runs_as_its_policy_does() -> None:
     layers = [m for m in trunk.modules() if isinstance(m, GradientCheckpointingLayer)]
     assert all(layer.gradient_checkpointing and layer.training for layer in layers)
     assert not trunk.layers[0].mlp.training
-
-
-def on_backend(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = torch.nn.Module.compile
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda self, **how: compiled(self, backend=backend, **how)
-    )
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from spanwise.models.lora import LoRA, add_adapter
 from spanwise.models.packing import TokenTree, token_tree
 from spanwise.models.scoring import token_scores
 from spanwise.models.sharding import shard, whole
-from tests.models.test_packing import Rows, random_rows
+from tests.models.rows import Rows, random_rows
 from tests.tiny import tiny_model
 
 WORKERS = 2

@@ -13,6 +13,7 @@ from spanwise.rollout import Chains, FailurePolicy, Rollout, RolloutContext, Tre
 from spanwise.rollout.tree_search import by_entropy, cycle
 from spanwise.samplers.base import EngineError, Request
 from spanwise.tree import Node, Tree
+from tests.trees import root, turn
 from tests.word_game import CharTokenizer, PathSampler, WordGame
 
 TASK = Task(id="task", question="Q:", answers=("win",))
@@ -92,26 +93,13 @@ def test_the_observation_that_opened_a_forked_turn_is_shared_and_its_tool_called
 
 def test_the_choice_falls_on_entropy_less_the_penalty_for_siblings() -> None:
     def call(*path: int, entropy: float) -> Node:
-        return Node(
-            path=path,
-            tokens=(1,),
-            engine_logprobs=(-entropy,),
-            sampling_logprobs=(0.0,),
-            stop="continue",
-        )
+        return turn(*path, logprobs=-entropy, stop="continue", sampling_logprobs=(0.0,))
 
     def answer(*path: int, entropy: float) -> Node:
-        return Node(
-            path=path,
-            tokens=(1,),
-            engine_logprobs=(-entropy,),
-            sampling_logprobs=(0.0,),
-            stop="end",
-            reward=1.0,
-        )
+        return turn(*path, logprobs=-entropy, sampling_logprobs=(0.0,))
 
     nodes = [
-        Node(path=(), observation=(1,), stop="prompt"),
+        root(1),
         call(0, entropy=0.50),  # 2 siblings: 0.50 - 2 α = 0.40
         call(1, entropy=0.55),  # 0.45
         answer(2, entropy=9.0),  # a leaf is no candidate
@@ -142,16 +130,7 @@ def test_without_a_tool_call_the_search_forks_at_the_prompt() -> None:
 
 def test_random_choice_is_uniform_over_turns_that_called() -> None:
     search = TreeSearch(choose="random")
-    nodes = [
-        Node(
-            path=(i,),
-            tokens=(1,),
-            engine_logprobs=(-float(i),),
-            sampling_logprobs=(0.0,),
-            stop="continue",
-        )
-        for i in range(4)
-    ]
+    nodes = [turn(i, logprobs=-float(i), stop="continue") for i in range(4)]
     counts = [0] * 4
     for seed in range(4000):
         counts[search.rank(nodes, seed)[0][0][0]] += 1

@@ -7,45 +7,16 @@ import pytest
 
 import spanwise
 from spanwise.run.folder import RunError, RunFolder, tree_of, tree_record
-from spanwise.tree import Expansion, Failure, Node, Tree
-
-TREE = Tree(
-    task_id="t",
-    nodes=(
-        Node(path=(), observation=(5, 6), stop="prompt"),
-        Node(
-            path=(0,),
-            tokens=(1, 2),
-            engine_logprobs=(-0.1, -0.25),
-            sampling_logprobs=(-0.1, -0.5),
-            observation=(9,),
-            stop="continue",
-            text="call ‮",
-            label="search q",
-            outcome={"query": "q", "documents": ["a", "b"]},
-        ),
-        Node(path=(0, 0), stop="failure", failure=Failure(kind="engine_error", message="m")),
-        Node(
-            path=(0, 1),
-            tokens=(3,),
-            engine_logprobs=(-1.5,),
-            sampling_logprobs=(-1.5,),
-            stop="end",
-            reward=1.0,
-            success=True,
-            expansion=Expansion(round=1, of=(0, 0), score=0.25),
-        ),
-    ),
-)
+from tests.trees import RECORDED
 
 
 def test_trees_come_back_as_they_were(tmp_path: Path) -> None:
     log = RunFolder.create(tmp_path / "run", {"recipe": "r"})
-    record = tree_record(TREE, {"question": "?"}, advantages=[0.0, 1.0, 0.0, -1.0])
+    record = tree_record(RECORDED, {"question": "?"}, advantages=[0.0, 1.0, 0.0, -1.0])
     log.write_trees(3, [record, record])
     assert log.tree_steps() == [3]
     back = RunFolder.open(tmp_path / "run").read_trees(3)
-    assert [tree_of(entry) for entry in back] == [TREE, TREE]
+    assert [tree_of(entry) for entry in back] == [RECORDED, RECORDED]
     assert back[0]["nodes"][1]["advantage"] == 1.0 and back[0]["nodes"][1]["value"] is None
 
 
@@ -119,7 +90,7 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_damaged_tree_is_refused_in_one_line() -> None:
-    record = tree_record(TREE, {"question": "?"}, advantages=[0.0] * 4)
+    record = tree_record(RECORDED, {"question": "?"}, advantages=[0.0] * 4)
     del record["nodes"][1]["stop"]
     with pytest.raises(RunError, match="a tree cannot be read: 'stop' is missing"):
         tree_of(record)

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast
 
 from bench.drawn_turns import drawn_together
 from spanwise.samplers.base import Completion, Request, Sampler
+from tests.tiny import qwen3
 
 EOS = 0
 
@@ -28,22 +29,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
     fast = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>")
     assert fast.eos_token_id == EOS
     return fast
-
-
-def qwen3(vocab: int = 261, *, heads: int = 4, kv_heads: int = 2, **options: Any) -> Any:
-    torch.manual_seed(0)
-    settings: dict[str, Any] = dict(
-        vocab_size=vocab,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=16,
-        max_position_embeddings=512,
-        initializer_range=0.15,
-    )
-    return Qwen3ForCausalLM(Qwen3Config(**(settings | options))).eval()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -20,24 +21,15 @@ from spanwise.study.correlation import CorrelationStudy, correlation_study
 from spanwise.study.report import correlation_record, correlation_svg, write_correlation
 from spanwise.tree import Branch, Node
 from tests.train.letters import LetterModel, LetterTokenizer, letters
+from tests.trees import turn
 from tests.word_game import CharTokenizer, PathSampler, WordGame
 
 TASK = Task(id="t", question="Q:", answers=("win",))
 
 
-def node(*path: int, text: str, stop: str, observation: str = "", **rest: object) -> Node:
-    tokens = tuple(map(ord, text))
-    blank = (-1.0,) * len(tokens)
-    return Node(
-        path=path,
-        tokens=tokens,
-        engine_logprobs=blank,
-        sampling_logprobs=blank,
-        observation=tuple(map(ord, observation)),
-        stop=stop,  # pyright: ignore[reportArgumentType]
-        text=text,
-        **rest,  # pyright: ignore[reportArgumentType]
-    )
+def node(*path: int, text: str, observation: str = "", **rest: Any) -> Node:
+    given = {"observation": tuple(map(ord, observation)), "text": text, **rest}
+    return turn(*path, tokens=tuple(map(ord, text)), **given)
 
 
 BRANCH = Branch(

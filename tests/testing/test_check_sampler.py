@@ -10,7 +10,7 @@ import torch
 from spanwise.samplers.base import Completion, Sampler, Sampling
 from spanwise.samplers.embedded.engine import TransformersEngine
 from spanwise.testing import check_sampler
-from tests.samplers.conftest import qwen3
+from tests.tiny import qwen3
 
 STOP = ("ba", "c")
 

@@ -15,7 +15,8 @@ from spanwise.models.loading import Model
 from spanwise.recipes.chain import sae_chain
 from spanwise.runtime.distributed import ALONE
 from spanwise.toys.chain_demonstrations import ChainDemonstrations
-from spanwise.tree import Node, Tree
+from spanwise.tree import Tree
+from tests.trees import grown, root, turn
 
 
 def worked(seed: int, tokenizer: Any) -> Tree:
@@ -26,17 +27,8 @@ def worked(seed: int, tokenizer: Any) -> Tree:
     )
     text = drawn.turns[0][0]
     tokens = tuple(tokenizer.encode(text, add_special_tokens=False))
-    blank = (-1.0,) * len(tokens)
-    root = Node(path=(), observation=tuple(prompt), stop="prompt")
-    turn = Node(
-        path=(0,),
-        tokens=tokens,
-        engine_logprobs=blank,
-        sampling_logprobs=blank,
-        stop="end",
-        reward=float(text.endswith(f"# {drawn.answer} .")),
-    )
-    return Tree(task_id=str(seed), nodes=(root, turn))
+    right = float(text.endswith(f"# {drawn.answer} ."))
+    return grown(root(*prompt), turn(0, tokens=tokens, reward=right), name=str(seed))
 
 
 @pytest.mark.parametrize("trunk", ["own", "policy"])

@@ -13,45 +13,31 @@ from spanwise.rollout import Chains, RolloutContext
 from spanwise.samplers.base import Request
 from spanwise.train.evaluate import Evaluation, measure
 from spanwise.train.metrics import own_metrics, tree_metrics
-from spanwise.tree import Expansion, Failure, Node, Tree
+from spanwise.tree import Expansion, Failure
+from tests.trees import grown, root, turn
 from tests.word_game import CharTokenizer, PathSampler, WordGame
 
-
-def turn(*path: int, tokens: int, logprob: float = -1.0, **rest: Any) -> Node:
-    logprobs = (logprob,) * tokens
-    return Node(
-        path=path,
-        tokens=(1,) * tokens,
-        engine_logprobs=logprobs,
-        sampling_logprobs=logprobs,
-        **rest,
-    )
-
-
-TREE = Tree(
-    task_id="t",
-    nodes=(
-        Node(path=(), observation=(5, 6, 7), stop="prompt"),
-        turn(0, tokens=2, stop="continue", observation=(9,), logprob=-0.5, outcome={"seen": 2}),
-        turn(0, 0, tokens=1, stop="end", reward=1.0, success=True, outcome={"late": True}),
-        turn(
-            0,
-            1,
-            tokens=3,
-            stop="malformed",
-            reward=-1.0,
-            expansion=Expansion(round=1, of=(0, 0), score=0.1),
-        ),
-        turn(
-            1,
-            tokens=4,
-            stop="end",
-            reward=0.0,
-            success=False,
-            outcome={"late": False, "seen": 4, "words": "7"},
-        ),
-        turn(2, tokens=1, stop="failure", failure=Failure(kind="tool_error", message="")),
+TREE = grown(
+    root(5, 6, 7),
+    turn(0, tokens=2, stop="continue", observation=(9,), logprobs=-0.5, outcome={"seen": 2}),
+    turn(0, 0, tokens=1, stop="end", reward=1.0, success=True, outcome={"late": True}),
+    turn(
+        0,
+        1,
+        tokens=3,
+        stop="malformed",
+        reward=-1.0,
+        expansion=Expansion(round=1, of=(0, 0), score=0.1),
     ),
+    turn(
+        1,
+        tokens=4,
+        stop="end",
+        reward=0.0,
+        success=False,
+        outcome={"late": False, "seen": 4, "words": "7"},
+    ),
+    turn(2, tokens=1, stop="failure", failure=Failure(kind="tool_error", message="")),
 )
 
 
@@ -78,7 +64,7 @@ def test_figures_of_a_hand_made_tree() -> None:
 
 def test_what_nothing_is_known_of_is_left_out() -> None:
     failed = turn(0, tokens=1, stop="failure", failure=Failure(kind="tool_error", message=""))
-    figures = tree_metrics([Tree(task_id="t", nodes=(TREE.root, failed))], None)
+    figures = tree_metrics([grown(TREE.root, failed)], None)
     assert not {"score", "success", "unforked/score", "unforked/success"} & figures.keys()
 
 
@@ -88,7 +74,7 @@ def test_a_score_is_all_that_was_paid_on_the_way() -> None:
         turn(0, 0, tokens=1, stop="end", reward=2.0),
         turn(0, 1, tokens=1, stop="end", reward=0),
     ]
-    figures = tree_metrics([Tree(task_id="t", nodes=(TREE.root, move, *ends))], None)
+    figures = tree_metrics([grown(TREE.root, move, *ends)], None)
     assert figures["score"] == figures["unforked/score"] == 1.5 and "success" not in figures
 
 

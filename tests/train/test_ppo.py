@@ -22,12 +22,12 @@ from spanwise.rollout import Chains
 from spanwise.runtime.distributed import ALONE
 from spanwise.train.config import TrainConfig
 from spanwise.tree import Tree
-from tests.learn.test_update import random_tree
 from tests.learners import PLAIN, new_learner, scored, trained
 from tests.tiny import tiny_model
 from tests.train.letters import letters
+from tests.trees import RANDOM_TREES, grown, root, truncated, turn
 
-TREES = [random_tree(seed) for seed in range(6)]
+TREES = RANDOM_TREES
 ALIKE = [
     Tree(
         task_id=t.task_id,
@@ -134,15 +134,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "trunk": {"critic": SHARED},
     "trunk_gradient": {"critic": replace(SHARED, trunk_gradient=0.0)},
 }
-CUT = [
-    Tree(
-        task_id=t.task_id,
-        nodes=tuple(
-            replace(n, stop="length") if n.is_leaf and i % 2 else n for i, n in enumerate(t.nodes)
-        ),
-    )
-    for t in TREES
-]
+CUT = [truncated(tree, every=2) for tree in TREES]
 
 
 def test_every_option_of_the_policys_update_matters() -> None:
@@ -286,13 +278,7 @@ def test_without_signal_the_policy_stays_and_the_critic_learns() -> None:
     _, figures = stepped(replace(group, kl=KLPenalty(coefficient=0.1)), ALIKE)
     assert "no_signal" not in figures and figures["loss"] != 0
     # every row cut and masked: nothing is trained on
-    cut = [
-        Tree(
-            task_id=t.task_id,
-            nodes=tuple(replace(n, stop="length") if n.is_leaf else n for n in t.nodes),
-        )
-        for t in TREES
-    ]
+    cut = [truncated(tree) for tree in TREES]
     for critic in (OWN, SHARED):
         learner, figures = stepped(
             config(critic=critic, overlong=Overlong(on_truncation="mask")), cut
@@ -357,25 +343,10 @@ def test_both_critics_learn_what_decides_the_outcome(critic: ValueHead) -> None:
 
 def _decided(seed: int) -> Tree:
     """Two rows of five random tokens; those that begin with a low token are right."""
-    from spanwise.tree import Node
-
     generator = torch.Generator().manual_seed(seed)
-    nodes = [Node(path=(), observation=(1, 2), stop="prompt")]
-    for i in range(2):
-        tokens = tuple(torch.randint(4, 20, (5,), generator=generator).tolist())
-        reward = float(tokens[0] < 12)
-        blank = (-1.0,) * 5
-        nodes.append(
-            Node(
-                path=(i,),
-                tokens=tokens,
-                engine_logprobs=blank,
-                sampling_logprobs=blank,
-                stop="end",
-                reward=reward,
-            )
-        )
-    return Tree(task_id=str(seed), nodes=tuple(nodes))
+    rows = torch.randint(4, 20, (2, 5), generator=generator).tolist()
+    turns = [turn(i, tokens=row, reward=float(row[0] < 12)) for i, row in enumerate(rows)]
+    return grown(root(1, 2), *turns, name=str(seed))
 
 
 def test_pretraining_fits_the_critic_and_leaves_the_policy() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from spanwise.run.folder import RunFolder, tree_record
 from spanwise.tree import Expansion, Failure, Node, Tree
+from tests import trees
 
 SCRIPT = "<script>document.title='taken'</script>"
 IMAGE = "<img src=x onerror=\"document.title='taken'\">"
@@ -16,12 +17,11 @@ ANSI = "\x1b[31mred\x1b[2J"
 BIDI = "\u202egnp.txet"
 
 
-def turn(*path: int, stop: Any, words: tuple[str, ...] = ("a", "b"), **fields: Any) -> Node:
-    return Node(
-        path=path,
-        tokens=tuple(range(10, 10 + len(words))),
-        engine_logprobs=tuple(math.log(0.9 if i % 2 else 0.1) for i in range(len(words))),
-        stop=stop,
+def turn(*path: int, words: tuple[str, ...] = ("a", "b"), **fields: Any) -> Node:
+    return trees.turn(
+        *path,
+        tokens=range(10, 10 + len(words)),
+        logprobs=[math.log(0.9 if i % 2 else 0.1) for i in range(len(words))],
         text=" ".join(words),
         **fields,
     )
