@@ -1,10 +1,9 @@
-"""Rows of questions and answers, read from files with every fault named by file, row and column."""
+"""Rows of questions and answers from files; an error names the file, the row and the column."""
 
 from __future__ import annotations
 
 import importlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +14,20 @@ from spanwise.errors import SpanwiseError, one_line
 
 QUESTION_COLUMNS = ("question", "prompt", "problem")
 ANSWER_COLUMNS = ("answer", "answers", "solution", "reward_model.ground_truth")
-MAX_ROW_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Where a row has its question and its answer: the first of these that it has.
+    """Columns in which a row may have its question and its answer; the first one found counts.
 
     A name may have dots, for what is nested.
     """
 
     question: tuple[str, ...] = QUESTION_COLUMNS
+    """Names of columns with the question."""
+
     answer: tuple[str, ...] = ANSWER_COLUMNS
+    """Names of columns with the answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +35,15 @@ class Row:
     """One question."""
 
     number: int
-    """In its file, from 1."""
+    """Number of the row in its file, from 1."""
 
     question: str
     answers: tuple[str, ...]
     earlier_messages: tuple[Mapping[str, str], ...] = ()
-    """Of a question that is a chat: all but the last message, which is the question."""
+    """Messages of a chat before the last one, which is the question."""
 
 
-def file_rows(file: Path, columns: Columns, max_row_bytes: int = MAX_ROW_BYTES) -> list[Row]:
+def file_rows(file: Path, columns: Columns) -> list[Row]:
     """The rows of a .jsonl or .parquet file; empty lines are skipped.
 
     Raises:
@@ -52,12 +53,12 @@ def file_rows(file: Path, columns: Columns, max_row_bytes: int = MAX_ROW_BYTES) 
     if file.suffix not in readers:
         raise SpanwiseError(f"{file}: questions are read from .jsonl and .parquet files")
     try:
-        return _rows(readers[file.suffix](file, max_row_bytes), str(file), columns, max_row_bytes)
+        return _rows(readers[file.suffix](file), str(file), columns)
     except OSError as error:
         raise SpanwiseError(f"{file} cannot be read: {error}") from error
 
 
-def dataset_rows(name: str, split: str, columns: Columns, max_row_bytes: int) -> list[Row]:
+def dataset_rows(name: str, split: str, columns: Columns) -> list[Row]:
     """The rows of a data set on the Hugging Face hub, or in its local cache.
 
     Raises:
@@ -77,36 +78,21 @@ def dataset_rows(name: str, split: str, columns: Columns, max_row_bytes: int) ->
             f"data set {name!r}, split {split!r}, cannot be loaded ({one_line(error)}); without "
             "the hub, download it elsewhere and set train_file to its .parquet file"
         ) from error
-    return _rows(enumerate(loaded, start=1), f"data set {name}", columns, max_row_bytes)
+    return _rows(enumerate(loaded, start=1), f"data set {name}", columns)
 
 
-def _jsonl(file: Path, max_row_bytes: int) -> Iterator[tuple[int, Any]]:
+def _jsonl(file: Path) -> Iterator[tuple[int, Any]]:
     with file.open("rb") as lines:
-        # A limit on the read itself: a row without end is refused before it fills the memory.
-        for number, line in enumerate(iter(lambda: lines.readline(max_row_bytes + 2), b""), 1):
-            where = f"{file}, row {number}"
-            if len(line.rstrip(b"\r\n")) > max_row_bytes:
-                raise SpanwiseError(_too_long(where, max_row_bytes))
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
-                yield number, json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                raise SpanwiseError(
-                    f"{where}: not UTF-8: byte {error.start + 1} of the row is "
-                    f"0x{line[error.start]:02x}{_column_at(line[: error.start])}"
-                ) from error
-            except ValueError as error:
-                raise SpanwiseError(f"{where}: not JSON: {error}") from error
+                yield number, json.loads(line)
+            except ValueError as error:  # not UTF-8, or not JSON
+                raise SpanwiseError(f"{file}, row {number}: not JSON: {error}") from error
 
 
-def _column_at(before: bytes) -> str:
-    """The column in which a row breaks off, as far as that can be told."""
-    names = re.findall(r'"([^"\\]+)"\s*:', before.decode("utf-8"))
-    return f", in column {names[-1]!r}" if names else ""
-
-
-def _parquet(file: Path, max_row_bytes: int) -> Iterator[tuple[int, Any]]:
+def _parquet(file: Path) -> Iterator[tuple[int, Any]]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -121,22 +107,18 @@ def _parquet(file: Path, max_row_bytes: int) -> Iterator[tuple[int, Any]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+    except pyarrow.ArrowException as error:
         raise SpanwiseError(f"{file}, row {number + 1} or later: not parquet: {error}") from error
 
 
-def _rows(
-    raw: Iterable[tuple[int, Any]], source: str, columns: Columns, max_row_bytes: int
-) -> list[Row]:
-    rows = [
-        _row(number, row, f"{source}, row {number}", columns, max_row_bytes) for number, row in raw
-    ]
+def _rows(raw: Iterable[tuple[int, Any]], source: str, columns: Columns) -> list[Row]:
+    rows = [_row(number, row, f"{source}, row {number}", columns) for number, row in raw]
     if not rows:
         raise SpanwiseError(f"{source} has no rows")
     return rows
 
 
-def _row(number: int, row: Any, where: str, columns: Columns, max_row_bytes: int) -> Row:
+def _row(number: int, row: Any, where: str, columns: Columns) -> Row:
     if not isinstance(row, dict):
         raise SpanwiseError(f"{where}: must be an object with columns, is {type(row).__name__}")
     fields = cast(dict[str, Any], row)
@@ -144,15 +126,6 @@ def _row(number: int, row: Any, where: str, columns: Columns, max_row_bytes: int
     question, earlier = _question(value, f"{where}, column {column!r}")
     column, value = _found(fields, columns.answer, where)
     answers = _answers(value, f"{where}, column {column!r}")
-    texts = [question, *answers, *(message["content"] for message in earlier)]
-    try:
-        size = sum(len(text.encode("utf-8")) for text in texts)
-    except UnicodeEncodeError as error:
-        raise SpanwiseError(
-            f"{where}: {error.object[error.start]!a} is half a character, which no tokenizer reads"
-        ) from error
-    if size > max_row_bytes:
-        raise SpanwiseError(_too_long(where, max_row_bytes))
     return Row(number=number, question=question, answers=answers, earlier_messages=earlier)
 
 
@@ -198,10 +171,3 @@ def _answers(value: Any, where: str) -> tuple[str, ...]:
             f"{where}: must hold an answer or a list of answers, none of them empty"
         )
     return answers
-
-
-def _too_long(where: str, max_row_bytes: int) -> str:
-    return (
-        f"{where}: longer than {max_row_bytes} bytes (max_row_bytes); a row of that size is rarely "
-        "meant: remove it"
-    )

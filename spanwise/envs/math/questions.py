@@ -23,7 +23,7 @@ from spanwise.envs.math.scoring import (
     reference_answer,
 )
 from spanwise.envs.math.scoring_process import ScoringError, scored
-from spanwise.envs.question_files import MAX_ROW_BYTES, Columns, Row, dataset_rows, file_rows
+from spanwise.envs.question_files import Columns, Row, dataset_rows, file_rows
 from spanwise.errors import SpanwiseError
 from spanwise.models.tokenizer import Tokenizer
 
@@ -77,19 +77,16 @@ class Questions(Environment):
     instructions: str = INSTRUCTIONS
     """Put behind the question, or the last message."""
 
-    max_row_bytes: int = MAX_ROW_BYTES
-    """A longer row is refused."""
-
     deadline_s: float = 5.0
     """Deadline of a comparison of answers, in seconds."""
 
     def __post_init__(self) -> None:
         if self.train_file is not None and self.dataset:
             raise SpanwiseError("set train_file or dataset, not both")
-        if self.num_held_out < 0 or self.max_row_bytes < 1 or self.deadline_s <= 0:
+        if self.num_held_out < 0 or self.deadline_s <= 0:
             raise SpanwiseError(
-                "num_held_out must be 0 or more, max_row_bytes and deadline_s positive, got "
-                f"{self.num_held_out}, {self.max_row_bytes} and {self.deadline_s}"
+                "num_held_out must be 0 or more and deadline_s positive, got "
+                f"{self.num_held_out} and {self.deadline_s}"
             )
 
     @cached_property
@@ -101,9 +98,9 @@ class Questions(Environment):
             columns = replace(columns, answer=(self.answer_column,))
         files: dict[Split, Path | None] = {"test": self.test_file, "dev": self.dev_file}
         if self.dataset:
-            rows = dataset_rows(self.dataset, self.dataset_split, columns, self.max_row_bytes)
+            rows = dataset_rows(self.dataset, self.dataset_split, columns)
         elif self.train_file is not None:
-            rows = file_rows(self.train_file, columns, self.max_row_bytes)
+            rows = file_rows(self.train_file, columns)
         else:
             raise SpanwiseError(
                 "no train questions: set train_file, to .jsonl or .parquet, or dataset"
@@ -112,7 +109,7 @@ class Questions(Environment):
         seen: set[str] = set()
         for split, file in files.items():
             if file is not None:
-                own = _new(file_rows(file, columns, self.max_row_bytes), seen)
+                own = _new(file_rows(file, columns), seen)
                 found[split] = tuple(_task(split, row) for row in own)
         train = _new(rows, seen)
         for split, file in files.items():
