@@ -233,11 +233,11 @@ def checkpoint_folders(parent: Path) -> list[Path]:
 
 def remove_old(parent: Path, keep: int) -> None:
     """Remove all but the newest ``keep`` checkpoints and the one that scored best."""
-    older = checkpoint_folders(parent)[keep:]
-    scores = {folder: _score(folder) for folder in checkpoint_folders(parent)}
+    folders = checkpoint_folders(parent)
+    scores = {folder: score for folder in folders if (score := _score(folder)) is not None}
     best = max(scores, key=lambda folder: scores[folder], default=None)
-    for folder in older:
-        if folder != best or scores[folder] < 0:
+    for folder in folders[keep:]:
+        if folder != best:
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -337,13 +337,12 @@ class _Weights:
             save_file(self.critic, folder / CRITIC_FILE)
 
 
-def _score(folder: Path) -> float:
-    """The held-out score of a checkpoint; -1 if it has none."""
+def _score(folder: Path) -> float | None:
+    """The held-out score of a checkpoint, if it has one."""
     try:
-        score = json.loads((folder / STATE).read_text(encoding="utf-8"))["held_out"]
+        return json.loads((folder / STATE).read_text(encoding="utf-8"))["held_out"]
     except (OSError, ValueError, LookupError):
-        return -1.0
-    return -1.0 if score is None else score
+        return None
 
 
 def fingerprint(path: Path) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class RunState:
     """Of fitting the critic and training, measurements during training included."""
 
     held_out: float | None = None
-    """The sampled held-out score after ``step``, if it was measured then."""
+    """The sampled held-out success, or else score, after ``step``, if it was measured then."""
 
     metrics_bytes: int = 0
     """Length of the metrics when they were last written."""

@@ -144,8 +144,9 @@ def test_a_checkpoint_of_no_use_is_not_kept_in_place_of_a_good_one(
     assert names == ["step_00005", "step_00004"]
 
 
-def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
-    scores = {2: 0.1, 4: 0.9, 6: None, 8: 0.3, 10: 0.2}
+@pytest.mark.parametrize("shift", [0.0, -5.0])  # the return of a game may well be negative
+def test_the_newest_and_the_best_are_kept(tmp_path: Path, shift: float) -> None:
+    scores = {2: 0.1 + shift, 4: 0.9 + shift, 6: None, 8: 0.3 + shift, 10: 0.2 + shift}
     for step, score in scores.items():
         folder = tmp_path / f"step_{step:05d}"
         folder.mkdir()
