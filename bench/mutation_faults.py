@@ -30,7 +30,79 @@ REWARD_TESTS = "tests/advantages/test_rewards_on_the_way.py"
 ADVANTAGE_TESTS = "tests/advantages/test_span_advantages.py"
 SURROGATE_TESTS = "tests/losses/test_surrogate.py tests/losses/test_aggregate.py"
 
+LEARNER, OBJECTIVE, LEARN_TESTS = "learn/learner.py", "learn/objective.py", "tests/learn"
+
 FAULTS = (
+    Fault(
+        "the ratio of the update is always over turns",
+        LEARNER,
+        "ratio_spans=self.objective.ratio_spans(batch),",
+        "ratio_spans=batch.turns,",
+        LEARN_TESTS,
+    ),
+    Fault(
+        "the gradient always goes through each token's own log-prob",
+        OBJECTIVE,
+        '"span": losses.span_ratio}[self.gradient]',
+        '"span": losses.span_ratio}["token"]',
+        LEARN_TESTS,
+    ),
+    Fault(
+        "the lower clip bound of the settings is ignored",
+        OBJECTIVE,
+        "clip_low=self.clip_low,",
+        "clip_low=3e-3,",
+        LEARN_TESTS,
+    ),
+    Fault(
+        "the upper clip bound of the settings is ignored",
+        OBJECTIVE,
+        "clip_high=self.clip_high,",
+        "clip_high=4e-3,",
+        LEARN_TESTS,
+    ),
+    Fault(
+        "importance weights do not reach the loss",
+        OBJECTIVE,
+        "return weights if batch.importance is None else weights * batch.importance",
+        "return weights",
+        LEARN_TESTS,
+    ),
+    Fault(
+        "prompts come in the same order in every epoch and step",
+        LEARNER,
+        "order = prompts[torch.randperm(len(prompts), generator=generator)]",
+        "order = prompts",
+        LEARN_TESTS,
+    ),
+    Fault(
+        "weight decay does not reach the optimizer",
+        LEARNER,
+        "weight_decay=update.weight_decay",
+        "weight_decay=0.0",
+        LEARN_TESTS,
+    ),
+    Fault(
+        "the schedule does not reach the optimizers",
+        LEARNER,
+        "self._set_rates(self._schedule(step, self._num_steps))",
+        "self._set_rates(1.0)",
+        LEARN_TESTS,
+    ),
+    Fault(
+        "each batch is passed over once, whatever the epochs",
+        LEARNER,
+        "for _ in range(self._update.epochs):",
+        "for _ in range(1):",
+        LEARN_TESTS,
+    ),
+    Fault(
+        "gradients are never scaled down",
+        "learn/optimizer_step.py",
+        "clip_grad_norm_(trainee.model.parameters(), max_gradient_norm)",
+        "clip_grad_norm_(trainee.model.parameters(), math.inf)",
+        LEARN_TESTS,
+    ),
     Fault(
         "the trace decays inside spans as well",
         CPU,
@@ -317,17 +389,17 @@ FAULTS = (
     ),
     Fault(
         "the gradient of a log-prob misses the softmax",
-        "losses/logprobs.py",
+        "models/logprobs.py",
         "            gradient *= -of_logprobs\n",
         "            gradient *= 0\n",
-        "tests/losses/test_logprobs.py",
+        "tests/models/test_logprobs.py",
     ),
     Fault(
         "the gradient of an entropy misses the entropy itself",
-        "losses/logprobs.py",
+        "models/logprobs.py",
         "logprobs.clamp_(min=LEAST).add_(entropies).mul_(-of_entropies)",
         "logprobs.clamp_(min=LEAST).mul_(-of_entropies)",
-        "tests/losses/test_logprobs.py",
+        "tests/models/test_logprobs.py",
     ),
     Fault(
         "plain torch: the length of a masked token is that of span 0",
