@@ -15,6 +15,7 @@ import torch
 from spanwise.envs.base import Reply, Task, Turn
 from spanwise.learn.critic import NoCritic, ValueHead
 from spanwise.learn.reward_shaping import KLPenalty
+from spanwise.learn.schedule import Cosine
 from spanwise.train.config import Checkpoints, TrainConfig
 from tests.train.letters import Letters, letters
 
@@ -22,7 +23,13 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def plain() -> TrainConfig:
-    return letters(critic=NoCritic(), steps=6, checkpoints=Checkpoints(every=2))
+    """Without a critic; the learning rate rises over three steps and falls again."""
+    return letters(
+        critic=NoCritic(),
+        steps=6,
+        schedule=Cosine(warmup_steps=3),
+        checkpoints=Checkpoints(every=2),
+    )
 
 
 def with_critic() -> TrainConfig:
