@@ -11,11 +11,34 @@ from spanwise.errors import SpanwiseError
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule(ABC):
-    """By what the learning rates of a training step are multiplied.
+    """Factor of the learning rates of each training step, one for policy and critic.
 
     A function of the step's number alone, so a resumed run goes on exactly as it would have.
-    While the critic alone is fitted, before the first step, its rate is not scaled. For one
-    of your own, subclass it in your file and give ``decay``, or ``__call__`` itself.
+    While the critic alone is fitted, before the first step, its rate is not scaled. For a
+    schedule of your own, subclass this in your own file.
+
+    Example:
+      >>> @dataclass(frozen=True, kw_only=True)
+      ... class Halving(Schedule):
+      ...     def __call__(self, step, num_steps):
+      ...         return 0.5 ** (step - 1)
+      >>> Halving()(3, 10)
+      0.25
+    """
+
+    @abstractmethod
+    def __call__(self, step: int, num_steps: int) -> float:
+        """The factor of a step.
+
+        Args:
+          step: Number of the training step, from 1.
+          num_steps: Training steps of the whole run.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmUp(Schedule):
+    """A rise in a straight line, and after it what ``decay`` says.
 
     Example:
       >>> [Linear(warmup_steps=2)(step, 6) for step in range(1, 7)]
@@ -32,12 +55,6 @@ class Schedule(ABC):
             )
 
     def __call__(self, step: int, num_steps: int) -> float:
-        """The factor of a step.
-
-        Args:
-          step: Number of the training step, from 1.
-          num_steps: Training steps of the whole run.
-        """
         if step < self.warmup_steps:
             return step / self.warmup_steps
         done, steps = step - self.warmup_steps - 1, num_steps - self.warmup_steps
@@ -49,7 +66,7 @@ class Schedule(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constant(Schedule):
+class Constant(WarmUp):
     """Full height after the warm-up."""
 
     def decay(self, progress: float) -> float:
@@ -57,7 +74,7 @@ class Constant(Schedule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Falling(Schedule):
+class _Falling(WarmUp):
     floor: float = 0.0
     """Factor that the learning rates fall towards, from 0 to 1."""
 
