@@ -311,7 +311,11 @@ def test_a_base_model_is_built_by_one_command_and_the_same_each_time(
     assert "exists already" in refused(
         capsys, "build-base", "search_base", "--folder", str(tmp_path / "one")
     )
-    assert "there are search_base, chain_base" in refused(capsys, "build-base", "other_base")
+    assert "there are chain_base, search_base, or one of your own" in refused(
+        capsys, "build-base", "other_base"
+    )
+    recipe = "spanwise.recipes.chain:grpo_chain"
+    assert "returns TrainConfig, not a BaseModelRecipe" in refused(capsys, "build-base", recipe)
 
 
 ONES_OWN = """

@@ -11,7 +11,8 @@ from types import CodeType, FrameType
 from spanwise.recipes.search import at2po_search
 from spanwise.rollout import TreeSearch
 from spanwise.runtime.signals import StopSignals
-from spanwise.train.loop import start, train_step
+from spanwise.train.loop import train_step
+from spanwise.train.start import start
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "walk.md").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ spanwise show RUN [--step N] [--tree N]        one search tree with its credit
 spanwise view RUN [RUN ...]                    see runs, trees and tokens in the browser
 spanwise compare RUN RUN [RUN ...]             scores of runs over their seeds
 spanwise study correlation RUN [--option …]    which advantages agree with Monte Carlo values
-spanwise build-base MODEL [--option value ...] fit a small model that ships with spanwise
+spanwise build-base MODEL [--option value ...] fit a small model from nothing
 
 RECIPE is the name of a recipe or a function of your own, FILE.py:FUNCTION or
 package.module:FUNCTION; spanwise train lists the recipes. A part of a recipe is exchanged for

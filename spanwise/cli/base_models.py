@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spanwise import lookup
 from spanwise.cli.options import parsed
 from spanwise.cli.words import UsageError, split_name
 
-BASE_MODELS = ("search_base", "chain_base")
-"""The models that ship with spanwise: functions of ``spanwise.toys.base_model``."""
+BASE_MODELS = {name: f"spanwise.toys.base_model:{name}" for name in ("chain_base", "search_base")}
+"""The models that ship with spanwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """Fit a small model from nothing, on demonstrations that spanwise makes up."""
+    """Fit a small model from nothing, on demonstrations that are made up."""
 
     folder: Path
     """Folder of the model, in Hugging Face format."""
@@ -25,15 +26,16 @@ class BuildOptions:
 
 
 def build_base_command(arguments: list[str]) -> None:
-    """Fit one of the models that ship."""
-    there_are = f"there are {', '.join(BASE_MODELS)}"
+    """Fit one of the models that ship, or one of the user's own."""
+    there_are = f"the models are {', '.join(BASE_MODELS)}, or FILE.py:FUNCTION"
     name, rest = split_name(arguments, "build-base MODEL", there_are)
-    if name not in BASE_MODELS:
-        raise UsageError(f"no base model {name!r}; {there_are}")
+    made: object = lookup.load(name, BASE_MODELS, "base model")()
 
     from spanwise.toys import base_model
 
-    default = BuildOptions(folder=Path(name), fit=getattr(base_model, name)())
+    if not isinstance(made, base_model.BaseModelRecipe):
+        raise UsageError(f"{name} returns {type(made).__name__}, not a BaseModelRecipe")
+    default = BuildOptions(folder=Path(name.rpartition(":")[2]), fit=made)
     options = parsed(default, rest, f"spanwise build-base {name}")
     if options.folder.exists():
         raise UsageError(f"{options.folder} exists already; give another --folder")
