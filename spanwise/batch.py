@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from spanwise import advantages as adv
 from spanwise.tree import Node, Path, Tree
@@ -146,7 +148,8 @@ class Batch:
         numbers: dict[tuple[int, Path], int] = {}
         parents: list[int] = []
         nodes: list[Node] = []
-        rows: list[_Row] = []
+        rows: list[list[tuple[int, Node]]] = []  # numbers and nodes of each branch
+        groups: list[int] = []
         num_excluded = 0
         for group, tree in enumerate(trees):
             for node in tree.nodes:
@@ -157,22 +160,35 @@ class Batch:
                 if branch.leaf.reward is None:
                     num_excluded += 1
                 else:
-                    path_numbers = [numbers[group, n.path] for n in branch.nodes]
-                    rows.append(_Row.of(branch.nodes, path_numbers, group))
+                    rows.append([(numbers[group, n.path], n) for n in branch.nodes])
+                    groups.append(group)
         if not rows:
             raise ValueError(
                 f"none of the {num_excluded} branches has a reward: there is nothing to train on"
             )
+
+        def column(of_turn: Callable[[int, int, Node], Sequence[float]], fill: float) -> Tensor:
+            """What its depth, number and node give a turn's tokens; ``fill`` at all others."""
+            return _pad(
+                [
+                    [(*of_turn(depth, k, n), *[fill] * len(n.observation)) for depth, (k, n) in row]
+                    for row in map(enumerate, rows)
+                ],
+                fill,
+            )
+
+        tokens = [[(*n.tokens, *n.observation) for _, n in row] for row in rows]
+        nodes_of_tokens = column(lambda _, number, n: [number] * len(n.tokens), -1)
         return Batch(
-            tokens=_pad([r.tokens for r in rows], 0, torch.int64),
-            lengths=torch.tensor([len(r.tokens) for r in rows]),
-            mask=_pad([r.nodes for r in rows], -1, torch.int64) >= 0,
-            turns=_pad([r.turns for r in rows], -1, torch.int64),
-            nodes=_pad([r.nodes for r in rows], -1, torch.int64),
-            engine_logprobs=_pad([r.engine_logprobs for r in rows], 0.0, torch.float32),
-            sampling_logprobs=_pad([r.sampling_logprobs for r in rows], 0.0, torch.float32),
-            groups=torch.tensor([r.group for r in rows]),
-            leaves=torch.tensor([r.leaf for r in rows]),
+            tokens=_pad(tokens, 0),
+            lengths=torch.tensor([sum(map(len, row)) for row in tokens]),
+            mask=nodes_of_tokens >= 0,
+            turns=column(lambda depth, _, n: [depth - 1] * len(n.tokens), -1),
+            nodes=nodes_of_tokens,
+            engine_logprobs=column(lambda _depth, _, n: n.engine_logprobs, 0.0),
+            sampling_logprobs=column(lambda _depth, _, n: n.sampling_logprobs, 0.0),
+            groups=torch.tensor(groups),
+            leaves=torch.tensor([row[-1][0] for row in rows]),
             parents=torch.tensor(parents),
             entropies=torch.tensor([n.entropy for n in nodes], dtype=torch.float32),
             turn_rewards=torch.tensor([n.reward or 0.0 for n in nodes], dtype=torch.float32),
@@ -181,7 +197,7 @@ class Batch:
             outcomes=tuple(n.outcome for n in nodes),
             task_ids=tuple(tree.task_id for tree in trees),
             num_excluded=num_excluded,
-            truncated=torch.tensor([r.truncated for r in rows]),
+            truncated=torch.tensor([row[-1][1].stop == "length" for row in rows]),
             trained=torch.ones(len(rows), dtype=torch.bool),
         )
 
@@ -242,43 +258,8 @@ class Batch:
         return (adv.paid_before(self.parents, rewards) + rewards)[self.leaves]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Row:
-    tokens: list[int]
-    turns: list[int]
-    nodes: list[int]
-    engine_logprobs: list[float]
-    sampling_logprobs: list[float]
-    group: int
-    leaf: int
-    truncated: bool
-
-    @staticmethod
-    def of(path: Sequence[Node], numbers: Sequence[int], group: int) -> _Row:
-        tokens: list[int] = []
-        turns: list[int] = []
-        nodes: list[int] = []
-        logprobs: list[float] = []
-        sampling_logprobs: list[float] = []
-        for depth, (node, number) in enumerate(zip(path, numbers, strict=True)):
-            sampled, given = len(node.tokens), len(node.observation)
-            tokens += [*node.tokens, *node.observation]
-            turns += [depth - 1] * sampled + [-1] * given
-            nodes += [number] * sampled + [-1] * given
-            logprobs += [*node.engine_logprobs, *[0.0] * given]
-            sampling_logprobs += [*node.sampling_logprobs, *[0.0] * given]
-        return _Row(
-            tokens=tokens,
-            turns=turns,
-            nodes=nodes,
-            engine_logprobs=logprobs,
-            sampling_logprobs=sampling_logprobs,
-            group=group,
-            leaf=numbers[-1],
-            truncated=path[-1].stop == "length",
-        )
-
-
-def _pad(rows: Sequence[Sequence[float]], value: float, dtype: torch.dtype) -> Tensor:
-    width = max(len(r) for r in rows)
-    return torch.tensor([[*r, *[value] * (width - len(r))] for r in rows], dtype=dtype)
+def _pad(rows: Sequence[Sequence[Sequence[float]]], fill: float) -> Tensor:
+    """Rows, each given in parts, to the width of the longest; int64 or float32 like ``fill``."""
+    dtype = torch.int64 if isinstance(fill, int) else torch.float32
+    joined = [torch.tensor(list(chain.from_iterable(row)), dtype=dtype) for row in rows]
+    return pad_sequence(joined, batch_first=True, padding_value=fill)

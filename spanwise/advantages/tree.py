@@ -1,14 +1,19 @@
 """Credit for the turns of a search tree: values from the leaves upward, then advantages.
 
-The trees of a batch are one flat array of M nodes. ``parents`` ``[M]`` int64 holds the
-node above, -1 for a root, and a parent always has a lower number than its children.
-``leaves`` ``[N]`` holds the node of each scored leaf, ``returns`` ``[N]`` all that its
-trajectory was paid. A node with no scored leaf below it (its branches failed) has value and
-advantage 0 and takes no part in any mean.
+The trees of a batch are one flat array of M nodes with N scored leaves:
 
-A value is that of whole trajectories through a node; what had been paid before the node,
-``paid``, is no doing of its turn, and the advantages take it off. The three value functions
-take the same arguments, and so do the four advantages: any value goes with any advantage.
+    parents    [M] int64, the node above; -1 for a root, and always lower than the node itself
+    entropies  [M] float, H of each node in nats per token; that of a root is ignored
+    leaves     [N] int64, the node of each scored leaf
+    returns    [N] float, what each leaf's trajectory was paid, most often normalised
+    values     [M] float, from one of the value functions, which all take the same arguments
+    paid       [M] float, what had been paid before each node, from ``normalised_returns``
+
+A node with no scored leaf below it (its branches failed) has value and advantage 0 and takes
+no part in any mean. A value is that of whole trajectories through a node; what had been paid
+before it is no doing of its turn, and the four advantages, ``node_value`` to ``over_both``,
+take it off. Any value goes with any advantage. All of them raise ``ValueError`` if the arrays
+are no tree, differ in shape, or hold NaN where they are read.
 """
 
 from __future__ import annotations
@@ -51,17 +56,14 @@ def normalised_returns(
     whose turns are all paid alike carries no signal: exactly 0.
 
     Args:
-      parents: ``[M]`` int64, the node above, -1 for a root; lower than the node's number.
-      leaves: ``[N]`` int64, the node of each scored leaf.
+      parents: ``[M]`` int64.
+      leaves: ``[N]`` int64.
       returns: ``[N]`` float, all that was paid on the way to each leaf and at it.
       turn_rewards: ``[M]`` float, what was paid for each node.
       eps: Added to the standard deviation, in units of reward.
 
     Returns:
       ``G'`` ``[N]`` and ``P'`` ``[M]``, 0 for nodes without a scored leaf below; detached.
-
-    Raises:
-      ValueError: if the arrays are no tree, a reward is NaN or the shapes differ.
 
     Example:
       Node 1 is paid 2 and leads to node 3, which is paid nothing, like node 2. Node 3 shares
@@ -111,16 +113,13 @@ def child_softmax_values(
     every node.
 
     Args:
-      parents: ``[M]`` int64, the node above, -1 for a root; lower than the node's number.
-      entropies: ``[M]`` float, nats per token, ``H`` of each node; a root's is ignored.
-      leaves: ``[N]`` int64, the node of each scored leaf.
-      returns: ``[N]`` float, of each leaf's trajectory; most often from ``normalised_returns``.
+      parents: ``[M]`` int64.
+      entropies: ``[M]`` float, nats per token.
+      leaves: ``[N]`` int64.
+      returns: ``[N]`` float.
 
     Returns:
-      ``[M]`` in the returns' unit, 0 for nodes without a scored leaf below; detached.
-
-    Raises:
-      ValueError: if the arrays are no tree, or a return or a needed entropy is NaN.
+      ``[M]`` in the unit of the returns, 0 for nodes without a scored leaf below; detached.
 
     Example:
       >>> child_softmax_values(
@@ -156,16 +155,13 @@ def child_mean_values(
     Limits: a chain has its leaf's return at every node.
 
     Args:
-      parents: As in ``child_softmax_values``, like all other arguments.
-      entropies: ``[M]``; not used.
-      leaves: ``[N]``.
-      returns: ``[N]``.
+      parents: ``[M]`` int64.
+      entropies: ``[M]`` float; not used.
+      leaves: ``[N]`` int64.
+      returns: ``[N]`` float.
 
     Returns:
-      ``[M]`` in the returns' unit, 0 for nodes without a scored leaf below; detached.
-
-    Raises:
-      ValueError: if the arrays are no tree, or a return is NaN.
+      ``[M]`` in the unit of the returns, 0 for nodes without a scored leaf below; detached.
 
     Example:
       Node 1 has the leaves 3 and 4; node 2 is a leaf.
@@ -189,16 +185,13 @@ def leaf_mean_values(parents: Tensor, entropies: Tensor, leaves: Tensor, returns
     has 0.
 
     Args:
-      parents: As in ``child_softmax_values``, like all other arguments.
-      entropies: ``[M]``; not used.
-      leaves: ``[N]``.
-      returns: ``[N]``.
+      parents: ``[M]`` int64.
+      entropies: ``[M]`` float; not used.
+      leaves: ``[N]`` int64.
+      returns: ``[N]`` float.
 
     Returns:
-      ``[M]`` in the returns' unit, 0 for nodes without a scored leaf below; detached.
-
-    Raises:
-      ValueError: if the arrays are no tree, or a return is NaN.
+      ``[M]`` in the unit of the returns, 0 for nodes without a scored leaf below; detached.
 
     Example:
       The tree of ``child_mean_values``: three leaves, two of them at 1.
@@ -222,8 +215,8 @@ def node_value(values: Tensor, paid: Tensor, parents: Tensor, leaves: Tensor) ->
     the leaves alone, the reward of its leaf.
 
     Args:
-      values: ``[M]`` float, from one of the value functions.
-      paid: ``[M]`` float, what was paid on the way to each node, from ``normalised_returns``.
+      values: ``[M]`` float.
+      paid: ``[M]`` float.
       parents: ``[M]`` int64; not used.
       leaves: ``[N]`` int64; not used.
 
@@ -250,16 +243,13 @@ def over_parent(values: Tensor, paid: Tensor, parents: Tensor, leaves: Tensor) -
     Limits: a root, and a turn without siblings, get 0.
 
     Args:
-      values: ``[M]`` float, from one of the value functions.
+      values: ``[M]`` float.
       paid: ``[M]`` float; not used.
-      parents: ``[M]`` int64, the node above, -1 for a root.
-      leaves: ``[N]`` int64, the node of each scored leaf.
+      parents: ``[M]`` int64.
+      leaves: ``[N]`` int64.
 
     Returns:
       ``[M]`` in the unit of the values, 0 for nodes without a scored leaf below; detached.
-
-    Raises:
-      ValueError: if the arrays are no tree.
 
     Example:
       >>> over_parent(torch.tensor([0.5, 1.0, 0.0]), torch.zeros(3), torch.tensor([-1, 0, 0]),
@@ -279,16 +269,13 @@ def over_root(values: Tensor, paid: Tensor, parents: Tensor, leaves: Tensor) -> 
     Limits: a root gets 0, and so does every node of a tree that is a single chain.
 
     Args:
-      values: ``[M]`` float, from one of the value functions.
-      paid: ``[M]`` float, what was paid on the way to each node, from ``normalised_returns``.
-      parents: ``[M]`` int64, the node above, -1 for a root.
-      leaves: ``[N]`` int64, the node of each scored leaf.
+      values: ``[M]`` float.
+      paid: ``[M]`` float.
+      parents: ``[M]`` int64.
+      leaves: ``[N]`` int64.
 
     Returns:
       ``[M]`` in the unit of the values, 0 for nodes without a scored leaf below; detached.
-
-    Raises:
-      ValueError: if the arrays are no tree.
 
     Example:
       >>> over_root(torch.tensor([0.5, 1.0, 0.0, 0.0]), torch.zeros(4),
@@ -305,16 +292,13 @@ def over_both(values: Tensor, paid: Tensor, parents: Tensor, leaves: Tensor) -> 
         A(n) = (V(n) - V(parent)) + (V(n) - P'(n) - V(root))
 
     Args:
-      values: ``[M]`` float, from one of the value functions.
-      paid: ``[M]`` float, what was paid on the way to each node, from ``normalised_returns``.
-      parents: ``[M]`` int64, the node above, -1 for a root.
-      leaves: ``[N]`` int64, the node of each scored leaf.
+      values: ``[M]`` float.
+      paid: ``[M]`` float.
+      parents: ``[M]`` int64.
+      leaves: ``[N]`` int64.
 
     Returns:
       ``[M]`` in the unit of the values, 0 for nodes without a scored leaf below; detached.
-
-    Raises:
-      ValueError: if the arrays are no tree.
 
     Example:
       >>> over_both(torch.tensor([0.5, 1.0, 0.0, 0.0]), torch.zeros(4),

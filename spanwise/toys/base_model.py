@@ -1,9 +1,8 @@
 """The small models that learn the embedded tasks, made from nothing.
 
-A Qwen3-architecture model with a tokenizer whose tokens are whole words, fitted on
-imperfect demonstrations. It is saved in Hugging Face format and loaded like any other
-model. Two ship with spanwise, named after the functions that describe them:
-``search_base`` and ``chain_base``.
+Qwen3-architecture models with a tokenizer whose tokens are whole words, fitted on imperfect
+demonstrations and saved in Hugging Face format. Two ship with spanwise, named after the
+functions that describe them: ``search_base`` and ``chain_base``.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from tokenizers import Tokenizer as WordTokenizer
 from tokenizers import models as token_models
 from tokenizers import pre_tokenizers
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from spanwise.errors import SpanwiseError
@@ -88,8 +88,8 @@ class BaseModelRecipe:
     """Optimizer steps of the fit."""
 
     clean_steps: int = 600
-    """First steps, on demonstrations without faults: copying a name, which is learned last, is
-    learned sooner when nothing contradicts it."""
+    """Number of first steps on demonstrations without faults: copying a name, which is learned
+    last, is learned sooner when nothing contradicts it."""
 
     rows_per_step: int = 24
     """Demonstrations in each step."""
@@ -151,12 +151,12 @@ class BaseModelRecipe:
 
 
 def search_base() -> BaseModelRecipe:
-    """The model that ships for ``MultiHopSearch``."""
+    """The recipe of the model that ships for ``MultiHopSearch``."""
     return BaseModelRecipe()
 
 
 def chain_base() -> BaseModelRecipe:
-    """The model that ships for ``ChainSums``."""
+    """The recipe of the model that ships for ``ChainSums``."""
     return BaseModelRecipe(
         demonstrations=ChainDemonstrations(),
         num_steps=1000,
@@ -207,8 +207,8 @@ def demonstration_rows(
 ) -> list[tuple[Tensor, Tensor]]:
     """Draw demonstrations as right-padded rows, in groups of like length.
 
-    Lengths differ threefold with the number of hops; a step's rows are one batch, but
-    padding them to one width would waste two fifths of the work.
+    Lengths differ threefold with the number of hops: one width for all would waste two
+    fifths of the work.
 
     Returns:
       Groups of ``[n, T]`` int64 token ids and a bool mask, True on the model's tokens;
@@ -223,13 +223,9 @@ def demonstration_rows(
 
 
 def _padded(rows: list[tuple[list[int], list[bool]]], pad: int) -> tuple[Tensor, Tensor]:
-    shape = (len(rows), max(len(tokens) for tokens, _ in rows))
-    ids = torch.full(shape, pad, dtype=torch.int64)
-    mask = torch.zeros(shape, dtype=torch.bool)
-    for n, (tokens, sampled) in enumerate(rows):
-        ids[n, : len(tokens)] = torch.tensor(tokens)
-        mask[n, : len(tokens)] = torch.tensor(sampled)
-    return ids, mask
+    tokens, sampled = ([torch.tensor(row[i]) for row in rows] for i in (0, 1))
+    ids = pad_sequence(tokens, batch_first=True, padding_value=pad)
+    return ids, pad_sequence(sampled, batch_first=True, padding_value=False)
 
 
 def demonstration_loss(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
@@ -268,13 +264,17 @@ def fit_base_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = recipe.new_model(tokenizer)
+    rate, decay = recipe.learning_rate, recipe.weight_decay
     optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=recipe.learning_rate,
-        betas=(0.9, 0.98),
-        weight_decay=recipe.weight_decay,
+        model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=decay
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _cosine(recipe))
+
+    def factor(step: int) -> float:
+        warm = min(1.0, (step + 1) / max(1, recipe.warmup_steps))
+        done = step / recipe.num_steps
+        return warm * (0.1 + 0.9 * 0.5 * (1.0 + math.cos(math.pi * done)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     rng = random.Random(f"demonstrations {recipe.seed}")
     clean = recipe.demonstrations.right()
     model.train()
@@ -294,15 +294,6 @@ def fit_base_model(
         if on_step is not None:
             on_step(FitProgress(step=step + 1, num_steps=recipe.num_steps, loss=total))
     return model.eval(), tokenizer
-
-
-def _cosine(recipe: BaseModelRecipe) -> Callable[[int], float]:
-    def factor(step: int) -> float:
-        warm = min(1.0, (step + 1) / max(1, recipe.warmup_steps))
-        done = step / recipe.num_steps
-        return warm * (0.1 + 0.9 * 0.5 * (1.0 + math.cos(math.pi * done)))
-
-    return factor
 
 
 def save_base_model(

@@ -10,7 +10,6 @@ from spanwise.envs.chain import (
     LETTERS,
     OPEN,
     WORDS,
-    Step,
     Sum,
     applied,
     check_lengths,
@@ -58,7 +57,7 @@ class ChainDemonstrations(DemonstrationSource):
     """With a long way to go: leave this step and all that follow open, and the answer too."""
 
     long_way: int = 6
-    """So many steps to come, this one among them, tempt to give up."""
+    """Number of steps still to work, this one included, from which giving up tempts."""
 
     def __post_init__(self) -> None:
         check_lengths(self.min_numbers, self.max_numbers)
@@ -71,15 +70,16 @@ class ChainDemonstrations(DemonstrationSource):
         value, num_steps = drawn.first, len(drawn.steps)
         answer: int | str | None = None
         for done, (letter, step) in enumerate(zip(LETTERS, drawn.steps, strict=False)):
-            if num_steps - done >= self.long_way and self._slips("gives_up", rng, faults):
+            if num_steps - done >= self.long_way and self.slips("gives_up", rng, faults):
                 written.append(open_steps(LETTERS[done:num_steps]))
                 answer = OPEN
                 break
-            if self._slips("skipped_step", rng, faults):
+            if self.slips("skipped_step", rng, faults):
                 continue
-            if self._slips("wrong_digit", rng, faults):
+            if self.slips("wrong_digit", rng, faults):
                 step = (step[0], rng.randrange(10))
-            result = self._result(value, step, rng, faults)
+            wrong = self.slips("wrong_result", rng, faults)
+            result = rng.randrange(10) if wrong else applied(value, step)
             written.append(worked_step(letter, value, step, result))
             value = result
         return Demonstration(
@@ -91,14 +91,3 @@ class ChainDemonstrations(DemonstrationSource):
 
     def words(self) -> list[str]:
         return list(WORDS)
-
-    def _result(self, value: int, step: Step, rng: random.Random, faults: list[str]) -> int:
-        if self._slips("wrong_result", rng, faults):
-            return rng.randrange(10)
-        return applied(value, step)
-
-    def _slips(self, fault: str, rng: random.Random, faults: list[str]) -> bool:
-        slipped = rng.random() < getattr(self, fault)
-        if slipped:
-            faults.append(fault)
-        return slipped

@@ -50,6 +50,12 @@ class DemonstrationSource(ABC):
     def words(self) -> list[str]:
         """Every word that demonstrations and their task may hold, each once, in a fixed order."""
 
+    def slips(self, fault: str, rng: random.Random, faults: list[str]) -> bool:
+        """Whether a fault is made here, by its probability; one that is joins ``faults``."""
+        slipped = rng.random() < getattr(self, fault)
+        faults += [fault] * slipped
+        return slipped
+
     def right(self) -> Self:
         """The same work, done right every time."""
         return replace(self, **dict.fromkeys(self.FAULTS, 0.0))

@@ -1,23 +1,31 @@
 """Worked examples of the search task, with faults, to fit a base model on.
 
-The names are drawn anew in every row and have nothing to do with any world: a model
-can learn from them how to search, and no fact. The faults are what reinforcement
-learning has to undo. Most are slips, which sampling makes and the most likely token
-does not; stopping early on long questions is a habit, which the most likely token
-makes too.
+The names are drawn anew for every demonstration and have nothing to do with any world: a
+model can learn from them how to search, and no fact. Stopping early on long questions is a
+habit; all other faults are slips.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from spanwise.envs.search.names import FIRST_NAMES, SURNAMES
-from spanwise.envs.search.world import RELATIONS, WORDINGS, Fact, question_text, search_query
+from spanwise.envs.search.world import (
+    RELATIONS,
+    WORDINGS,
+    Fact,
+    new_name,
+    question_text,
+    search_query,
+)
 from spanwise.envs.search.xml_turns import TAGS, result_text
 from spanwise.errors import SpanwiseError
 from spanwise.toys.demonstration import Demonstration, DemonstrationSource
+
+FIXED_WORDS = "who is 's ? of next found : nothing . \\boxed{ }"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,23 +95,8 @@ class Demonstrations(DemonstrationSource):
         return _Worker(self, rng).work()
 
     def words(self) -> list[str]:
-        fixed = (
-            "who",
-            "is",
-            "'s",
-            "?",
-            "of",
-            "next",
-            "found",
-            ":",
-            "nothing",
-            ".",
-            "\\boxed{",
-            "}",
-        )
-        told = " ".join(WORDINGS).replace("{relation}", "").replace("{subject}", "")
-        told = told.replace("{value}", "")
-        words = (*TAGS, *fixed, *RELATIONS, *told.split(), *FIRST_NAMES, *SURNAMES)
+        wordings = [w for w in " ".join(WORDINGS).split() if not w.startswith("{")]
+        words = (*TAGS, *FIXED_WORDS.split(), *RELATIONS, *wordings, *FIRST_NAMES, *SURNAMES)
         return list(dict.fromkeys(words))
 
 
@@ -111,18 +104,13 @@ class _Worker:
     """Works one question in a world of its own that is made up as it goes."""
 
     def __init__(self, odds: Demonstrations, rng: random.Random) -> None:
-        self.odds = odds
-        self.rng = rng
+        self.odds, self.rng = odds, rng
         self.facts: dict[tuple[str, str], Fact] = {}
         self.names: set[str] = set()
         self.faults: list[str] = []
 
     def name(self) -> str:
-        while True:
-            name = f"{self.rng.choice(FIRST_NAMES)} {self.rng.choice(SURNAMES)}"
-            if name not in self.names:
-                self.names.add(name)
-                return name
+        return new_name(self.rng, self.names)
 
     def fact(self, relation: str, subject: str) -> Fact:
         if (relation, subject) not in self.facts:
@@ -135,62 +123,42 @@ class _Worker:
         return self.facts[relation, subject]
 
     def slips(self, fault: str) -> bool:
-        slipped = self.rng.random() < getattr(self.odds, fault)
-        if slipped:
-            self.faults.append(fault)
-        return slipped
+        return self.odds.slips(fault, self.rng, self.faults)
 
-    def stops_early(self, found: int) -> bool:
-        if found == 0:
-            return False
-        return self.slips("habit" if found >= self.odds.habit_after else "early_answer")
+    def stops_early(self, hop: int) -> bool:
+        fault = "habit" if hop >= self.odds.habit_after else "early_answer"
+        return hop > 0 and self.slips(fault)
 
     def work(self) -> Demonstration:
         odds, rng = self.odds, self.rng
         relations = tuple(rng.sample(RELATIONS, rng.randint(odds.min_hops, odds.max_hops)))
-        subject = self.name()
-        answer = subject
+        subject = answer = self.name()
         for relation in relations:
             answer = self.fact(relation, answer).value
-
-        turns: list[tuple[str, str]] = []
-        person, before, found = subject, subject, 0
-        while found < len(relations) and not self.stops_early(found):
-            if found + 1 < len(relations) and self.slips("skipped_hop"):
-                found += 1
-            relation = relations[found]
-            if self.slips("wrong_relation"):
-                relation = rng.choice([r for r in RELATIONS if r != relation])
-            if found > 0 and self.slips("wrong_entity"):
-                person = before
-            query = search_query(relation, person)
-            if self.slips("broken_format"):
-                turns.append((self.broken(relation, query), ""))
-                return self.finished(relations, subject, answer, turns)
-            fact = self.fact(relation, person)
-            text = f"<think> next {relation} </think> <search> {query} </search>"
-            turns.append((text, result_text([fact.document])))
-            person, before = fact.value, person
-            found += 1
-        text = f"<think> found </think> <answer> \\boxed{{ {person} }} </answer>"
-        turns.append((text, ""))
-        return self.finished(relations, subject, answer, turns)
-
-    def broken(self, relation: str, query: str) -> str:
-        if self.rng.random() < 0.5:
-            return f"<think> next {relation} <search> {query} </search>"
-        return f"<search> {query} </search>"
-
-    def finished(
-        self,
-        relations: tuple[str, ...],
-        subject: str,
-        answer: str,
-        turns: list[tuple[str, str]],
-    ) -> Demonstration:
         return Demonstration(
             question=question_text(subject, relations),
-            turns=tuple(turns),
+            turns=tuple(self.turns(subject, relations)),
             answer=answer,
             faults=tuple(self.faults),
         )
+
+    def turns(self, subject: str, relations: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+        person, before, hop = subject, subject, 0
+        while hop < len(relations) and not self.stops_early(hop):
+            if hop + 1 < len(relations) and self.slips("skipped_hop"):
+                hop += 1
+            relation = relations[hop]
+            if self.slips("wrong_relation"):
+                relation = self.rng.choice([r for r in RELATIONS if r != relation])
+            if hop > 0 and self.slips("wrong_entity"):
+                person = before
+            search = f"<search> {search_query(relation, person)} </search>"
+            if self.slips("broken_format"):
+                thought = f"<think> next {relation} " if self.rng.random() < 0.5 else ""
+                yield thought + search, ""
+                return
+            fact = self.fact(relation, person)
+            yield f"<think> next {relation} </think> {search}", result_text([fact.document])
+            person, before = fact.value, person
+            hop += 1
+        yield f"<think> found </think> <answer> \\boxed{{ {person} }} </answer>", ""

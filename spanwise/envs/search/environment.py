@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from spanwise.envs.base import Environment, Reply, Split, Task, Turn
 from spanwise.envs.search.exact_match import exact_match, f1
-from spanwise.envs.search.turn_formats import TurnFormat, XMLTurns
+from spanwise.envs.search.turn_formats import XML_TURNS, TurnFormat
 from spanwise.envs.search.world import RELATIONS, SearchWorld
 from spanwise.envs.search.xml_turns import Answer, Call, result_text
 from spanwise.errors import SpanwiseError
@@ -44,10 +44,10 @@ class SearchEnvironment(Environment):
     """
 
     max_calls: int = 6
-    """Tool calls a trajectory may make."""
+    """Largest number of tool calls in a trajectory."""
 
     instructions: str = ""
-    """Put before the question."""
+    """Text put before the question."""
 
     def __post_init__(self) -> None:
         if self.max_calls < 0:
@@ -56,11 +56,11 @@ class SearchEnvironment(Environment):
     @property
     def turn_format(self) -> TurnFormat:
         """How turns are written."""
-        return XMLTurns()
+        return XML_TURNS
 
     @property
     def stop_strings(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Those of the turn format."""
+        """The turn format's."""
         return self.turn_format.stop_strings
 
     @property
@@ -81,8 +81,8 @@ class SearchEnvironment(Environment):
         )
 
     def rendered(self, observation: str, tokenizer: Any) -> str:
-        """As the turn format has it."""
-        return self.turn_format.rendered(observation, tokenizer)
+        """The observation as the turn format writes it."""
+        return self.turn_format.rendered(tokenizer, observation)
 
     async def reply(self, task: Task, turns: Sequence[Turn]) -> Reply:
         """Answer a search with its result, and anything else with a reward."""
@@ -117,7 +117,7 @@ class SearchEnvironment(Environment):
         return Reply(stop="continue", observation=observation, label=label, outcome=outcome)
 
     def failure_text(self, failure: Failure) -> str:
-        """A result that says that there is none."""
+        """A result that says that the search failed."""
         return self.turn_format.failed
 
     def check(self, tokenizer: Tokenizer) -> None:

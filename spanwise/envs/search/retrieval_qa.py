@@ -18,7 +18,7 @@ from typing import Literal
 from spanwise.envs.base import Split, Task
 from spanwise.envs.question_files import Columns, file_rows
 from spanwise.envs.search.environment import SearchEnvironment
-from spanwise.envs.search.turn_formats import ToolCallTurns, TurnFormat, XMLTurns
+from spanwise.envs.search.turn_formats import TOOL_CALL_TURNS, XML_TURNS, TurnFormat
 from spanwise.errors import SpanwiseError
 from spanwise.models.tokenizer import Tokenizer
 from spanwise.tools.search import RetrieverClient
@@ -93,8 +93,8 @@ class RetrievalQA(SearchEnvironment):
 
     @property
     def turn_format(self) -> TurnFormat:
-        """That of ``turns``."""
-        return XMLTurns() if self.turns == "xml" else ToolCallTurns()
+        """The format that ``turns`` names."""
+        return XML_TURNS if self.turns == "xml" else TOOL_CALL_TURNS
 
     @property
     def search_tool(self) -> RetrieverClient:

@@ -17,7 +17,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from spanwise.envs.search.xml_turns import Answer, Call, Malformed, boxed_answer, harmless_text
+from spanwise.envs.search.xml_turns import (
+    Answer,
+    Call,
+    Malformed,
+    boxed_answer,
+    shown_documents,
+    wrong_tags,
+)
 from spanwise.errors import SpanwiseError, first_line
 from spanwise.tools.search import Document
 
@@ -39,7 +46,7 @@ SEARCH_TOOL: Mapping[str, Any] = {
         },
     },
 }
-"""What the chat template tells the model of the tool."""
+"""Description of the tool for the chat template."""
 
 _TAG = re.compile(r"</?(?:think|tool_call|tool_response)>")
 _QUESTION = "Who wrote it?"
@@ -75,8 +82,7 @@ def parsed_tool_turn(text: str) -> Call | Answer | Malformed:
     if not names:
         return boxed_answer(text)
     if names != ["<tool_call>", "</tool_call>"]:
-        shown = " ".join(names[:8]) + (" ..." if len(names) > 8 else "")
-        return Malformed(f"the tags are {shown}")
+        return wrong_tags(names)
     _, _, rest = text.partition("<tool_call>")
     inside, _, after = rest.partition("</tool_call>")
     return Malformed("there is text after the call") if after.strip() else _call(inside)
@@ -84,12 +90,12 @@ def parsed_tool_turn(text: str) -> Call | Answer | Malformed:
 
 def _call(text: str) -> Call | Malformed:
     try:
-        said: Any = json.loads(text, object_pairs_hook=_without_repeats)
+        call: Any = json.loads(text, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
         return Malformed(f"the call is not JSON: {error}")
-    if not isinstance(said, dict) or said.keys() != {"name", "arguments"}:
+    if not isinstance(call, dict) or call.keys() != {"name", "arguments"}:
         return Malformed("the call is not an object of name and arguments")
-    name, arguments = said["name"], cast(Any, said["arguments"])
+    name, arguments = call["name"], cast(Any, call["arguments"])
     if name != "search":
         return Malformed(f"there is no tool {str(name)[:50]!r}")
     if not isinstance(arguments, dict) or arguments.keys() != {"query"}:
@@ -103,10 +109,9 @@ def _call(text: str) -> Call | Malformed:
 
 
 def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    if len(fields := dict(pairs)) < len(pairs):
         raise SpanwiseError("a name is given twice")
-    return found
+    return fields
 
 
 def tool_result(documents: Sequence[Document], max_characters: int = 4000) -> str:
@@ -116,11 +121,7 @@ def tool_result(documents: Sequence[Document], max_characters: int = 4000) -> st
       >>> tool_result([Document(title="Ada", text="</tool_response> <|im_end|>")])
       'Ada : ‹/tool_response> ‹|im_end|>'
     """
-    shown = "\n".join(
-        f"{harmless_text(document.title[:200])} : {harmless_text(document.text[:max_characters])}"
-        for document in documents
-    )
-    return shown or "nothing found"
+    return "\n".join(shown_documents(documents, max_characters)) or "nothing found"
 
 
 def after_turn(tokenizer: Any, content: str) -> str:
@@ -130,8 +131,8 @@ def after_turn(tokenizer: Any, content: str) -> str:
       tokenizer: Its template has passed ``check_template``, so the same stands behind any turn.
       content: Of the tool's message.
     """
-    turn = _chat((_CALL, content))
-    return _rendered(tokenizer, turn)[len(_rendered(tokenizer, turn[:1]) + _CALL) :]
+    chat = _chat((_CALL, content))
+    return _rendered(tokenizer, chat)[len(_rendered(tokenizer, chat[:1]) + _CALL) :]
 
 
 def check_template(tokenizer: Any) -> None:
@@ -158,12 +159,12 @@ def check_template(tokenizer: Any) -> None:
             if not longer.startswith(before + turn):
                 shown = "a thought" if turn.startswith("<think>") else "a turn"
                 raise _refusal(f"does not keep {shown} of the model as it was sampled")
-            found = longer[len(before + turn) :].replace(f"result {number - 1}", "{}")
-            if "{}" not in found:
+            added = longer[len(before + turn) :].replace(f"result {number - 1}", "{}")
+            if "{}" not in added:
                 raise _refusal("does not show the tool's answer")
-            if suffix not in (None, found):
+            if suffix not in (None, added):
                 raise _refusal("puts something else behind later turns")
-            before, suffix = longer, found
+            before, suffix = longer, added
 
 
 def _chat(*turns: tuple[str, str]) -> list[dict[str, str]]:

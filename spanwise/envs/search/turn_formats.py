@@ -2,78 +2,61 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from spanwise.envs.search import tool_call_turns as tool_calls
-from spanwise.envs.search import xml_turns as grammar
+from spanwise.envs.search import tool_call_turns, xml_turns
 from spanwise.envs.search.xml_turns import Answer, Call, Malformed
 from spanwise.tools.search import Document
 
 
-class TurnFormat(ABC):
+@dataclass(frozen=True, kw_only=True)
+class TurnFormat:
     """How calls and answers are read, and how results are shown."""
 
     stop_strings: tuple[str, ...]
+    """Strings at which the sampler ends a turn."""
+
     tags: tuple[str, ...]
-    """What a tokenizer must keep as it is."""
+    """Texts that a tokenizer must keep as they are."""
+
+    failed: str
+    """Observation after a search that failed."""
+
+    parsed: Callable[[str], Call | Answer | Malformed]
+    """Reads a turn of the model."""
+
+    result: Callable[[Sequence[Document]], str]
+    """Observation that shows the documents found."""
 
     tools: tuple[Mapping[str, Any], ...] = ()
     """Schemas for the chat template."""
 
-    failed: str
-    """The observation after a search that failed."""
+    rendered: Callable[[Any, str], str] = lambda tokenizer, observation: observation
+    """The text that follows a turn, from the tokenizer and the observation."""
 
-    @abstractmethod
-    def parsed(self, text: str) -> Call | Answer | Malformed:
-        """What a turn of the model says."""
-
-    @abstractmethod
-    def result(self, documents: Sequence[Document]) -> str:
-        """The observation that tells the model what was found."""
-
-    def rendered(self, observation: str, tokenizer: Any) -> str:
-        """An observation as the text that follows the turn."""
-        return observation
-
-    def check(self, tokenizer: Any) -> None:
-        """Refuse a chat template that does not fit; a ``ValueError`` of one line."""
+    check: Callable[[Any], None] = lambda tokenizer: None
+    """Refuses a tokenizer whose chat template does not fit, by a ``SpanwiseError``."""
 
 
-class XMLTurns(TurnFormat):
-    """Tags of our own, results between ``<result>`` tags: see ``grammar``.
+XML_TURNS = TurnFormat(
+    stop_strings=xml_turns.STOP_STRINGS,
+    tags=(*xml_turns.TAGS, "\\boxed{ }"),
+    failed=" <result> the search failed , nothing found . </result> ",
+    parsed=xml_turns.parsed_turn,
+    result=xml_turns.result_text,
+)
+"""Tags of our own. The whole trajectory is one message of the assistant: any template will do."""
 
-    The whole trajectory is one message of the assistant; any chat template will do.
-    """
-
-    stop_strings = grammar.STOP_STRINGS
-    tags = (*grammar.TAGS, "\\boxed{ }")
-    failed = " <result> the search failed , nothing found . </result> "
-
-    def parsed(self, text: str) -> Call | Answer | Malformed:
-        return grammar.parsed_turn(text)
-
-    def result(self, documents: Sequence[Document]) -> str:
-        return grammar.result_text(documents)
-
-
-class ToolCallTurns(TurnFormat):
-    """The model's own tool calls, results as messages of the role tool: see ``tool_calls``."""
-
-    stop_strings = tool_calls.STOP_STRINGS
-    tags = (*tool_calls.TAGS, "\\boxed{ }")
-    tools = (tool_calls.SEARCH_TOOL,)
-    failed = "the search failed, nothing found"
-
-    def parsed(self, text: str) -> Call | Answer | Malformed:
-        return tool_calls.parsed_tool_turn(text)
-
-    def result(self, documents: Sequence[Document]) -> str:
-        return tool_calls.tool_result(documents)
-
-    def rendered(self, observation: str, tokenizer: Any) -> str:
-        return tool_calls.after_turn(tokenizer, observation)
-
-    def check(self, tokenizer: Any) -> None:
-        tool_calls.check_template(tokenizer)
+TOOL_CALL_TURNS = TurnFormat(
+    stop_strings=tool_call_turns.STOP_STRINGS,
+    tags=(*tool_call_turns.TAGS, "\\boxed{ }"),
+    failed="the search failed, nothing found",
+    parsed=tool_call_turns.parsed_tool_turn,
+    result=tool_call_turns.tool_result,
+    tools=(tool_call_turns.SEARCH_TOOL,),
+    rendered=tool_call_turns.after_turn,
+    check=tool_call_turns.check_template,
+)
+"""The model's own tool calls, and results as messages of the role tool."""

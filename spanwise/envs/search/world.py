@@ -11,7 +11,6 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from spanwise.envs.base import Split, Task
 from spanwise.envs.search.names import FIRST_NAMES, SURNAMES
@@ -60,8 +59,16 @@ def question_text(subject: str, relations: tuple[str, ...]) -> str:
       >>> question_text("Alan Grove", ("employer", "mother"))
       "who is Alan Grove 's employer 's mother ?"
     """
-    chain = " 's ".join((subject, *relations))
-    return f"who is {chain} ?"
+    return "who is " + " 's ".join((subject, *relations)) + " ?"
+
+
+def new_name(rng: random.Random, taken: set[str], surname: str = "") -> str:
+    """Draw a name that is not ``taken``, and take it."""
+    while True:
+        name = f"{rng.choice(FIRST_NAMES)} {surname or rng.choice(SURNAMES)}"
+        if name not in taken:
+            taken.add(name)
+            return name
 
 
 def search_query(relation: str, subject: str) -> str:
@@ -122,17 +129,12 @@ class SearchWorld:
         rng = random.Random(f"people {self.seed}")
         taken: set[str] = set()
 
-        def new_name(surname: str | None = None) -> str:
-            while True:
-                name = f"{rng.choice(FIRST_NAMES)} {surname or rng.choice(SURNAMES)}"
-                if name not in taken:
-                    taken.add(name)
-                    return name
-
         sizes = {"train": self.train_people, "dev": self.dev_people, "test": self.test_people}
-        groups = {name: tuple(new_name() for _ in range(size)) for name, size in sizes.items()}
+        groups = {
+            split: tuple(new_name(rng, taken) for _ in range(size)) for split, size in sizes.items()
+        }
         groups["lookalike"] = tuple(
-            new_name(person.split()[1])
+            new_name(rng, taken, person.split()[1])
             for group in list(groups.values())
             for person in group
             for _ in range(self.lookalikes)
@@ -204,15 +206,7 @@ class SearchWorld:
                     )
                 continue
             asked.add(question)
-            info: dict[str, Any] = {
-                "hops": hops, "subject": subject, "relations": relations, "path": path
-            }  # fmt: skip
-            tasks.append(
-                Task(
-                    id=f"{split}-{len(tasks):05d}",
-                    question=question,
-                    answers=(path[-1],),
-                    info=info,
-                )
-            )
+            info = {"hops": hops, "subject": subject, "relations": relations, "path": path}
+            task_id = f"{split}-{len(tasks):05d}"
+            tasks.append(Task(id=task_id, question=question, answers=(path[-1],), info=info))
         return tuple(tasks)

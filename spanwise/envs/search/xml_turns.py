@@ -75,8 +75,7 @@ def parsed_turn(text: str) -> Call | Answer | Malformed:
         ["<think>", "</think>", "<search>", "</search>"],
         ["<think>", "</think>", "<answer>", "</answer>"],
     ):
-        shown = " ".join(names[:8]) + (" ..." if len(names) > 8 else "")
-        return Malformed(f"the tags are {shown}" if names else "there are no tags")
+        return wrong_tags(names) if names else Malformed("there are no tags")
     think, think_end, act, act_end = tags
     outside = text[: think.start()], text[think_end.end() : act.start()], text[act_end.end() :]
     if any(part.strip() for part in outside):
@@ -85,6 +84,11 @@ def parsed_turn(text: str) -> Call | Answer | Malformed:
     if act.group() == "<answer>":
         return boxed_answer(inside)
     return Call(inside) if inside else Malformed("the query is empty")
+
+
+def wrong_tags(names: Sequence[str]) -> Malformed:
+    """The fault of a turn with other tags than it may have."""
+    return Malformed(f"the tags are {' '.join(names[:8])}{' ...' if names[8:] else ''}")
 
 
 def boxed_answer(text: str) -> Answer | Malformed:
@@ -129,8 +133,13 @@ def result_text(documents: Sequence[Document], max_characters: int = 4000) -> st
       >>> result_text([])
       ' <result> nothing found . </result> '
     """
-    shown = " ".join(
+    shown = " ".join(shown_documents(documents, max_characters)) or "nothing found ."
+    return f" <result> {shown} </result> "
+
+
+def shown_documents(documents: Sequence[Document], max_characters: int) -> list[str]:
+    """Each document as its title and the beginning of its text, with tags made harmless."""
+    return [
         f"{harmless_text(document.title[:200])} : {harmless_text(document.text[:max_characters])}"
         for document in documents
-    )
-    return f" <result> {shown or 'nothing found .'} </result> "
+    ]
