@@ -1,4 +1,4 @@
-"""AdamW that loses no small step to the precision of the weights."""
+"""AdamW whose small steps are not lost in the rounding of bfloat16 weights."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ def adamw(
 
 
 class Float32AdamW(torch.optim.AdamW):
-    """AdamW; weights of less than float32 have a float32 master copy beside them.
+    """AdamW that keeps a float32 master copy of each weight of less precision.
 
-    A step of the learning rate 1e-6 is lost on a bfloat16 weight of 0.02, whose neighbours
-    are 1e-4 away. The steps add up in the master copy, and the weight is its rounding:
+    A step of 1e-6 is lost on a bfloat16 weight of 0.02, whose neighbours are 1e-4 away. The
+    steps add up in the master copy, and the weight is its rounding:
 
         m <- AdamW(m, g)        w <- bfloat16(m)
 
     On weights of float32 and float64 it is ``torch.optim.AdamW``, bit for bit. The master
-    copy is part of the state, as ``master``; such a weight takes 2 bytes, its gradient 2,
-    and master copy and moments 12.
+    copy is part of the optimizer's state, as ``master``. A bfloat16 weight takes 16 bytes: 2
+    for itself, 2 for its gradient, 12 for master copy and moments. Float32 weights under the
+    ``MixedPrecisionPolicy`` of FSDP2 take as many, but only with a process group; under
+    autocast they are cast anew in every forward pass. Here one process and many train in the
+    same way, and an engine samples from the very weights that are trained.
 
     Args:
-      parameters: What is to be trained.
+      parameters: The weights that are trained.
       lr: Learning rate.
       betas: Decay of the two moments.
       weight_decay: Decoupled from the gradient.
@@ -59,7 +62,11 @@ class Float32AdamW(torch.optim.AdamW):
         return loss
 
     def _master_step(self, group: Mapping[str, Any]) -> list[tuple[torch.nn.Parameter, Tensor]]:
-        """Step the short weights; returns them with their gradients, which they no longer have."""
+        """Step the short weights of a group, and take their gradients from them.
+
+        Returns:
+          Each such weight with the gradient that it had.
+        """
         pairs = [(p, p.grad) for p in group["params"] if p.grad is not None and _is_short(p)]
         if not pairs:
             return []
@@ -97,13 +104,12 @@ class Float32AdamW(torch.optim.AdamW):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a saved state over; of short weights in float32, as it was saved."""
+        """Take over a saved state, in the precision in which it was saved."""
         super().load_state_dict(state_dict)  # casts to the precision of the weight
-        names = (i for group in state_dict["param_groups"] for i in group["params"])
-        parameters = (p for group in self.param_groups for p in group["params"])
-        for name, parameter in zip(names, parameters, strict=True):
-            if _is_short(parameter):
-                for key, value in state_dict["state"].get(name, {}).items():
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for number, state in state_dict["state"].items():
+            if _is_short(parameter := parameters[number]):
+                for key, value in state.items():
                     where = value.device if key == "step" else parameter.device
                     self.state[parameter][key] = value.detach().clone().to(where)
 
