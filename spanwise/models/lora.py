@@ -147,7 +147,7 @@ def trained_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 
 def saved_state(model: Any) -> dict[str, Tensor]:
-    """What a saved model consists of, by name: all of its state, or an adapter's weights alone."""
+    """The tensors of a saved model, by name: all of its state, or the adapter's weights alone."""
     state: dict[str, Tensor] = model.state_dict(keep_vars=True)
     if getattr(model, "peft_config", None):
         return {name: tensor for name, tensor in state.items() if tensor.requires_grad}
@@ -155,22 +155,22 @@ def saved_state(model: Any) -> dict[str, Tensor]:
 
 
 def copy_trainable(model: M) -> M:
-    """A copy with trained weights of its own; weights that stay as they are, are shared.
+    """A copy of a model with trained weights of its own; frozen weights are shared.
 
-    Of a model that is trained as a whole, all is copied; of one with an adapter, the adapter.
+    Without an adapter that is a copy of all weights, with one a copy of the adapter.
     """
     frozen: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
     return copy.deepcopy(model, frozen)
 
 
 def merged_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """The weights under the names of the model without an adapter, with it added in.
+    """The weights with the adapter merged into them, under their names without an adapter.
 
     The model is left as it is. Tied weights come once.
 
     Args:
       model: A causal language model of transformers, with or without an adapter. The
-        weights of a split model come split.
+        weights of a split model come split, too.
     """
     layers = dict(model.named_modules())
     for name, parameter in model.named_parameters():

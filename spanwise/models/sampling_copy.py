@@ -1,4 +1,4 @@
-"""The policy as an engine of this process samples from it: whole, and at rest."""
+"""The copy of the policy that an engine in this process samples from."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from spanwise.models.sharding import whole
 
 
 def sampling_copy(model: Any, mesh: DeviceMesh | None, *, apart: bool = False) -> Any:
-    """A model that stays whole when ``model`` is split: itself if it is not going to be.
+    """A policy that stays whole when ``model`` is split; without need for a copy, ``model``.
 
     Args:
       model: The policy, not split yet.
-      mesh: The processes over which it is going to be split; None: it is not.
-      apart: Whether it is trained while it is sampled from, which takes a copy in any case;
-        frozen weights are shared if nothing is split.
+      mesh: Processes over which the policy is about to be split; None if it is not.
+      apart: Whether the policy is trained while it is sampled from. That takes a copy in any
+        case; it shares frozen weights if nothing is split.
     """
     if mesh is None:
         return copy_trainable(model).requires_grad_(False) if apart else model
@@ -28,7 +28,7 @@ def sampling_copy(model: Any, mesh: DeviceMesh | None, *, apart: bool = False) -
 
 @torch.no_grad()
 def refresh(sampled: Any, model: Any) -> None:
-    """Bring a model from ``sampling_copy`` up to date; every process has to ask."""
+    """Copy the policy's trained weights to its ``sampling_copy``; every process has to call it."""
     if sampled is model:
         return
     targets = dict(sampled.named_parameters())

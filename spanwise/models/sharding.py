@@ -61,24 +61,23 @@ def gathered(function: Callable[..., T], model: Any, *args: Any) -> T:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be split; every process has to ask at the same time."""
+    """The whole of a tensor that may be split; every process has to ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gather(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Tensors of which some may be split, as whole ones; every process has to ask.
+    """Gather tensors that may be split; every process has to call it.
 
-    Split tensors are gathered one after another, so that a process that keeps none never
-    holds more than one of them.
+    They are gathered one after another, so that a process without ``keep`` never holds more
+    than one whole tensor.
 
     Args:
-      tensors: Tensors by name. One that stands under two names, such as a tied weight, does
-        so in the result.
+      tensors: Tensors by name. One with two names, such as a tied weight, keeps both.
       keep: Whether this process wants the result.
 
     Returns:
-      The whole tensors: those that were split on the CPU, the others as they are. Empty
-      without ``keep``.
+      The whole tensors: on the CPU if they were split, else where they were. Empty without
+      ``keep``.
     """
     found: dict[int, Tensor] = {}
     for tensor in {id(tensor): tensor for tensor in tensors.values()}.values():

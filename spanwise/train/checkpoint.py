@@ -51,12 +51,13 @@ class CheckpointError(RunError):
 
 
 def save_weights(folder: Path, learner: Learner, tokenizer: Any) -> None:
-    """The policy in Hugging Face format, and the critic; all weights as safetensors.
+    """Write the policy in Hugging Face format, and the critic; all weights as safetensors.
 
-    Every rank has to call it, the leading one writes: the files are those of one process.
+    Every rank has to call it. The main one writes, and the files are those that a run of one
+    process would write.
 
     Raises:
-      CheckpointError: in all ranks, if the folder cannot be written.
+      CheckpointError: on all ranks, if the folder cannot be written.
     """
     ranks, weights = learner.ranks, _Weights.of(learner)
     with _writing_together(folder, ranks):
@@ -69,19 +70,20 @@ def save_weights(folder: Path, learner: Learner, tokenizer: Any) -> None:
 def write_checkpoint(
     folder: Path, learner: Learner, tokenizer: Any, state: RunState, settings: Mapping[str, Any]
 ) -> None:
-    """Write down a run between two steps.
+    """Write a checkpoint of a run between two steps.
 
     Every rank has to call it, and writes the part of the training state that it holds.
 
     Args:
-      folder: The checkpoint's place, which all ranks can reach; one that is there is replaced.
-      learner: Weights, optimizers and the KL coefficient.
+      folder: Folder of the checkpoint, within reach of all ranks; an existing one is replaced.
+      learner: Holds the weights, the optimizers and the KL coefficient.
       tokenizer: Saved beside the policy.
-      state: How far the run is.
-      settings: The resolved configuration.
+      state: Progress of the run.
+      settings: The run's configuration, with every default filled in.
 
     Raises:
-      CheckpointError: in all ranks, if one of them cannot write; what was there before still is.
+      CheckpointError: on all ranks, if one of them cannot write; an existing checkpoint is
+        then left as it was.
     """
     ranks, weights, partial = learner.ranks, _Weights.of(learner), partial_path(folder)
     own: dict[str, Any] = {}
@@ -108,19 +110,23 @@ def write_checkpoint(
 
 
 def read_checkpoint(folder: Path, learner: Learner, settings: Mapping[str, Any]) -> RunState:
-    """Bring the learner to where a checkpoint was written.
+    """Restore the learner to the state that a checkpoint holds.
 
-    Every rank has to call it, and reads the part of the training state that it is to hold,
-    however many ranks wrote it.
+    Every rank has to call it, and reads the part of the training state that it is going to
+    hold, however many ranks wrote it.
 
     Args:
-      folder: The checkpoint.
-      learner: New, of the same settings; changed in place once the files are found whole.
-      settings: The resolved configuration.
+      folder: Folder of the checkpoint.
+      learner: A new learner with the same settings. It is changed in place, after the files
+        have been verified.
+      settings: The run's configuration, with every default filled in.
+
+    Returns:
+      Progress of the run.
 
     Raises:
-      CheckpointError: if a file is missing or damaged, or the checkpoint is of another
-        version, of other settings or of another model.
+      CheckpointError: on all ranks, if a file is missing or damaged, or the checkpoint belongs
+        to another version, other settings or another model.
     """
     names = check_files(folder, settings, learner.ranks)
     record = json.loads((folder / STATE).read_text(encoding="utf-8"))
@@ -136,13 +142,13 @@ def read_checkpoint(folder: Path, learner: Learner, settings: Mapping[str, Any])
 
 
 def check_files(folder: Path, settings: Mapping[str, Any], ranks: Ranks = ALONE) -> list[str]:
-    """Compare a checkpoint with its manifest, the files shared out over the ranks.
+    """Verify a checkpoint against its manifest; each rank reads its share of the files.
 
     Returns:
-      The names of its files, in order.
+      The names of the files, sorted.
 
     Raises:
-      CheckpointError: in all ranks, naming a file that is not as it was written.
+      CheckpointError: on all ranks, naming a file that is not as it was written.
     """
     files, fault = dict[str, Any](), ""
     try:
@@ -160,7 +166,7 @@ def check_files(folder: Path, settings: Mapping[str, Any], ranks: Ranks = ALONE)
 
 
 def _manifest(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The fingerprints of a checkpoint's files, by name."""
+    """Size and SHA-256 of each file of a checkpoint, by name."""
     path = folder / MANIFEST
     try:
         manifest: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -182,16 +188,16 @@ def _manifest(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 def newest_usable(
     parent: Path, learner: Learner, settings: Mapping[str, Any], tell: Callable[[str], None]
 ) -> RunState | None:
-    """Bring the learner to the newest checkpoint that can be used.
+    """Restore the learner to the newest checkpoint that can be used.
 
     Args:
       parent: The run's folder of checkpoints.
-      learner: New, of the same settings.
-      settings: The resolved configuration.
-      tell: Is told of each checkpoint that is passed over, and why.
+      learner: A new learner with the same settings.
+      settings: The run's configuration, with every default filled in.
+      tell: Called with a sentence for each checkpoint that is passed over.
 
     Returns:
-      None if there are no checkpoints.
+      Progress of the run; None if there are no checkpoints.
 
     Raises:
       CheckpointError: if there are some and none can be used.
@@ -214,7 +220,7 @@ def newest_usable(
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
-    """Names the settings of a run, wherever its folder lies."""
+    """SHA-256 of a run's settings, wherever its folder lies."""
     named = {name: value for name, value in settings.items() if name != "folder"}
     return hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -222,7 +228,7 @@ def settings_digest(settings: Mapping[str, Any]) -> str:
 def checkpoint_folders(parent: Path) -> list[Path]:
     """The checkpoints of a run, newest first.
 
-    Those of fitting the critic alone, ``critic_N``, are older than all of ``step_N``.
+    Checkpoints of fitting the critic alone, ``critic_N``, are older than any ``step_N``.
     """
     found: list[tuple[str, int, Path]] = []
     for path in parent.iterdir() if parent.is_dir() else ():
@@ -242,9 +248,9 @@ def remove_old(parent: Path, keep: int) -> None:
 
 
 def quarantine(parent: Path, used: Path) -> None:
-    """Rename the checkpoints newer than the one in use, which were found to be of no use.
+    """Rename the checkpoints that are newer than the one in use: they turned out unusable.
 
-    Else they would count among the newest, and good ones be removed in their place.
+    They would otherwise count among the newest, and good ones would be removed instead.
     """
     folders = checkpoint_folders(parent)
     for folder in folders[: folders.index(used)] if used in folders else ():
@@ -255,19 +261,19 @@ def quarantine(parent: Path, used: Path) -> None:
 
 
 def remove_partial(parent: Path) -> None:
-    """Remove what a run that was killed while it wrote has left."""
+    """Remove what is left of a checkpoint whose writing was interrupted by a kill."""
     for folder in parent.glob(f"*{PARTIAL}"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def partial_path(folder: Path) -> Path:
-    """Where a folder is written before it has its name."""
+    """Where a folder is written before it is given its name."""
     return folder.with_name(folder.name + PARTIAL)
 
 
 @contextmanager
 def _writing_together(folder: Path, ranks: Ranks) -> Generator[None]:
-    """Where one rank cannot write, all raise the same error, and nothing is left of the folder."""
+    """If one rank cannot write, have all raise the same error and remove what was written."""
     fault, cause = "", None
     try:
         yield
@@ -288,7 +294,7 @@ def _begin(folder: Path) -> None:
 
 
 def _put_in_place(folder: Path) -> None:
-    """Give the folder its name once all of it is on the disk."""
+    """Have the disk hold everything in a folder, then give it its name."""
     partial = partial_path(folder)
     for path in (*partial.iterdir(), partial):
         _flush(path)
@@ -298,7 +304,7 @@ def _put_in_place(folder: Path) -> None:
 
 
 def _parts(learner: Learner) -> Iterator[tuple[str, Any, torch.optim.Optimizer]]:
-    """What is trained, with its optimizer."""
+    """Each model that is trained, with its optimizer."""
     yield "policy", learner.model, learner.optimizer
     if learner.critic is not None:
         yield "critic", learner.critic.model, learner.critic.optimizer
@@ -314,7 +320,7 @@ def _record(state: RunState, learner: Learner) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Weights:
-    """The whole weights of a learner for others to read; empty but on the leading rank."""
+    """The whole weights of a learner, for other programs; empty on all but the main rank."""
 
     model: Any
     policy: dict[str, Tensor]
@@ -322,7 +328,7 @@ class _Weights:
 
     @classmethod
     def of(cls, learner: Learner) -> _Weights:
-        """Every rank has to ask; the weights are gathered one at a time."""
+        """Gather the weights one at a time; every rank has to call it."""
         leads, model = learner.ranks.is_main, learner.model
         critic = {} if learner.critic is None else learner.critic.model.weights(keep=leads)
         return cls(model=model, policy=gather(saved_state(model), keep=leads), critic=critic)
@@ -346,7 +352,7 @@ def _score(folder: Path) -> float | None:
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """What the manifest says of a file."""
+    """A file's size and SHA-256, as in the manifest."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}

@@ -1,4 +1,4 @@
-"""The minibatch of a run that ended because it was not finite, written down for study."""
+"""The minibatch on which a run ended because a loss or gradient was not finite."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from spanwise.run.folder import writing
 
 
 def save_for_study(rows: Batch, folder: Path, step: int) -> Path:
-    """Write a minibatch down: its tensors by name, and which of them are not finite.
+    """Write a minibatch to the run folder, with the number of values that are not finite.
 
     Returns:
-      The file with the tensors; a JSON file of the same name lies beside it.
+      The safetensors file with the batch's columns; a JSON file of the same name beside it
+      holds the counts.
     """
     named = {f.name: getattr(rows, f.name) for f in fields(rows)}
     tensors = {k: v.detach().cpu().contiguous() for k, v in named.items() if isinstance(v, Tensor)}

@@ -1,4 +1,4 @@
-"""Going on with a run: what is written for it, and how it is taken up again."""
+"""Resuming a run: when its checkpoints are written, and how they are restored."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from spanwise.train.state import Run
 
 
 def save_state(run: Run) -> None:
-    """Write a checkpoint of where the run is, and remove those that are no longer kept.
+    """Write a checkpoint of the run as it is now, and remove those that are no longer kept.
 
-    Every rank has to call it, the leading one writes.
+    Every rank has to call it.
 
     Raises:
       CheckpointError: if it cannot be written.
@@ -35,12 +35,12 @@ def save_state(run: Run) -> None:
 
 
 def is_saved(run: Run) -> bool:
-    """Whether there is a checkpoint of where the run is."""
-    return state_path(run).exists()
+    """Whether a checkpoint of the run as it is now exists; every rank has to ask."""
+    return run.ranks.gather(state_path(run).exists())[0]
 
 
 def state_path(run: Run) -> Path:
-    """Where a checkpoint of where the run is belongs."""
+    """Folder for a checkpoint of the run as it is now."""
     state = run.state
     fitting = state.step == 0 and not state.critic_fitted
     name = f"critic_{len(state.critic_history):05d}" if fitting else f"step_{state.step:05d}"
@@ -48,10 +48,10 @@ def state_path(run: Run) -> Path:
 
 
 def restore(run: Run, display: Display) -> None:
-    """Bring a new run of the same settings to the newest checkpoint of its folder.
+    """Restore a new run with the same settings to the newest usable checkpoint of its folder.
 
-    Without one it begins anew, but for the turns in the journal. Every rank reads the
-    checkpoint, however many wrote it.
+    Without one, the run starts from the beginning, with the turns in the journal. Every rank
+    has to call it.
 
     Raises:
       CheckpointError: if there are checkpoints and none can be used.
@@ -77,10 +77,10 @@ def restore(run: Run, display: Display) -> None:
 
 
 def open_for_resume(folder: Path, settings: dict[str, Any]) -> RunFolder:
-    """The log of a run that can be gone on with.
+    """The folder of a run that can be resumed.
 
     Raises:
-      RunError: if there is none, it is finished, or its settings are others now.
+      RunError: if there is no run, it is finished, or its settings have changed.
     """
     log = RunFolder.open(folder)
     if log.summary_path.exists():

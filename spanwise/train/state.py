@@ -24,37 +24,37 @@ from spanwise.train.prefetch import Prefetcher
 
 @dataclass(kw_only=True)
 class RunState:
-    """How far a run is; with the learner's weights and optimizers, all that it goes on from."""
+    """Progress of a run: with the learner's weights and optimizers, all that resuming needs."""
 
     step: int = 0
-    """Training steps that are done."""
+    """Number of training steps that are done."""
 
     before: dict[str, Any] | None = None
-    """The measurement before training; None: not taken yet."""
+    """Measurement before training; None until it is taken."""
 
     critic_history: list[float] = field(default_factory=list[float])
-    """Explained variance of each batch that the critic alone was fitted on."""
+    """Explained variance on each batch that the critic alone was fitted to."""
 
     critic_fitted: bool = False
-    """Whether fitting the critic alone is over."""
+    """Whether the critic has been fitted alone."""
 
     sampled_tokens: int = 0
-    """By the model, for training."""
+    """Number of tokens that the model has sampled for training."""
 
     trained_tokens: int = 0
-    """Each as often as it was trained on."""
+    """Number of tokens trained on, each counted once per epoch."""
 
     train_seconds: float = 0.0
-    """Of fitting the critic and training, measurements during training included."""
+    """Seconds spent on fitting the critic and on training, measurements in between included."""
 
     held_out: float | None = None
-    """The sampled held-out success, or else score, after ``step``, if it was measured then."""
+    """Held-out success, or else score, of sampled answers after ``step``, if measured then."""
 
     metrics_bytes: int = 0
-    """Length of the metrics when they were last written."""
+    """Length of the metrics file after the last line, in bytes."""
 
     settled: bool = True
-    """False while the weights are ahead of what is counted here."""
+    """False while an update is under way: the weights are then ahead of these counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,38 +65,35 @@ class Run:
     config: TrainConfig
     log: RunFolder
     lock: FileLock | None
-    """Held while this process writes to the run folder; None where another rank does."""
+    """Held while this process writes to the run folder; None on ranks that do not."""
 
     trackers: Sequence[Tracker]
     tokenizer: Any
     settings: Mapping[str, Any]
-    """The resolved configuration."""
+    """The configuration with every default filled in, as plain values."""
 
     context: RolloutContext
     journal: StepJournal
     learner: Learner
     sampled: Any
-    """The policy as the sampler gets it: the learner's, or a copy that is whole and at rest."""
+    """The policy as the sampler reads it: the learner's own, or a whole copy of it."""
 
     pool: Sequence[Task]
-    """The tasks to train on."""
+    """Tasks that prompts are drawn from."""
 
     state: RunState
     ranks: Ranks
     prefetcher: Prefetcher = field(default_factory=Prefetcher)
-    """The sampling of the next step, with ``max_off_policy_steps``."""
+    """Samples the next step during an update, with ``max_off_policy_steps``."""
 
     def count(self, metrics: Mapping[str, Any], seconds: float, *, epochs: int) -> None:
-        """Add what a batch took to the state, ``epochs`` passes over its trained tokens."""
+        """Add a batch's tokens and seconds to the state, its trained tokens once per epoch."""
         self.state.sampled_tokens += metrics["sampled_tokens"]
         self.state.trained_tokens += epochs * metrics["trained_tokens"]
         self.state.train_seconds += seconds
 
     def write(self, metrics: Mapping[str, Any]) -> None:
-        """Append a line of metrics to the run folder, and copy it to the trackers.
-
-        The leading rank alone does.
-        """
+        """Append a line of metrics to the run folder and to the trackers, on the main rank."""
         if not self.ranks.is_main:
             return
         self.state.metrics_bytes = self.log.write_metrics(metrics)
@@ -104,7 +101,7 @@ class Run:
             tracker.write(metrics)
 
     def update_sampler(self) -> None:
-        """Sample from the policy as it is now; every rank has to call it."""
+        """Have the sampler use the policy as it is now; every rank has to call it."""
         refresh(self.sampled, self.learner.model)
         self.context.sampler.update_weights(self.sampled)
 
@@ -114,14 +111,14 @@ class Run:
         print(f"spanwise{process}: {text}", file=sys.stderr, flush=True)
 
     def training_context(self) -> RolloutContext:
-        """Where the trees to train on are grown: finished turns go into the journal.
+        """The context in which trees to train on are sampled.
 
-        One of several processes keeps none.
+        Finished turns go into the journal, unless the run has several processes.
         """
         return replace(self.context, journal=self.journal if self.ranks.size == 1 else None)
 
     def close(self) -> None:
-        """Stop the sampler and write out what the trackers hold back."""
+        """Stop the sampler, and have the trackers write what they have buffered."""
         self.prefetcher.close()
         self.journal.close()
         if self.lock is not None:
@@ -132,7 +129,7 @@ class Run:
 
 
 class Clock:
-    """Seconds by phase."""
+    """Measures the seconds of each phase of a step."""
 
     def __init__(self) -> None:
         self._started = self._last = time.monotonic()

@@ -1,10 +1,10 @@
-"""The trained weights of a run and their optimizer state, in one file for each process.
+"""The trained weights of a run and their optimizer state, in one file per process.
 
-A process writes the rows that it holds of each split tensor; the leading one also writes the
-tensors that are not split. A tensor is read from the rows of all files, one after another, and
-a process takes those that it now holds: any number of processes goes on from what any number
-has written, and none ever holds more than its part. The files are safetensors, so that nothing
-is unpickled.
+Each process writes its rows of every split tensor; the main one also writes the tensors that
+are not split. The rows of all files, one file after another, are the whole tensor, and each
+process reads those that it is going to hold. So any number of processes can resume what any
+number wrote, and none ever holds more than its part. The files are safetensors: nothing is
+unpickled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WEIGHT = "weight"
 
 
 def state_file(rank: int, size: int) -> str:
-    """The name of a process's file.
+    """Name of the file that a process writes.
 
     Example:
       >>> state_file(0, 2)
@@ -37,10 +37,10 @@ def state_file(rank: int, size: int) -> str:
 def training_state(
     part: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """Each trained weight of a model, and each tensor that its optimizer keeps for it.
+    """The trained weights of a model and the tensors that its optimizer keeps for each.
 
     Returns:
-      Tensors by name: ``part/weight's name/weight``, ``part/weight's name/exp_avg``, …
+      Tensors by name: ``part/PARAMETER/weight``, ``part/PARAMETER/exp_avg``, …
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in _trained(model, optimizer):
@@ -53,9 +53,9 @@ def write_state(file: Path, tensors: Mapping[str, Tensor], *, leads: bool) -> No
     """Write this process's part of some tensors.
 
     Args:
-      file: The file, new.
+      file: A new file.
       tensors: Split or whole tensors by name, the same names in every process.
-      leads: Whether this process writes the whole ones.
+      leads: Whether this process writes the tensors that are not split.
     """
     own = {
         name: (tensor.to_local() if isinstance(tensor, DTensor) else tensor).contiguous()
@@ -66,10 +66,10 @@ def write_state(file: Path, tensors: Mapping[str, Tensor], *, leads: bool) -> No
 
 
 class StateFiles:
-    """What all processes wrote, open for reading.
+    """The files of all processes, open for reading.
 
     Args:
-      files: One of each process, in their order.
+      files: One file per process, in the order of the processes.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -83,10 +83,10 @@ class StateFiles:
 
     @torch.no_grad()
     def load(self, part: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Bring a model's trained weights and their optimizer state to what was written.
+        """Restore a model's trained weights and their optimizer state.
 
         Raises:
-          SpanwiseError: if the state is that of another model.
+          SpanwiseError: if the files belong to another model.
         """
         states: dict[int, dict[str, Tensor]] = {}
         for number, (name, parameter) in enumerate(_trained(model, optimizer)):
@@ -103,7 +103,7 @@ class StateFiles:
 def _trained(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """The optimizer's parameters in its order, by their names in the model."""
+    """The parameters of an optimizer, in its order, with their names in the model."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -111,7 +111,7 @@ def _trained(
 
 
 def _read(label: str, pieces: Sequence[Any], parameter: Tensor) -> Tensor:
-    """A tensor, split as the parameter is that it belongs to; a number as it is."""
+    """A tensor, split like the parameter that it belongs to; a scalar as it is."""
     shapes = [piece.get_shape() for piece in pieces]
     if shapes == [[]]:
         return pieces[0][...]
@@ -137,7 +137,7 @@ def _read(label: str, pieces: Sequence[Any], parameter: Tensor) -> Tensor:
 
 
 def _rows(parameter: Tensor) -> tuple[int, int]:
-    """The rows of a parameter that this process holds; FSDP cuts along the first dimension."""
+    """First and last row (exclusive) of a parameter here: FSDP splits the first dimension."""
     rows = parameter.shape[0]
     if not isinstance(parameter, DTensor):
         return 0, rows

@@ -22,15 +22,15 @@ _MEMORY = Path("/dev/shm")
 
 
 class WeightFolder:
-    """Where the newest weights of a model lie; older ones are deleted.
+    """A folder with the newest weights of a model; older ones are deleted.
 
     Args:
-      model: A causal language model of transformers; its architecture stays.
-      parent: A folder that the engines can read; by default one in memory where there is
-        room for two copies, else one for temporary files.
+      model: A causal language model of transformers, for its architecture.
+      parent: A folder that the engines can read. The default is a folder in memory, if that
+        has room for two copies, else one for temporary files.
 
     Raises:
-      EngineError: by ``write`` too, if the folder cannot be written.
+      EngineError: if the folder cannot be written; ``write`` may raise it too.
     """
 
     def __init__(self, model: Any, parent: Path | None) -> None:
@@ -46,7 +46,11 @@ class WeightFolder:
         """In Hugging Face format."""
 
     def write(self, weights: Mapping[str, Tensor], tokenizer: Any = None) -> Path:
-        """The folder with these weights; ``discard_older`` once it has been read."""
+        """Write these weights, whole and without an adapter, to a new folder.
+
+        Returns:
+          The folder; call ``discard_older`` once it has been read.
+        """
         self._number += 1
         self.newest = self._folder / str(self._number)
         try:
@@ -60,29 +64,29 @@ class WeightFolder:
         return self.newest
 
     def discard_older(self) -> None:
-        """Delete all but the newest."""
+        """Delete all weights but the newest."""
         for folder in self._folder.iterdir():
             if folder != self.newest:
                 shutil.rmtree(folder)
 
     def close(self) -> None:
-        """Delete everything, as the end of the program does too."""
+        """Delete all weights; the end of the program does so, too."""
         self._remove()
 
 
 def plain_weights(model: Any, *, keep: bool = True) -> dict[str, Tensor]:
-    """The whole weights for an engine, an adapter added into those that it belongs to.
+    """The whole weights of a model for an engine, with an adapter merged into them.
 
     Args:
       model: A causal language model of transformers. If it is split over training processes,
-        all of them have to ask.
-      keep: Whether this process wants them; without it, the result is empty.
+        all of them have to call this.
+      keep: Whether this process wants the weights; the result is empty without.
     """
     return gather(dict(merged_weights(model)), keep=keep)
 
 
 def _without_weights(model: Any) -> Any:
-    """A model of the same kind that knows the format of its files, and has no adapter."""
+    """A model of the same class without weights and adapter, which can write such a model."""
     with torch.device("meta"):
         plain = type(model)(copy.deepcopy(model.config)).to(model.dtype)
     plain.generation_config = model.generation_config
