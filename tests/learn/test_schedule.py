@@ -52,10 +52,3 @@ def test_it_scales_the_rate_of_each_step_and_the_metrics_say_so() -> None:
         assert metrics["learning_rate"] == 1e-3 * schedule(1, 8)
     assert moved[1] == pytest.approx(moved[0] / 4, rel=1e-3)
     assert moved[2] == pytest.approx(moved[0] / 8, rel=1e-3)
-
-
-def test_a_bad_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="warmup_steps"):
-        Constant(warmup_steps=-1)
-    with pytest.raises(ValueError, match="floor"):
-        Cosine(floor=1.5)

@@ -78,16 +78,6 @@ def test_micro_batches_change_no_figure(objective: Objective) -> None:
     assert other == pytest.approx(figures, rel=1e-5, abs=1e-7)
 
 
-def test_a_number_divides_the_sum_over_each_row() -> None:
-    batch = Batch.from_trees(TREES)
-    by_token, by_number = (
-        updated(TREES, replace(OBJECTIVES[1], loss_aggregation=average), SGD_LIKE)[1]["loss"]
-        for average in ("token", 7)
-    )
-    total = by_token * batch.num_model_tokens
-    assert by_number == pytest.approx(total / (7 * batch.num_rows), rel=1e-9)
-
-
 @pytest.mark.parametrize("objective", OBJECTIVES[:3], ids=lambda o: type(o.ratio_spans).__name__)
 def test_the_order_of_trees_changes_nothing(objective: Objective) -> None:
     forward, _ = updated(TREES, objective, SGD_LIKE)

@@ -20,6 +20,8 @@ SMALL = [
     *("--evaluation.every", "2"),
 ]
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("end to end")]
+
 
 def run(folder: Path, recipe: str, *options: str) -> RunFolder:
     assert main(["train", recipe, *SMALL, *options, "--folder", str(folder)]) == 0
