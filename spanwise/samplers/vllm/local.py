@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
@@ -224,10 +225,9 @@ def _main_module_hidden() -> Iterator[None]:
     vLLM's need nothing of it, its workers fail to start beside some imports (llvmlite, and
     so numba), and a script that has no ``if __name__`` would start itself again.
     """
-    main: Any = sys.modules["__main__"]
-    spec, file = main.__spec__, getattr(main, "__file__", None)
-    main.__spec__, main.__file__ = None, None
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield
     finally:
-        main.__spec__, main.__file__ = spec, file
+        sys.modules["__main__"] = main
