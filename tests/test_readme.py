@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from spanwise import recipes
-from spanwise.batch import Batch
-from spanwise.cli.options import configured
+from spanwise.credit import Advantage, GroupAdvantage, SpanAdvantage, TreeAdvantage
 from tests.layers import LAYERS, PACKAGE
-from tests.trees import of_rewards
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+ROWS = re.findall(r"^\| `(\w+)`([^|]*)\| `(\w+)` \|[^|]*\| (.*) \|$", README, re.MULTILINE)
+
+
+def test_it_is_short_and_names_every_page() -> None:
+    assert len(README.splitlines()) < 170
+    linked = set(re.findall(r"\(docs/(\w+\.md)", README))
+    assert linked == {page.name for page in ROOT.glob("docs/*.md")}
 
 
 def test_the_first_lines_print_the_advantages_that_they_say() -> None:
@@ -29,43 +34,57 @@ def test_the_first_lines_print_the_advantages_that_they_say() -> None:
     assert names["credit"][0].tolist() == pytest.approx(expected, abs=5e-5)
 
 
-def test_the_recipe_of_ones_own_is_a_recipe(tmp_path: Path) -> None:
-    file = tmp_path / "my_exp.py"
-    file.write_text(BLOCKS[1], encoding="utf-8")
-    config = recipes.find(f"{file}:best_of_prompt")()
-    assert type(config.advantage).__name__ == "BestOfPrompt"
+def test_the_loop_of_ones_own_trains(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    exec(BLOCKS[1], names)
+    assert re.findall(r"step (\d)", capsys.readouterr().out) == ["0", "1"]
+    gradients = [p.grad for p in names["policy"].parameters()]
+    assert all(g is not None and g.isfinite().all() for g in gradients)
+    assert names["loss"].isfinite() and any(g.abs().max() > 0 for g in gradients)
+    before = names["shipped"].load().parameters()
+    moved = [(a - b).abs().max() for a, b in zip(names["policy"].parameters(), before, strict=True)]
+    assert 0 < torch.stack(moved).max() < 1e-3  # four steps of 1e-4
+    batch, old = names["batch"], names["old"]
+    engine = batch.engine_logprobs[batch.mask]
+    assert torch.allclose(old[batch.mask], engine, atol=1e-4)  # the engine has the newest weights
 
 
-PAGES = [README, *(page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md")))]
-COMMANDS = {
-    command.strip()
-    for page in PAGES
-    for command in re.findall(r"spanwise train (\w+(?: [^#`(;\n]*)?)", page)
-    if "…" not in command and command.split()[0] in recipes.names()
-}
-
-
-@pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_the_commands_shown_are_understood(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("credit", "how", "ratio", "recipe"),
+    [
+        (credit, how.strip(), ratio, recipe)
+        for credit, how, ratio, named in ROWS
+        for recipe in re.findall(r"`(\w+)`", named)
+    ],
+)
+def test_a_recipe_has_the_two_spans_of_its_row(
+    credit: str, how: str, ratio: str, recipe: str
 ) -> None:
-    (tmp_path / "my_exp.py").write_text(BLOCKS[1], encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    name, *options = shlex.split(command)
-    assert configured(name, options)
+    config = recipes.find(recipe)()
+    assert (spans_of(config.advantage), type(config.objective.ratio_spans).__name__) == (
+        credit,
+        ratio,
+    )
+    assert (how == ", over a tree") == isinstance(config.advantage, TreeAdvantage)
+
+
+def spans_of(advantage: Advantage) -> str:
+    if isinstance(advantage, SpanAdvantage):
+        return type(advantage.spans).__name__
+    return {GroupAdvantage: "Trajectory", TreeAdvantage: "Turn"}[type(advantage)]
+
+
+def test_the_table_has_every_recipe_on_the_embedded_tasks() -> None:
+    named = {recipe for *_, cell in ROWS for recipe in re.findall(r"`(\w+)`", cell)}
+    embedded = {name for name in recipes.names() if name.endswith(("_chain", "_search"))}
+    assert named == embedded - {"grpo_search"}  # the same pair as grpo_chain
 
 
 def test_the_house_is_listed_whole_and_in_the_order_of_imports() -> None:
     listed = re.search(r"^spanwise/\n(.*?)```", README, flags=re.DOTALL | re.MULTILINE)
     assert listed is not None
-    named = [line.split()[0].rstrip("/") for line in listed.group(1).splitlines()]
+    named = [name for line in listed[1].splitlines() for name in line[2:].split("  ")[0].split()]
     assert all((PACKAGE / name).exists() for name in named)
-    assert [name.removesuffix(".py") for name in named] == LAYERS[: LAYERS.index("__main__")]
-
-
-def test_the_advantage_of_ones_own_does_what_it_says(tmp_path: Path) -> None:
-    file = tmp_path / "my_exp.py"
-    file.write_text(BLOCKS[1], encoding="utf-8")
-    batch = Batch.from_trees([of_rewards(1.0, 0.0), of_rewards(-1.0, 0.0, 0.0)])
-    advantages = recipes.find(f"{file}:best_of_prompt")().advantage(batch)
-    assert advantages.sum(1).tolist() == [1.0, 0.0, 0.0, 1.0, 1.0]
+    assert [name.rstrip("/").removesuffix(".py") for name in named] == LAYERS[
+        : LAYERS.index("__main__")
+    ]
