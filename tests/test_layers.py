@@ -54,6 +54,12 @@ def test_no_two_files_import_each_other() -> None:
     list(TopologicalSorter(graph).static_order())  # raises CycleError, naming the circle
 
 
+def test_runtime_knows_no_reinforcement_learning() -> None:
+    words = r"rollout|reward|policy|critic|advantage|trajector|sampl|environment|engine"
+    for file in (PACKAGE / "runtime").glob("*.py"):
+        assert not re.findall(words, file.read_text(encoding="utf-8")), file.name
+
+
 def test_only_the_command_line_knows_tyro() -> None:
     users = [p for p in FILES if "tyro" in p.read_text(encoding="utf-8").split()]
     assert {p.parent.name for p in users} == {"cli"}
