@@ -192,7 +192,7 @@ def checkpoints_found(numbers: Sequence[int]) -> Found:
         folder = log.checkpoint_path("step_00002")
         state = RunState(step=2, before={"success": 0.5}, critic_history=[0.25])
         write_checkpoint(folder, learner, config.model.load_tokenizer(), state, settings)
-        files = (log.config_path, *sorted(p for p in folder.iterdir() if p.suffix != ".jinja"))
+        files = (log.config_path, *sorted(folder.iterdir()))
         sound = {path: path.read_bytes() for path in files}
 
         def resumed() -> None:
