@@ -3,13 +3,17 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 VLLM_VENV ?= .venv-vllm
 
-.PHONY: demo test test-browser test-triton test-vllm view check install install-dev clean
+.PHONY: demo test test-fast test-browser test-triton test-vllm view check install install-dev clean
 
 demo: install  ## Train the embedded search agent with AT²PO and show what it learned.
 	$(BIN)/spanwise train at2po_search
 
 test: install-dev  ## Unit, property, end-to-end tests and doctests.
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadgroup
+
+test-fast: install-dev  ## The same without what is slow or starts processes.
+	$(BIN)/python -m pytest -n auto --dist loadgroup \
+		-m "not (slow or processes or browser or compiler or vllm)"
 
 test-browser: install-dev  ## The page of `spanwise view` in a headless chromium.
 	$(BIN)/python -m pytest tests/browser -m browser

@@ -151,7 +151,7 @@ def test_what_estimators_may_know_of_each_node() -> None:
     assert [batch.task_ids[group] for group in batch.groups.tolist()] == ["b", "paid", "paid"]
 
 
-def test_what_is_paid_for_a_turn_without_model_tokens_goes_to_the_last_before_it() -> None:
+def test_a_turn_without_model_tokens_pays_the_last_before_it() -> None:
     nodes = (
         ROOT,
         turn(0, tokens=(1, 2), observation=(90,), reward=0.25),
@@ -167,7 +167,7 @@ def test_what_is_paid_for_a_turn_without_model_tokens_goes_to_the_last_before_it
     assert not batch.rewards_by_token[1].any()  # no model token that earned it
 
 
-def test_the_order_in_which_turns_are_paid_leaves_no_rounding_in_the_return() -> None:
+def test_the_order_of_payments_leaves_no_rounding_in_the_return() -> None:
     rewards = (0.1, 0.7, 0.3, -0.2)
     rows = [rewards, rewards[::-1], (0.3, -0.2, 0.1, 0.7)]
     nodes = [ROOT]

@@ -47,6 +47,7 @@ def test_unknown_names_are_refused_with_what_was_meant(capsys: pytest.CaptureFix
     assert "no run folder" in refused(capsys, "show", "nowhere")
 
 
+@pytest.mark.processes
 def test_warnings_are_one_line_each() -> None:
     """Those of spanwise; another's says where it is from."""
     script = (
@@ -85,7 +86,7 @@ def test_help_needs_no_run_and_no_recipe(
     assert told in captured.out and not captured.err
 
 
-def test_a_task_that_does_not_exist_is_refused_before_a_tokenizer_is_looked_for(
+def test_a_missing_task_is_refused_before_a_tokenizer_is_looked_for(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("reasoning_gym")
@@ -131,6 +132,7 @@ def test_a_recipe_file_without_that_function_is_refused(
     )
 
 
+@pytest.mark.processes
 def test_unknown_recipes_are_refused_before_torch_is_loaded() -> None:
     script = (
         "import sys; from spanwise.cli import main; "
@@ -347,7 +349,7 @@ def nothing():
 """
 
 
-def test_classes_in_a_file_of_ones_own_have_options_and_a_recipe_must_be_one(
+def test_own_classes_have_options_and_a_recipe_must_be_one(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     file = tmp_path / "ones_own.py"

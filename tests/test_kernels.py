@@ -120,6 +120,7 @@ def forked_mean(_):
     return spans.span_means(x, torch.zeros(4, 3, dtype=torch.int64)).sum().item()
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform != "linux", reason="fork is Linux's way to start a process")
 def test_kernels_work_in_a_forked_process(monkeypatch):
     monkeypatch.setattr(cpu, "MIN_PART", 1)
@@ -160,6 +161,7 @@ def test_layouts_do_not_matter():
     assert torch.equal(row[:1], span_advantages(rewards[:1], values[:1], partition[:1]))
 
 
+@pytest.mark.processes
 def test_without_numba_plain_torch_gives_the_same():
     script = (
         "import sys; sys.modules['numba'] = None\n"

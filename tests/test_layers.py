@@ -65,6 +65,7 @@ def test_only_the_command_line_knows_tyro() -> None:
     assert {p.parent.name for p in users} == {"cli"}
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("module", ["spans", "advantages", "losses"])
 def test_the_core_loads_torch_alone(module: str) -> None:
     """Of what is installed, importing the core loads nothing that torch does not load."""
@@ -79,6 +80,7 @@ def test_the_core_loads_torch_alone(module: str) -> None:
     assert run.stdout.strip() == "[]"
 
 
+@pytest.mark.processes
 def test_tree_and_run_folder_need_the_standard_library_alone() -> None:
     script = (
         "import sys, spanwise.tree, spanwise.run.folder\n"

@@ -112,7 +112,7 @@ def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_recipe_called_random_is_broken_mended_resumed_and_measured(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,7 +162,7 @@ def no_steps():
 """
 
 
-def test_what_is_refused_is_one_line_with_its_place_and_a_bug_is_not_refused(
+def test_a_refusal_is_one_line_with_its_place_and_a_bug_is_not(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = folder / "settings.py"
@@ -266,6 +266,7 @@ def test_what_is_missing_is_told_with_what_is_near(folder: Path) -> None:
             load("bug.py:x", {}, "recipe")
 
 
+@pytest.mark.processes
 def test_a_file_is_one_module_also_in_a_process_of_its_own(folder: Path) -> None:
     (folder / "my tools.v2.py").write_text(
         "from beside_it import SCALE\n\n\nclass Number(int):\n    def scaled(self):\n"

@@ -276,6 +276,7 @@ def test_an_update_is_that_of_a_plain_loop(name: str) -> None:
     torch.testing.assert_close(by_the_learner(CASES[name]), by_hand(name), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_no_two_of_these_settings_give_the_same_weights() -> None:
     names = list(CASES)
     for i, a in enumerate(names):

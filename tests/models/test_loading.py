@@ -68,6 +68,7 @@ def test_a_critic_runs_as_its_policy_does() -> None:
     assert not trunk.layers[0].mlp.training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backend",
     ["aot_eager", pytest.param("inductor", marks=pytest.mark.compiler)],

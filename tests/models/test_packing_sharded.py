@@ -23,6 +23,8 @@ from spanwise.models.sharding import shard, whole
 from tests.models.rows import Rows, random_rows
 from tests.tiny import tiny_model
 
+pytestmark = pytest.mark.processes
+
 WORKERS = 2
 
 GRADIENTS = {"own": 24 + 26, "policy": 24 + 4, "own, adapter": 28 + 30}

@@ -155,7 +155,7 @@ def test_a_reply_that_cannot_be_trained_on_is_a_failure(act: Act, kind: str, mes
     assert leaf.tokens  # what was sampled stays on record
 
 
-def test_ten_megabytes_and_terminal_sequences_become_a_short_clean_observation() -> None:
+def test_ten_megabytes_become_a_short_clean_observation() -> None:
     text = "[\x1b[31m" + "x" * 10_000_000 + "\ud800]"
     tree = grown(replying(stop="continue", observation=text), retries=0)
     node = tree.node((0,))
@@ -363,7 +363,7 @@ def test_refused_settings(options: dict[str, Any], message: str) -> None:
         FailurePolicy(**options)
 
 
-def test_a_turn_that_the_limit_cut_is_known_as_such_whatever_the_environment_says() -> None:
+def test_a_cut_turn_is_known_as_such_whatever_the_environment_says() -> None:
     class Unaware(WordGame):
         async def reply(self, task: Task, turns: Sequence[Turn]) -> Reply:
             return Reply(stop="end", reward=0.5)
@@ -377,7 +377,7 @@ def test_a_turn_that_the_limit_cut_is_known_as_such_whatever_the_environment_say
         assert (tree.leaves()[0].stop, tree.leaves()[0].reward) == (stop, 0.5)
 
 
-def test_a_tool_that_is_down_stops_the_run_and_one_that_fails_now_and_then_does_not() -> None:
+def test_a_tool_that_is_down_stops_the_run_and_a_flaky_one_does_not() -> None:
     def tree(failing: bool) -> Tree:
         return grown(raising(ToolError("no route") if failing else None), retries=0)
 
@@ -387,7 +387,7 @@ def test_a_tool_that_is_down_stops_the_run_and_one_that_fails_now_and_then_does_
         FailurePolicy().check([tree(True) for _ in range(20)])
 
 
-def test_a_failure_names_the_users_line_and_a_stopped_run_is_raised_from_what_was_raised() -> None:
+def test_a_failure_names_the_users_line_and_a_stop_what_caused_it() -> None:
     """Of several tasks that fail at once, the first exception of the commonest kind."""
     raised: list[Exception] = []
 

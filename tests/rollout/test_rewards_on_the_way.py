@@ -87,7 +87,7 @@ def test_a_cut_turn_that_goes_on_is_paid_and_goes_on() -> None:
     assert [(node.stop, node.reward) for node in tree.nodes[1:]] == [("continue", 0.25), ("end", 1)]
 
 
-def test_a_turn_without_room_for_another_is_paid_what_the_reply_to_the_cut_turn_says() -> None:
+def test_a_turn_without_room_for_another_is_paid_as_the_cut_one() -> None:
     tree = grown(WordGame(wage=0.5), Chains(num_chains=1, max_response_tokens=8))
     assert [node.stop for node in tree.nodes[1:]] == ["continue", "length"]
     assert [node.reward for node in tree.nodes[1:]] == [0.5, -1.0]

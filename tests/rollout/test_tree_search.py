@@ -75,7 +75,7 @@ def test_a_fork_is_a_fresh_turn_after_the_same_observation() -> None:
     assert env.seen.count("go;") == 2  # once for each turn that calls, none repeated
 
 
-def test_the_observation_that_opened_a_forked_turn_is_shared_and_its_tool_called_once() -> None:
+def test_siblings_share_an_observation_and_its_tool_is_called_once() -> None:
     def two_calls(prompt: str, request: Request) -> tuple[str, float]:
         if "[2]" in prompt:
             return "win;", -0.1
@@ -143,7 +143,7 @@ def test_no_rounds_is_the_same_as_chains() -> None:
     assert tree == grow(Chains(num_chains=3), PathSampler(by_seed))
 
 
-def test_the_tree_follows_from_the_seed_and_not_from_the_order_of_completion() -> None:
+def test_the_tree_follows_from_the_seed_not_from_what_ends_first() -> None:
     def shuffled(order: int) -> Tree:
         async def wait(task: Task, turns: Sequence[Turn]) -> None:
             await asyncio.sleep(zlib.crc32(f"{turns[-1].text}{order}".encode()) % 7 / 1000)

@@ -19,8 +19,9 @@ from spanwise.train.checkpoint import checkpoint_folders
 from tests.train.resumable import ROOT, child, plain
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_command_with_a_checkpoint_and_the_command_that_resumes(
+def test_a_signal_leaves_a_checkpoint_and_says_how_to_resume(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -47,6 +48,7 @@ def until_said(process: subprocess.Popen[str], text: str) -> None:
     pytest.fail(f"never said {text!r}: {''.join(said)}")
 
 
+@pytest.mark.processes
 def test_a_second_ctrl_c_ends_at_once_what_the_first_cannot(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = child(f"{ROOT}/tests/train/resumable.py:blocked", "--folder", str(folder))

@@ -78,7 +78,7 @@ def seconds(line: str) -> float:
     return float(found[1])
 
 
-def test_a_reply_that_blocks_the_event_loop_is_reported_at_growing_intervals() -> None:
+def test_a_reply_that_blocks_the_loop_is_reported_ever_more_rarely() -> None:
     told = Told()
     with Watchdog(report_after_s=0.05, stop_after_s=0).watching(told):
         grown(told, 3, PathSampler(win))
@@ -171,10 +171,9 @@ with watchdog.Watchdog(report_after_s=0.0, stop_after_s=0.3).watching(print):
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("how", "asked"), [("held", False), ("asleep", True)])
-def test_a_process_that_cannot_be_stopped_is_ended_and_its_stacks_are_shown(
-    how: str, asked: bool
-) -> None:
+def test_a_process_that_does_not_stop_is_ended_with_its_stacks(how: str, asked: bool) -> None:
     script = ENDLESS.replace("{how}", how)
     run = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120

@@ -164,7 +164,7 @@ def bare(tree: Tree) -> list[Node]:
 MIXED = {"raise": 0.15, "crash": 0.05, "bytes": 0.05, "control": 0.05}
 
 
-def test_the_same_faults_whatever_is_answered_first_and_all_are_in_the_metrics() -> None:
+def test_the_same_faults_whatever_is_answered_first() -> None:
     def struck(seed: int, late: int) -> tuple[list[Tree], list[Counter[Any]]]:
         plans = [
             FaultPlan(rates=MIXED, seed=seed),

@@ -116,7 +116,7 @@ def test_loss_counts_masked_tokens_only_and_padding_changes_nothing(tokenizer: A
     assert demonstration_loss(model, ids, mask).item() == pytest.approx(expected, rel=1e-10)
 
 
-def test_a_fit_is_the_same_every_time_and_leaves_the_global_generator_alone():
+def test_a_fit_is_the_same_and_leaves_the_global_generator_alone():
     torch.manual_seed(7)
     state = torch.get_rng_state()
     seen: list[FitProgress] = []

@@ -26,7 +26,7 @@ def final_answer(demonstration: Demonstration) -> str | None:
     return parsed.text if isinstance(parsed, Answer) else None
 
 
-def test_without_faults_every_demonstration_is_right_and_as_long_as_its_question():
+def test_without_faults_every_demonstration_is_right():
     for demonstration in drawn(RIGHT, 300):
         assert demonstration.faults == ()
         assert final_answer(demonstration) == demonstration.answer

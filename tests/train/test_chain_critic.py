@@ -32,7 +32,7 @@ def worked(seed: int, tokenizer: Any) -> Tree:
 
 
 @pytest.mark.parametrize("trunk", ["own", "policy"])
-def test_both_critics_explain_half_of_the_variance_with_the_recipes_settings(trunk: Any) -> None:
+def test_both_critics_explain_half_of_the_variance(trunk: Any) -> None:
     """Each batch is predicted before it is fitted; the policy is frozen."""
     recipe, model = sae_chain(), Model(path="chain_base")
     policy, tokenizer = model.load(), model.load_tokenizer()

@@ -36,7 +36,7 @@ from spanwise.train.state_files import state_file
 from tests.samplers.vllm.fake_server import FakeServer
 from tests.train.letters import letters
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.processes
 
 NUM_WEIGHTS, NUM_ADAPTERS = 24, 28
 """Weights of the small policy, and of an adapter on it."""

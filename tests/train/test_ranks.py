@@ -21,6 +21,8 @@ from spanwise.runtime.distributed import ALONE, Processes, Ranks, balanced
 from spanwise.train.checkpoint import checkpoint_folders
 from tests.train.rank_runs import cases, resumed_cases, run, run_cases, run_stopped
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[2]
 
 

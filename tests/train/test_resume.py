@@ -214,7 +214,7 @@ def test_the_same_run_however_many_requests_are_in_flight(
 
 
 @pytest.mark.parametrize("num_threads", [1, 16])
-def test_the_same_run_however_many_tools_run_at_once_and_whichever_ends_first(
+def test_the_same_run_whichever_of_its_tools_ends_first(
     num_threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(plain(), steps=3)
@@ -291,6 +291,7 @@ def test_gradients_that_stay_not_finite_end_the_run(
     assert {"tokens", "advantages", "old_logprobs"} <= tensors.keys()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
 def test_killed_at_random_moments_and_resumed(recipe: str, tmp_path: Path) -> None:
     """SIGKILL of ``spanwise train`` from outside; the long form is bench/kill_resume.py."""

@@ -133,6 +133,7 @@ def test_a_run_whose_engine_takes_no_weights_says_how_to_go_on(
     assert log.read_metrics()[-1]["step"] == plain().steps
 
 
+@pytest.mark.processes
 def test_the_lock_ends_with_its_process_and_no_child_holds_it(tmp_path: Path) -> None:
     script = (
         "import os, sys, time; from pathlib import Path\n"

@@ -48,6 +48,7 @@ def test_export_writes_the_file_and_ends(
     assert str(page) in capsys.readouterr().out and page.stat().st_size > 50_000
 
 
+@pytest.mark.processes
 def test_it_serves_until_it_is_interrupted_and_loads_no_torch(tmp_path: Path) -> None:
     make_run(tmp_path / "run", steps=3)
     script = (

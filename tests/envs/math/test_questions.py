@@ -292,6 +292,7 @@ def no_json() -> bytes:
     return b"score"
 
 
+@pytest.mark.processes
 def test_many_scores_at_once_come_back_to_who_asked():
     async def all_scores() -> list[str]:
         asked = (
@@ -308,6 +309,7 @@ def computed(function: Callable[..., Any], *arguments: Any, deadline_s: float = 
     return asyncio.run(scored)
 
 
+@pytest.mark.processes
 def test_processes_are_kept_and_one_past_its_deadline_is_ended(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(scoring_process, "_threads", ThreadPoolExecutor(1))
     process = computed(process_id, "q")
@@ -319,6 +321,7 @@ def test_processes_are_kept_and_one_past_its_deadline_is_ended(monkeypatch: pyte
         os.kill(process, 0)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("function", "message"),
     [

@@ -71,7 +71,7 @@ def test_partial_credit_is_the_reward_and_no_match():
     assert nearly.success is False
 
 
-def test_splits_are_disjoint_and_do_not_move_with_the_number_of_training_questions():
+def test_splits_are_disjoint_and_do_not_move_with_their_size():
     few, many = small(), small(train_questions=30)
     assert few.tasks("test") == many.tasks("test") and few.tasks("dev") == many.tasks("dev")
     assert few.tasks("train") == many.tasks("train")[:6]
@@ -90,6 +90,7 @@ def test_training_questions_that_are_held_out_are_left_out():
     assert len(env.tasks("train")) < 300
 
 
+@pytest.mark.processes
 def test_a_scorer_that_never_ends_or_raises_is_a_failure_and_not_a_reward():
     env = small("countdown", deadline_s=1.0)
     task = env.tasks("train")[0]
@@ -105,6 +106,7 @@ def test_an_answer_that_the_scorer_cannot_read_scores_nothing():
     assert (unread.stop, unread.reward) == ("end", 0.0)
 
 
+@pytest.mark.processes
 def test_questions_that_follow_from_hashes_are_the_same_in_every_process():
     # This generator iterates over a set of strings: another hash seed, other questions.
     task = "isomorphic_strings"
@@ -157,6 +159,7 @@ def test_a_missing_package_is_one_clear_error(monkeypatch: pytest.MonkeyPatch):
         small().check(None)  # type: ignore[arg-type]
 
 
+@pytest.mark.processes
 def test_the_package_is_loaded_when_it_is_needed_and_not_before():
     script = (
         "import sys, spanwise.envs.math.reasoning_gym as m, spanwise.envs.math.questions as q\n"

@@ -89,7 +89,7 @@ def test_a_tree_stays_on_one_server(servers: list[FakeServer]) -> None:
     pooled(servers, body)
 
 
-def test_requests_of_a_server_that_dies_are_answered_by_others_and_it_comes_back(
+def test_others_answer_for_a_dead_server_until_it_comes_back(
     servers: list[FakeServer],
 ) -> None:
     async def body(pool: ServerPool) -> None:

@@ -110,6 +110,7 @@ def newest(folder: Path) -> float:
     return load_file(written / "model.safetensors")["model.norm.weight"][0].item()
 
 
+@pytest.mark.processes
 def test_several_processes_share_the_servers(server: FakeServer, tmp_path: Path) -> None:
     """All draw by the weights that the first one wrote, whatever their own are called."""
     held: list[bool] = []
