@@ -12,9 +12,6 @@ from typing import Any, cast
 from spanwise.envs.math.scoring import INSTALL_HINT
 from spanwise.errors import SpanwiseError, one_line
 
-QUESTION_COLUMNS = ("question", "prompt", "problem")
-ANSWER_COLUMNS = ("answer", "answers", "solution", "reward_model.ground_truth")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
@@ -23,10 +20,10 @@ class Columns:
     A name may have dots, for what is nested.
     """
 
-    question: tuple[str, ...] = QUESTION_COLUMNS
+    question: tuple[str, ...] = ("question", "prompt", "problem")
     """Names of columns with the question."""
 
-    answer: tuple[str, ...] = ANSWER_COLUMNS
+    answer: tuple[str, ...] = ("answer", "answers", "solution", "reward_model.ground_truth")
     """Names of columns with the answer."""
 
 
@@ -122,14 +119,14 @@ def _row(number: int, row: Any, where: str, columns: Columns) -> Row:
     if not isinstance(row, dict):
         raise SpanwiseError(f"{where}: must be an object with columns, is {type(row).__name__}")
     fields = cast(dict[str, Any], row)
-    column, value = _found(fields, columns.question, where)
+    column, value = _column(fields, columns.question, where)
     question, earlier = _question(value, f"{where}, column {column!r}")
-    column, value = _found(fields, columns.answer, where)
+    column, value = _column(fields, columns.answer, where)
     answers = _answers(value, f"{where}, column {column!r}")
     return Row(number=number, question=question, answers=answers, earlier_messages=earlier)
 
 
-def _found(fields: dict[str, Any], names: Sequence[str], where: str) -> tuple[str, Any]:
+def _column(fields: dict[str, Any], names: Sequence[str], where: str) -> tuple[str, Any]:
     for name in names:
         value: Any = fields
         for part in name.split("."):

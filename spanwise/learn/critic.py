@@ -20,7 +20,7 @@ from spanwise.learn.optimizer_step import Trainee
 from spanwise.models.critic import SeparateCritic, SharedCritic, ValueModel
 from spanwise.models.loading import Model
 from spanwise.models.packing import TokenTree
-from spanwise.models.sharding import split
+from spanwise.models.sharding import shard
 from spanwise.models.tree_attention import TrunkCost
 from spanwise.runtime.distributed import Ranks
 
@@ -127,7 +127,7 @@ class ValueHead(Critic):
         else:
             start = own.load(head=False) if self.path else policy
             critic = SeparateCritic(start, reads_surprise=self.reads_surprise)
-            split(critic, ranks.mesh)
+            shard(critic, ranks.mesh)
         return FittedCritic(
             model=critic,
             optimizer=adamw(critic, self.learning_rate),

@@ -27,7 +27,7 @@ from spanwise.learn.update import Update
 from spanwise.models.critic import ValueModel
 from spanwise.models.lora import copy_trainable
 from spanwise.models.scoring import token_scores
-from spanwise.models.sharding import split
+from spanwise.models.sharding import shard
 from spanwise.models.tree_attention import TrunkCost
 from spanwise.runtime.distributed import ALONE, Ranks
 from spanwise.runtime.seeds import seed_of
@@ -82,8 +82,8 @@ class Learner:
         self.reference = None
         if kl.coefficient > 0:
             self.reference = copy_trainable(policy).requires_grad_(False)
-            split(self.reference, ranks.mesh)
-        split(policy, ranks.mesh)
+            shard(self.reference, ranks.mesh)
+        shard(policy, ranks.mesh)
         self.model = policy
         self.optimizer = adamw(policy, update.learning_rate, weight_decay=update.weight_decay)
         self._full_rates = self._rates()

@@ -35,7 +35,7 @@ INNER_TO_HIDDEN = 4
 
 
 class Values(NamedTuple):
-    """What the critic says of a batch; float32, or float64 from such a model."""
+    """The critic's values of a batch; float32, or float64 from such a model."""
 
     values: Tensor
     """``[N, T]`` before each model token, in units of reward; 0 where masked."""
@@ -47,13 +47,8 @@ class Values(NamedTuple):
 class ValueModel(torch.nn.Module, ABC):
     """A value head over the last hidden state of some trunk.
 
-    The head ends in weights of 0: every value is 0 before the first update.
-
-    Args:
-      hidden_size: Of the trunk's hidden state.
-      like: A weight of the trunk, for its device and precision.
-      reads_surprise: Whether the head also reads ``surprise_features``.
-      inner_size: Width of a layer before the last; 0: the head is linear.
+    The head ends in weights of 0: every value is 0 before the first update. It has the device of
+    ``like``, a weight of the trunk, and is linear unless it has an ``inner_size``.
     """
 
     def __init__(
@@ -75,7 +70,7 @@ class ValueModel(torch.nn.Module, ABC):
 
     @abstractmethod
     def cost(self) -> TrunkCost:
-        """What the trunk costs."""
+        """The cost of the trunk."""
 
     @abstractmethod
     def hidden(self, tokens: Tensor, lengths: Tensor, tree: TokenTree | None) -> Tensor:
@@ -113,8 +108,8 @@ class ValueModel(torch.nn.Module, ABC):
         if self.reads_surprise:
             surprise = surprise_features(logprobs, mask).to(read.dtype)
             read = _in_rows(read, tokens, tree) + F.linear(surprise, of_surprise)
-        found = read if self.inner is None else self.head(F.silu(read))
-        after = found if self.reads_surprise else _in_rows(found, tokens, tree)
+        flat = read if self.inner is None else self.head(F.silu(read))
+        after = flat if self.reads_surprise else _in_rows(flat, tokens, tree)
         after = after.squeeze(-1)  # saw token t
         before = F.pad(after[:, :-1], (1, 0))
         position = torch.arange(tokens.shape[1], device=tokens.device)
@@ -127,11 +122,7 @@ class ValueModel(torch.nn.Module, ABC):
         yield
 
     def weights(self, *, keep: bool = True) -> dict[str, Tensor]:
-        """The whole weights that are the critic's own; of a split one, every rank has to ask.
-
-        Args:
-          keep: Whether this rank wants them; without it, the result is empty.
-        """
+        """The whole weights that are the critic's own; of a split one, every rank has to ask."""
         weights = gather(self._own_state(), keep=keep)
         return {name: tensor.contiguous() for name, tensor in weights.items()}
 
@@ -194,11 +185,6 @@ class SharedCritic(ValueModel):
 
     Limits: with a share of 0 the head reads the policy and cannot disturb it; with 1 the
     trunk is trained by the sum of both losses.
-
-    Args:
-      policy: Causal language model of transformers; not a part of this module's state.
-      trunk_gradient: The share, at least 0.
-      reads_surprise: As in ``ValueModel``.
     """
 
     def __init__(self, policy: Any, trunk_gradient: float, *, reads_surprise: bool = False) -> None:
@@ -213,9 +199,12 @@ class SharedCritic(ValueModel):
         return TrunkCost.of(self._policy[0])
 
     def hidden(self, tokens: Tensor, lengths: Tensor, tree: TokenTree | None) -> Tensor:
+        def policy_hidden(policy: Any) -> Tensor:
+            return hidden_states(policy.base_model, tokens, lengths, tree)
+
         share = self.trunk_gradient
         with torch.set_grad_enabled(torch.is_grad_enabled() and share > 0):
-            hidden = gathered(_policy_hidden, self._policy[0], tokens, lengths, tree)
+            hidden = gathered(policy_hidden, self._policy[0])
         return hidden if share == 1 else hidden.detach() + share * (hidden - hidden.detach())
 
     @contextmanager
@@ -263,7 +252,3 @@ def _in_rows(x: Tensor, tokens: Tensor, tree: TokenTree | None) -> Tensor:
 
 def _hidden_size(policy: Any) -> int:
     return int(policy.config.get_text_config().hidden_size)
-
-
-def _policy_hidden(policy: Any, tokens: Tensor, lengths: Tensor, tree: TokenTree | None) -> Tensor:
-    return hidden_states(policy.base_model, tokens, lengths, tree)

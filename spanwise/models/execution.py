@@ -15,9 +15,6 @@ def compile_layers(model: torch.nn.Module) -> None:
 
     Layer by layer, so that one compilation serves all layers; masks and the output layer
     stay as they are. A copy of the model is not compiled: see ``match_compilation``.
-
-    Raises:
-      ValueError: if the model's layers are not known to transformers as such.
     """
     for layer in _layers(model, "compiled"):
         layer.compile(dynamic=True)
@@ -27,9 +24,6 @@ def checkpoint_gradients(model: Any) -> None:
     """Keep only the inputs of each decoder layer for the backward pass, and compute it again.
 
     Dropout stays off: only the layer itself is told that it trains, not what is in it.
-
-    Raises:
-      ValueError: if the model's layers are not known to transformers as such.
     """
     layers = _layers(model, "checkpointed")
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -156,11 +156,7 @@ class Model:
         return config
 
     def num_parameters(self) -> int:
-        """How many weights the model has, without reading them; an adapter is not counted.
-
-        Raises:
-          ModelError: as ``config``.
-        """
+        """How many weights the model has, without reading them; an adapter is not counted."""
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(self.config())
         return sum(p.numel() for p in model.parameters())

@@ -112,11 +112,7 @@ def load_adapter(model: Any, folder: Path) -> None:
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:
-    """What the folder's ``adapter_config.json`` says; nothing if it has none.
-
-    Raises:
-      ValueError: if it is no JSON object.
-    """
+    """What the folder's ``adapter_config.json`` says; nothing if it has none."""
     file = folder / ADAPTER_CONFIG
     if not file.is_file():
         return {}
@@ -166,11 +162,7 @@ def copy_trainable(model: M) -> M:
 def merged_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
     """The weights with the adapter merged into them, under their names without an adapter.
 
-    The model is left as it is. Tied weights come once.
-
-    Args:
-      model: A causal language model of transformers, with or without an adapter. The
-        weights of a split model come split, too.
+    The model is left as it is. Tied weights come once; those of a split model come split, too.
     """
     layers = dict(model.named_modules())
     for name, parameter in model.named_parameters():

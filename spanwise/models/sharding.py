@@ -25,13 +25,10 @@ from torch.distributed.tensor import DTensor
 T = TypeVar("T")
 
 
-def shard(model: Any, mesh: DeviceMesh) -> None:
-    """Split a model in place, layer by layer; its parameters are others afterwards.
-
-    Args:
-      model: A model of transformers, or one that holds such a trunk.
-      mesh: The processes, one dimension.
-    """
+def shard(model: Any, mesh: DeviceMesh | None) -> None:
+    """Split a model over the processes of a mesh, if there is one; its parameters are replaced."""
+    if mesh is None:
+        return
     # Scores are views of larger tensors, and nothing writes into them.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     kinds = {k for m in model.modules() for k in (getattr(m, "_no_split_modules", None) or ())}
@@ -68,27 +65,14 @@ def whole(tensor: Tensor) -> Tensor:
 def gather(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     """Gather tensors that may be split; every process has to call it.
 
-    They are gathered one after another, so that a process without ``keep`` never holds more
-    than one whole tensor.
-
-    Args:
-      tensors: Tensors by name. One with two names, such as a tied weight, keeps both.
-      keep: Whether this process wants the result.
-
-    Returns:
-      The whole tensors: on the CPU if they were split, else where they were. Empty without
-      ``keep``.
+    They are gathered one after another, so that a process without ``keep``, whose result is empty,
+    never holds more than one whole tensor. Split tensors come on the CPU, others where they were;
+    one with two names, such as a tied weight, keeps both.
     """
-    found: dict[int, Tensor] = {}
+    gathered_tensors: dict[int, Tensor] = {}
     for tensor in {id(tensor): tensor for tensor in tensors.values()}.values():
         full = whole(tensor.detach())
         if keep:
-            found[id(tensor)] = full.cpu() if isinstance(tensor, DTensor) else full
+            gathered_tensors[id(tensor)] = full.cpu() if isinstance(tensor, DTensor) else full
         del full
-    return {name: found[id(tensor)] for name, tensor in tensors.items()} if keep else {}
-
-
-def split(model: torch.nn.Module, mesh: DeviceMesh | None) -> None:
-    """Split a model over the processes of a mesh, if there is one; build its optimizer after."""
-    if mesh is not None:
-        shard(model, mesh)
+    return {name: gathered_tensors[id(tensor)] for name, tensor in tensors.items()} if keep else {}

@@ -105,13 +105,7 @@ def tree_attention(
 ) -> Tensor:
     """Attention of each token of a forest to its path.
 
-    Args:
-      query: ``[1, H, P, d]``.
-      key: ``[1, G, P, d]``, of as many heads or a divisor of them.
-      value: Like ``key``.
-      tree: The forest.
-      scale: Of the scores.
-      dropout: Share of the weights that is dropped.
+    ``query`` is ``[1, H, P, d]``; ``key`` and ``value`` are ``[1, G, P, d]``, where G divides H.
 
     Returns:
       ``[1, P, H, d]``.

@@ -54,14 +54,7 @@ def current_call() -> Call | None:
 
 
 class CallRunner:
-    """Makes the calls of one node, and keeps the failures that the node got over.
-
-    Args:
-      context: Engine, environment and failure policy.
-      task: The prompt.
-      step: Training step.
-      path: The node's place in the tree.
-    """
+    """Makes the calls of one node, and keeps the failures that the node got over."""
 
     def __init__(self, context: RolloutContext, task: Task, step: int, path: Path) -> None:
         self._context, self._task, self._step, self._path = context, task, step, path
@@ -164,11 +157,7 @@ class CallRunner:
 
 
 def check_completion(completion: Completion, request: Request) -> None:
-    """Refuse a completion that cannot be trained on.
-
-    Raises:
-      EngineError: if it has no tokens or too many, or not one finite log-prob for each.
-    """
+    """Refuse a completion that cannot be trained on, by an ``EngineError``."""
     number = len(completion.tokens)
     if not 1 <= number <= request.max_tokens:
         raise EngineError(f"the engine returned {number} tokens, not 1 to {request.max_tokens}")

@@ -93,9 +93,7 @@ class FailurePolicy:
     ) -> None:
         """Refuse to go on if too much of these rollouts failed.
 
-        Args:
-          trees: The rollouts.
-          raised: Exceptions by the messages of the failures that they became.
+        ``raised`` holds exceptions by the messages of the failures that they became.
 
         Raises:
           RunStopped: with the number of failures of each kind, and one message of each, from

@@ -20,11 +20,7 @@ from spanwise.tree import Path as NodePath
 
 
 class StepJournal(Journal):
-    """A file for each step; lines are appended whole, and a torn last line is cut off.
-
-    Args:
-      folder: Where the files are.
-    """
+    """A file for each step; lines are appended whole, and a torn last line is cut off."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -48,11 +44,7 @@ class StepJournal(Journal):
         return node_of(json.loads(line)["node"])  # what a resumed run will see
 
     def clear(self, *, but: int | None = None) -> None:
-        """Forget all turns: a checkpoint holds what they led to.
-
-        Args:
-          but: A step whose turns are kept, for they have led to nothing yet.
-        """
+        """Forget all turns, which a checkpoint has replaced, but those of the step ``but``."""
         self.close()
         for file in self.folder.glob("*.jsonl"):
             if but is None or file != self._path(but):

@@ -38,10 +38,6 @@ class TreeBuilder:
             (): Node(path=(), observation=prompt, stop="prompt", observation_text=task.question)
         }
 
-    def next_child(self, parent: Path) -> Path:
-        """The path of a child that does not exist yet."""
-        return (*parent, sum(path[:-1] == parent for path in self.nodes if path))
-
     async def chains(self, starts: Sequence[tuple[Path, Expansion | None]]) -> None:
         """Grow a chain from each start, all at once."""
         async with asyncio.TaskGroup() as group:
@@ -107,12 +103,14 @@ class TreeBuilder:
 
     def _rendered(self, reply: Reply) -> tuple[Reply, tuple[int, ...]]:
         """The reply and its observation's tokens, or a failure if it cannot be rendered."""
+        if not reply.observation:
+            return reply, ()
+        env, tokenizer = self.context.env, self.context.tokenizer
         try:
-            tokens = observation_tokens(self.context.tokenizer, self.context.env, reply.observation)
+            return reply, encode(tokenizer, env.rendered(reply.observation, tokenizer))
         except Exception as error:
             failure = self.context.failed("tool_error", error)
             return Reply(stop="failure", failure=failure, outcome=reply.outcome), ()
-        return reply, tokens
 
     def _room(self, used: int) -> int:
         return len(self.nodes[()].observation) + self.rollout.max_response_tokens - used
@@ -125,11 +123,6 @@ class TreeBuilder:
 def prompt_tokens(tokenizer: Any, env: Environment, task: Task) -> tuple[int, ...]:
     """The task's chat, through the tokenizer's own chat template."""
     return encode(tokenizer, env.prompt(task, tokenizer))
-
-
-def observation_tokens(tokenizer: Any, env: Environment, observation: str) -> tuple[int, ...]:
-    """What follows a turn, as the environment renders it."""
-    return encode(tokenizer, env.rendered(observation, tokenizer)) if observation else ()
 
 
 def encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:

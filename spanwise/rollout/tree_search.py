@@ -7,9 +7,12 @@ to the end of the trajectory.
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 from spanwise.envs.base import Task
@@ -45,7 +48,7 @@ class TreeSearch(Rollout):
     """``α``, taken off the entropy in nats for each sibling that a turn already has."""
 
     choose: Literal["entropy", "random"] = "entropy"
-    """``random`` is the baseline: every turn that called a tool is as likely."""
+    """Way to choose the turns to fork; ``random``, the baseline, draws from all that went on."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,12 +72,7 @@ class TreeSearch(Rollout):
         return builder.freeze()
 
     def rank(self, nodes: Sequence[Node], seed: int) -> Ranked:
-        """The turns that may be sampled anew, best first.
-
-        Args:
-          nodes: All nodes of the tree so far. Candidates are those that called a tool.
-          seed: For the ``random`` choice.
-        """
+        """The turns that may be sampled anew, best first."""
         if self.choose == "entropy":
             return by_entropy(nodes, self.sibling_penalty)
         candidates = sorted(n.path for n in nodes if n.stop == "continue")
@@ -96,12 +94,9 @@ def by_entropy(nodes: Sequence[Node], sibling_penalty: float) -> Ranked:
       ...            sibling_penalty=0.05)
       [((0, 0), 0.48), ((0,), 0.45), ((1,), 0.45)]
     """
-    siblings: dict[Path, int] = {}
-    for node in nodes:
-        if node.path:
-            siblings[node.path[:-1]] = siblings.get(node.path[:-1], -1) + 1
+    children = Counter(n.path[:-1] for n in nodes if n.path)
     scored = [
-        (n.path, n.entropy - sibling_penalty * siblings[n.path[:-1]])
+        (n.path, n.entropy - sibling_penalty * (children[n.path[:-1]] - 1))
         for n in nodes
         if n.stop == "continue"
     ]
@@ -117,18 +112,16 @@ def cycle(ranked: Ranked, count: int) -> Ranked:
       >>> cycle([], 2)
       [((), 0.0), ((), 0.0)]
     """
-    ranked = ranked or [((), 0.0)]
-    return [ranked[i % len(ranked)] for i in range(count)]
+    return list(islice(itertools.cycle(ranked or [((), 0.0)]), count))
 
 
 def _siblings(builder: TreeBuilder, chosen: Ranked, number: int) -> list[tuple[Path, Expansion]]:
     """A fresh path beside each chosen node (below it, for the root)."""
-    added: dict[Path, int] = {}
+    children = Counter(path[:-1] for path in builder.nodes if path)
     starts: list[tuple[Path, Expansion]] = []
     for path, score in chosen:
         parent = path[:-1]
-        first = builder.next_child(parent)
-        child = (*parent, first[-1] + added.get(parent, 0))
-        added[parent] = added.get(parent, 0) + 1
-        starts.append((child, Expansion(round=number, of=path, score=score)))
+        expansion = Expansion(round=number, of=path, score=score)
+        starts.append(((*parent, children[parent]), expansion))
+        children[parent] += 1
     return starts

@@ -176,10 +176,6 @@ def balanced(costs: Sequence[float], size: int) -> list[list[int]]:
 
     At most a third worse than the best split (Graham 1969, longest processing time first).
 
-    Args:
-      costs: Cost of each piece.
-      size: Number of shares.
-
     Example:
       >>> balanced([9, 2, 4, 4], 2)
       [[0], [2, 3, 1]]

@@ -13,11 +13,7 @@ from spanwise.runtime.distributed import ALONE, Ranks
 
 
 class Stopped(Exception):
-    """A signal stopped the program, which can be resumed.
-
-    Args:
-      number: Number of the signal.
-    """
+    """A signal stopped the program, which can be resumed."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -28,10 +24,8 @@ class StopSignals:
     """While this context is open, the first signal cancels the event loop's tasks.
 
     Work outside an event loop comes to its end; then ``check`` raises. Outside the main
-    thread, where Python delivers no signals, nothing changes.
-
-    Args:
-      ranks: Processes that stop together, whichever of them the signal came to.
+    thread, where Python delivers no signals, nothing changes. The ``ranks`` stop together,
+    whichever of them the signal came to.
     """
 
     def __init__(self, ranks: Ranks = ALONE) -> None:

@@ -56,10 +56,8 @@ class Watchdog:
     def watching(self, tell: Callable[[str], None]) -> Iterator[None]:
         """Watch until the context ends.
 
-        Outside the main thread, to which a signal goes, nothing is ever stopped.
-
-        Args:
-          tell: Function that shows one line to a person; called from another thread.
+        ``tell`` shows one line to a person, and is called from another thread. Outside the main
+        thread, to which a signal goes, nothing is ever stopped.
         """
         main = threading.current_thread() is threading.main_thread()
         stops = self.stop_after_s if main else 0.0

@@ -1,7 +1,7 @@
 """Sampling engines: token ids in, token ids and log-probs out.
 
-``base`` is the interface, ``transformers`` samples from a model in process, ``scripted``
-plays turns that a test wrote.
+``base`` is the interface, ``embedded`` samples from a transformers model in process, ``vllm``
+with vLLM, ``scripted`` plays turns that a test wrote.
 """
 
 from spanwise.samplers.base import (

@@ -7,17 +7,13 @@ from typing import Any
 
 from spanwise.errors import SpanwiseError
 from spanwise.models.tokenizer import Tokenizer
+from spanwise.samplers.base import EngineError, Request
 
 _REPLACEMENT = "\ufffd"
 
 
 class StopStrings:
-    """Makes the finders of one tokenizer, each set of stop strings once.
-
-    Args:
-      tokenizer: Decodes the tokens.
-      vocab_size: Of the model; ids that the tokenizer does not know have no text.
-    """
+    """Makes the finders of one tokenizer, each set of stop strings once."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer = tokenizer
@@ -26,16 +22,39 @@ class StopStrings:
         self._finders: dict[tuple[str, ...], StopFinder] = {}
 
     def finder(self, stop: tuple[str, ...]) -> StopFinder:
-        """The finder of these stop strings.
-
-        Raises:
-          ValueError: if one of them is empty.
-        """
+        """The finder of these stop strings."""
         if stop not in self._finders:
             if stop and self._texts is None:
                 self._texts = [decoded(self._tokenizer, [i]) for i in range(self._vocab_size)]
             self._finders[stop] = StopFinder(self._tokenizer, stop, self._texts or [])
         return self._finders[stop]
+
+
+class TurnLimits:
+    """What ends a turn of one model: its positions, its end tokens and stop strings."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        config = model.config.get_text_config()
+        self.vocab_size: int = config.vocab_size
+        self._max_positions: int | None = getattr(config, "max_position_embeddings", None)
+        self.end_tokens = end_tokens(model, tokenizer)
+        self.stops = StopStrings(tokenizer, self.vocab_size)
+
+    def room(self, request: Request) -> int:
+        """Largest number of tokens to sample; an ``EngineError`` if there can be no such turn."""
+        prompt, room = len(request.prompt), request.max_tokens
+        if self._max_positions is not None:
+            room = min(room, self._max_positions - prompt)
+        if prompt == 0 or room < 1:
+            raise EngineError(
+                "a request needs a prompt and room for a token; "
+                f"a prompt of {prompt} tokens leaves no room for max_tokens={request.max_tokens} "
+                f"in a model of {self._max_positions} positions"
+            )
+        # One bad id would make the embedding fail for a whole batch.
+        if not 0 <= min(request.prompt) <= max(request.prompt) < self.vocab_size:
+            raise EngineError(f"the prompt has token ids outside [0, {self.vocab_size})")
+        return room
 
 
 class StopFinder:
@@ -44,11 +63,7 @@ class StopFinder:
     Decoding at every token would cost more than sampling it, so a table says which
     tokens can complete a string at all: those with its last character in their text, and
     those that end in the middle of a character. Only then is the end of the turn decoded.
-
-    Args:
-      tokenizer: Decodes the tokens.
-      stop: The strings.
-      texts: Of every token id by itself; empty if ``stop`` is.
+    ``texts`` holds the text of every token id by itself.
 
     Example:
       >>> class Letters:
@@ -90,8 +105,8 @@ def decoded(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """All end-of-sequence tokens that the model or its tokenizer names."""
-    found: set[int] = set()
+    ends: set[int] = set()
     for source in (getattr(model, "generation_config", None), model.config, tokenizer):
         ids = getattr(source, "eos_token_id", None)
-        found |= {ids} if isinstance(ids, int) else set(ids or ())
-    return frozenset(found)
+        ends |= {ids} if isinstance(ids, int) else set(ids or ())
+    return frozenset(ends)

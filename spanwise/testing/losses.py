@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -69,12 +70,16 @@ def _example(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return old - 3, advantages, mask, 0.3 * noise
 
 
+def _losses(loss: Loss, *arguments: Tensor) -> Tensor:
+    returned = loss(*cast("tuple[Tensor, Tensor, Tensor, Tensor]", arguments))
+    return returned[0] if isinstance(returned, tuple) else returned
+
+
 def _losses_and_gradient(
     loss: Loss, logprobs: Tensor, old: Tensor, advantages: Tensor, partition: Tensor
 ) -> tuple[Tensor, Tensor]:
     x = logprobs.detach().clone().requires_grad_()
-    found = loss(x, old, advantages, partition)
-    losses = found[0] if isinstance(found, tuple) else found
+    losses = _losses(loss, x, old, advantages, partition)
     require(
         losses.shape == x.shape,
         f"losses are per token, [N, T] = {tuple(x.shape)}, got {tuple(losses.shape)}: leave the "
@@ -155,8 +160,7 @@ def _check_arguments(
         advantages.clone().requires_grad_(),
         partition.clone(),
     )
-    found = loss(*given)
-    losses = found[0] if isinstance(found, tuple) else found
+    losses = _losses(loss, *given)
     require(isinstance(losses, Tensor), f"a loss is a tensor, got {type(losses).__name__}")
     require(
         not losses.requires_grad,
@@ -194,8 +198,8 @@ def _check_enumerated(loss: Loss) -> None:
     rewards = torch.tensor([1.0, 0.0, -0.5, 2.0], dtype=torch.float64)
     exact = torch.autograd.grad((logits.softmax(0) * rewards).sum(), logits)[0]
     logprobs = logits.log_softmax(0)[:, None]
-    found = loss(logprobs, logprobs.detach(), rewards[:, None], torch.zeros_like(logprobs).long())
-    losses = found[0] if isinstance(found, tuple) else found
+    partition = torch.zeros_like(logprobs).long()
+    losses = _losses(loss, logprobs, logprobs.detach(), rewards[:, None], partition)
     expected_loss = (logits.softmax(0).detach() * losses[:, 0]).sum()
     require_close(
         torch.autograd.grad(expected_loss, logits)[0],

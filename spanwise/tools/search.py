@@ -55,9 +55,6 @@ class DocumentIndex:
 
         score(q, d) = BM25(q, title of d) + BM25(q, text of d)
 
-    Args:
-      documents: What is searched.
-
     Raises:
       ValueError: if there are no documents, or none has a title word or a text word.
 
@@ -80,13 +77,7 @@ class DocumentIndex:
         self._fields = [_bm25(titles), _bm25(texts)]
 
     def search(self, query: str, num_documents: int) -> tuple[Document, ...]:
-        """The best documents, best first; ties in the order they were indexed.
-
-        Args:
-          query: Words, in any order.
-          num_documents: At most this many; documents without a word of the query are
-            never returned.
-        """
+        """At most ``num_documents`` with a word of the query, best first; ties as indexed."""
         terms = search_terms(query)
         scores = np.zeros(len(self.documents), dtype=np.float64)
         for field in self._fields:

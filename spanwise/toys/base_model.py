@@ -51,9 +51,6 @@ def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     Decoding joins words by single spaces, so any text of known words so spaced comes
     back as it was.
 
-    Args:
-      words: The vocabulary, without the special tokens.
-
     Example:
       >>> tokenizer = word_tokenizer(["Ada", "Beck", "<think>"])
       >>> tokenizer.decode(tokenizer.encode(" <think>  Ada Beck "))
@@ -229,15 +226,10 @@ def _padded(rows: list[tuple[list[int], list[bool]]], pad: int) -> tuple[Tensor,
 
 
 def demonstration_loss(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    """Summed negative log-prob of the tokens that ``mask`` selects, in nats.
+    """Summed negative log-prob of the tokens ``[N, T]`` that ``mask`` selects, in nats.
 
     Rows are right-padded, so causal attention alone keeps padding out of every token
     that counts.
-
-    Args:
-      model: Causal language model of transformers.
-      ids: ``[N, T]`` int64.
-      mask: ``[N, T]`` bool; True on tokens that are to be predicted.
     """
     targets = mask[:, 1:]
     hidden = model.model(ids[:, :-1]).last_hidden_state[targets]
@@ -252,10 +244,6 @@ def fit_base_model(
 
     The same ``recipe`` on the same machine with the same number of torch threads gives
     the same weights.
-
-    Args:
-      recipe: Shape, data and schedule.
-      on_step: Called after every step.
 
     Returns:
       The model in float32 evaluation mode, and its tokenizer.

@@ -52,13 +52,13 @@ class Demonstrations(DemonstrationSource):
     )  # fmt: skip
 
     min_hops: int = 1
-    """Facts to look up for the easiest questions."""
+    """Number of facts to look up for the easiest questions."""
 
     max_hops: int = 4
-    """Facts to look up for the hardest questions."""
+    """Number of facts to look up for the hardest questions."""
 
     wordings: int = 2
-    """How many of the ways to tell a fact the documents use."""
+    """Number of wordings of a fact that the documents use."""
 
     wrong_relation: float = 0.1
     """Search another relation than the next one."""

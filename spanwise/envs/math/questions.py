@@ -50,32 +50,33 @@ class Questions(Environment):
     """
 
     train_file: Path | None = None
-    """Questions to train on: one JSON object a line (.jsonl), or .parquet."""
+    """File of training questions: one JSON object a line (.jsonl), or .parquet."""
 
     dataset: str = ""
-    """Instead of a train_file: a data set on the Hugging Face hub, as OWNER/NAME."""
+    """Data set on the Hugging Face hub, OWNER/NAME, in place of a train_file."""
 
     dataset_split: str = "train"
-    """Which split of the data set to train on."""
+    """Split of the data set to train on."""
 
     dev_file: Path | None = None
-    """Questions to choose settings by."""
+    """File of development questions, to choose settings by."""
 
     test_file: Path | None = None
-    """Questions to report."""
+    """File of test questions, to report."""
 
     num_held_out: int = 200
-    """Training questions held out for each of test and dev that has no file."""
+    """Number of training questions held out for each of test and dev that has no file."""
 
     question_column: str = ""
-    """A string or a list of chat messages; by default ``question``, ``prompt`` or ``problem``."""
+    """Column of the question, a string or a list of chat messages; by default ``question``,
+    ``prompt`` or ``problem``."""
 
     answer_column: str = ""
-    """With dots for what is nested, such as ``reward_model.ground_truth``; by default that,
-    or ``answer``, ``answers`` or ``solution``. A worked solution's final answer counts."""
+    """Column of the answer, with dots for what is nested; by default ``answer``, ``answers``,
+    ``solution`` or ``reward_model.ground_truth``. A worked solution's final answer counts."""
 
     instructions: str = INSTRUCTIONS
-    """Put behind the question, or the last message."""
+    """Text put after the question, or after the last message."""
 
     deadline_s: float = 5.0
     """Deadline of a comparison of answers, in seconds."""
@@ -105,12 +106,12 @@ class Questions(Environment):
             raise SpanwiseError(
                 "no train questions: set train_file, to .jsonl or .parquet, or dataset"
             )
-        found: dict[Split, tuple[Task, ...]] = {}
+        splits: dict[Split, tuple[Task, ...]] = {}
         seen: set[str] = set()
         for split, file in files.items():
             if file is not None:
                 own = _new(file_rows(file, columns), seen)
-                found[split] = tuple(_task(split, row) for row in own)
+                splits[split] = tuple(_task(split, row) for row in own)
         train = _new(rows, seen)
         for split, file in files.items():
             if file is None and self.num_held_out:
@@ -121,11 +122,11 @@ class Questions(Environment):
                         f"hold out {self.num_held_out} for {split}; lower num_held_out or set "
                         f"{split}_file"
                     )
-                found[split] = tuple(_task(split, row) for row in train[cut:])
+                splits[split] = tuple(_task(split, row) for row in train[cut:])
                 train = train[:cut]
         if not train:
             raise SpanwiseError(f"all questions of {self.dataset or self.train_file} are held out")
-        return {"train": tuple(_task("train", row) for row in train), **found}
+        return {"train": tuple(_task("train", row) for row in train), **splits}
 
     def tasks(self, split: Split) -> Sequence[Task]:
         """The different questions of a split, in the order of their rows."""

@@ -13,7 +13,7 @@ import json
 import pickle
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from typing import Any, cast
 
@@ -56,10 +56,10 @@ class ReasoningGym(Environment):
     """
 
     task: str = "chain_sum"
-    """A name of the package's, such as ``chain_sum``, ``countdown`` or ``knights_knaves``."""
+    """Name of a task of the package, such as ``chain_sum``, ``countdown`` or ``knights_knaves``."""
 
     parameters: str = "{}"
-    """For the generator, as a JSON object, such as ``{"min_terms": 4, "max_terms": 8}``."""
+    """Parameters of the generator, a JSON object such as ``{"min_terms": 4, "max_terms": 8}``."""
 
     train_questions: int = 2000
     """Number of questions to train on."""
@@ -74,7 +74,7 @@ class ReasoningGym(Environment):
     """Seed of the generated questions."""
 
     instructions: str = INSTRUCTIONS
-    """Put behind the question."""
+    """Text put after the question."""
 
     deadline_s: float = 10.0
     """Deadline of a score, in seconds."""
@@ -105,37 +105,40 @@ class ReasoningGym(Environment):
         return cast(dict[str, Any], parameters)
 
     @cached_property
-    def _made(self) -> _Made:
+    def _made(self) -> tuple[dict[Split, tuple[Task, ...]], dict[str, str]]:
+        """Tasks of each split, and by their ids the package's own records, pickled."""
         counts: dict[Split, int] = {
             "test": self.test_questions, "dev": self.dev_questions, "train": self.train_questions
         }  # fmt: skip
         options = {**self._parameters, "seed": self.seed, "size": sum(counts.values())}
-        made_questions = _generated(self.task, options)
-        made, held_out, start = _Made(), set[str](), 0
+        questions = _generated(self.task, options)
+        splits: dict[Split, tuple[Task, ...]] = {}
+        entries: dict[str, str] = {}
+        held_out, start = set[str](), 0
         for split, count in counts.items():
             tasks: list[Task] = []
             for index in range(start, start + count):
-                question, answer, entry = made_questions[index]
+                question, answer, entry = questions[index]
                 if split == "train" and question in held_out:
                     continue
                 task_id = f"{split}-{index - start}"
                 # some tasks have no answer: their scorer checks what was asked for
                 answers = () if answer is None else (answer,)
                 tasks.append(Task(id=task_id, question=question, answers=answers))
-                made.entries[task_id] = entry
-            made.tasks[split] = tuple(tasks)
+                entries[task_id] = entry
+            splits[split] = tuple(tasks)
             held_out |= {task.question for task in tasks}
             start += count
-        if not made.tasks["train"]:
+        if not splits["train"]:
             raise SpanwiseError(
                 f"{self.task} has no training question that is not held out; lower "
                 "dev_questions and test_questions, or give it parameters that allow more"
             )
-        return made
+        return splits, entries
 
     def tasks(self, split: Split) -> Sequence[Task]:
         """The questions of a split, generated when they are first needed."""
-        return self._made.tasks[split]
+        return self._made[0][split]
 
     def messages(self, task: Task) -> list[dict[str, str]]:
         """One user message: the question, and the instructions, if any."""
@@ -150,16 +153,10 @@ class ReasoningGym(Environment):
         answer = tagged_answer(turn.text) or last_boxed_answer(turn.text)
         if answer is None:
             return Reply(stop="malformed", reward=0.0, success=False)
-        entry = self._made.entries[task.id]
+        call = self.task, self.parameters, answer, self._made[1][task.id]
         try:
             reward = await scored(
-                _score,
-                self.task,
-                self.parameters,
-                answer,
-                entry,
-                package="reasoning_gym",
-                deadline_s=self.deadline_s,
+                _score, *call, package="reasoning_gym", deadline_s=self.deadline_s
             )
             if not 0.0 <= reward <= 1.0:
                 raise ScoringError(f"the score is {reward}, not between 0 and 1")
@@ -171,17 +168,6 @@ class ReasoningGym(Environment):
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse an unknown task, or parameters it does not take, before a model is loaded."""
         self.tasks("train")
-
-
-@dataclass(frozen=True)
-class _Made:
-    """What a generator made: tasks of each split, and the package's own record of each.
-
-    The records are for its scorer: pickled, and read by scoring processes alone.
-    """
-
-    tasks: dict[Split, tuple[Task, ...]] = field(default_factory=dict[Split, tuple[Task, ...]])
-    entries: dict[str, str] = field(default_factory=dict[str, str])
 
 
 _Question = tuple[str, str | None, str]
@@ -202,11 +188,11 @@ def _generated(name: str, options: dict[str, Any]) -> list[_Question]:
 def _questions(name: str, options: dict[str, Any]) -> list[_Question]:
     """All questions of a dataset; called in a scoring process."""
     dataset = _dataset(name, options)
-    found: list[_Question] = []
+    questions: list[_Question] = []
     for index in range(options["size"]):
         entry = dataset[index]
         answer = None if entry["answer"] is None else str(entry["answer"])
-        found.append((entry["question"], answer, b64encode(pickle.dumps(entry)).decode()))
+        questions.append((entry["question"], answer, b64encode(pickle.dumps(entry)).decode()))
     nonsense = 0.0
     with contextlib.suppress(Exception):  # a scorer may refuse it in any way
         nonsense = dataset.score_answer(NONSENSE, dataset[0])
@@ -214,7 +200,7 @@ def _questions(name: str, options: dict[str, Any]) -> list[_Question]:
         raise SpanwiseError(
             f"the scorer of {name} pays in full for {NONSENSE!r}; take another task"
         )
-    return found
+    return questions
 
 
 def _dataset(name: str, options: dict[str, Any]) -> Any:

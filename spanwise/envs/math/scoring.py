@@ -67,14 +67,10 @@ def reference_answer(text: str) -> str:
 
 
 def math_verdict(answer: str, references: Sequence[str]) -> bool | None:
-    r"""Whether an answer equals any reference; None if it cannot be read as mathematics.
+    r"""Whether an answer in LaTeX equals any reference; None if it is not mathematics.
 
     Runs ``math-verify`` without its own time limits, which need the main thread. It can
     compute for ever: call it in a process that has a deadline, ``scoring_process.scored``.
-
-    Args:
-      answer: In LaTeX, without the box.
-      references: Likewise.
 
     Raises:
       ValueError: if a reference cannot be read.

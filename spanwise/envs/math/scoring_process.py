@@ -91,11 +91,7 @@ async def scored(function: Callable[..., T], *arguments: Any, package: str, dead
 
 
 def generated(function: Callable[..., T], *arguments: Any, package: str) -> T:
-    """``function(*arguments)``, however long it takes and however much it returns.
-
-    Raises:
-      ScoringError: if the function raised anything, or the process died.
-    """
+    """``function(*arguments)``, however long it takes and however much it returns."""
     return cast(T, _threads.submit(_called, function, arguments, package, None, None).result())
 
 
@@ -131,14 +127,10 @@ class _Process:
 
     def __init__(self) -> None:
         ours, theirs = Pipe()
+        code = f"from {__name__} import serve; serve({theirs.fileno()})"
         with theirs:
             self._child = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-c",
-                    f"from {__name__} import serve; serve({theirs.fileno()})",
-                ],
+                [sys.executable, "-P", "-c", code],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -193,7 +185,7 @@ class _Process:
 
 
 def serve(descriptor: int) -> None:
-    """What a scoring process does."""
+    """Answer calls in a scoring process until the connection closes."""
     connection = cast("Connection[Any, Any]", Connection(descriptor))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     with contextlib.suppress(EOFError):

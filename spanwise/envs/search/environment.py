@@ -142,8 +142,9 @@ def _broken(stop: Stop, fault: str) -> Reply:
     return Reply(stop=stop, reward=BROKEN_FORMAT_REWARD, success=False, outcome=outcome)
 
 
-def _checked(found: object) -> list[Document]:
-    documents = list(cast(Sequence[object], found)) if isinstance(found, (list, tuple)) else [found]
+def _checked(result: object) -> list[Document]:
+    several = isinstance(result, (list, tuple))
+    documents = list(cast(Sequence[object], result)) if several else [result]
     for document in documents:
         if not isinstance(document, Document):
             raise ToolError(f"the tool returned {type(document).__name__}, not documents")
@@ -168,10 +169,10 @@ class MultiHopSearch(SearchEnvironment):
 
     world: SearchWorld = SearchWorld()
     min_hops: int = 1
-    """Facts to look up for the easiest questions."""
+    """Number of facts to look up for the easiest questions."""
 
     max_hops: int = 4
-    """Facts to look up for the hardest questions."""
+    """Number of facts to look up for the hardest questions."""
 
     train_questions: int = 2000
     """Number of questions to train on."""
@@ -183,7 +184,7 @@ class MultiHopSearch(SearchEnvironment):
     """Number of test questions."""
 
     num_documents: int = 1
-    """Documents in a result."""
+    """Number of documents in a result."""
 
     deadline_s: float = 10.0
     """Deadline of a search, in seconds."""

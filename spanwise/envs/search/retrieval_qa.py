@@ -57,30 +57,30 @@ class RetrievalQA(SearchEnvironment):
     """
 
     train_file: Path | None = None
-    """Questions to train on: one JSON object a line (.jsonl), or .parquet."""
+    """File of training questions: one JSON object a line (.jsonl), or .parquet."""
 
     dev_file: Path | None = None
-    """Questions to choose settings by."""
+    """File of development questions, to choose settings by."""
 
     test_file: Path | None = None
-    """Questions to report."""
+    """File of test questions, to report."""
 
     retriever_url: str = "http://127.0.0.1:8000/retrieve"
-    """Where queries are posted; see ``tools.search.RetrieverClient``."""
+    """Address that queries are posted to; see ``tools.search.RetrieverClient``."""
 
     num_documents: int = 3
-    """Documents in a result."""
+    """Number of documents in a result."""
 
     deadline_s: float = 30.0
     """Deadline of a search, in seconds."""
 
     turns: Literal["xml", "tool_call"] = "xml"
-    """How the model writes its turns: in tags of our own, which any model can be told, or
-    in the tool-call format of Hermes and Qwen, through the tokenizer's chat template."""
+    """Format of the model's turns: tags of our own, which any model can be told, or the
+    tool-call format of Hermes and Qwen, through the tokenizer's chat template."""
 
     instructions: str = ""
-    """Put before the question; ``{max_calls}`` in it becomes the number. By default those of
-    ``turns``."""
+    """Text put before the question; ``{max_calls}`` in it becomes the number. Empty: the
+    default of ``turns``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

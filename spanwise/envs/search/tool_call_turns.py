@@ -57,12 +57,9 @@ _THOUGHT, _CALL = (
 
 
 def parsed_tool_turn(text: str) -> Call | Answer | Malformed:
-    r"""What a turn says, read in one pass: one call of ``search``, or a boxed answer.
+    r"""Read a turn in one pass: one call of ``search``, or a boxed answer.
 
     A thought may come first, and words between it and the call, but nothing after the call.
-
-    Args:
-      text: The turn as sampled, including the stop string.
 
     Example:
       >>> call = '<tool_call> {"name": "search", "arguments": {"query": "Ada"}} </tool_call>'
@@ -115,7 +112,7 @@ def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def tool_result(documents: Sequence[Document], max_characters: int = 4000) -> str:
-    """The content of the tool's message: what was found, with tags and markers made harmless.
+    """The content of the tool's message: the documents, with tags and markers made harmless.
 
     Example:
       >>> tool_result([Document(title="Ada", text="</tool_response> <|im_end|>")])
@@ -125,12 +122,7 @@ def tool_result(documents: Sequence[Document], max_characters: int = 4000) -> st
 
 
 def after_turn(tokenizer: Any, content: str) -> str:
-    """What the template puts behind a turn with a call: the tool's message, the next opening.
-
-    Args:
-      tokenizer: Its template has passed ``check_template``, so the same stands behind any turn.
-      content: Of the tool's message.
-    """
+    """The template's text behind a turn with a call: the tool's message, the next opening."""
     chat = _chat((_CALL, content))
     return _rendered(tokenizer, chat)[len(_rendered(tokenizer, chat[:1]) + _CALL) :]
 
@@ -140,9 +132,6 @@ def check_template(tokenizer: Any) -> None:
 
     A conversation must be rendered as the shorter one before it with something added: the
     model would else have seen other tokens than those it is trained on.
-
-    Raises:
-      ValueError: one line that names what the template does, and what to use instead.
     """
     opening = _chat()
     bare = _attempt(tokenizer, opening, tools=False)

@@ -177,12 +177,6 @@ class SearchWorld:
 
         No question stands twice, follows a relation twice or meets a person twice.
 
-        Args:
-          split: Whose people the questions run over.
-          count: How many questions.
-          min_hops: Fewest facts that answer a question.
-          max_hops: Most facts.
-
         Returns:
           Tasks whose ``info`` holds ``hops``, ``subject``, ``relations`` (in the order
           they are followed) and ``path`` (the people met, subject first).

@@ -56,10 +56,7 @@ class Malformed:
 
 
 def parsed_turn(text: str) -> Call | Answer | Malformed:
-    r"""What a turn of the model says, read in one pass.
-
-    Args:
-      text: The turn as sampled, including the stop string.
+    r"""Read a turn of the model, stop string included, in one pass.
 
     Example:
       >>> parsed_turn("<think> next </think> <search> mother of Ada Beck </search>")
@@ -121,11 +118,7 @@ def harmless_text(text: str) -> str:
 
 
 def result_text(documents: Sequence[Document], max_characters: int = 4000) -> str:
-    """The observation that tells the model what was found.
-
-    Args:
-      documents: Found documents, best first.
-      max_characters: Of each document; the rest is cut off.
+    """The observation that shows the documents, each cut to ``max_characters``.
 
     Example:
       >>> result_text([Document(title="Ada Beck", text="Ida Cole is the rival of Ada Beck .")])

@@ -33,10 +33,6 @@ def uniforms(seed: int, count: int) -> np.ndarray:
     They come from a counter-based generator keyed by the seed, so that position ``t``
     gets the same number whatever the batch and however many positions are asked for.
 
-    Args:
-      seed: Any integer; taken modulo 2**128.
-      count: How many positions.
-
     Returns:
       ``[count]`` float64.
 

@@ -32,7 +32,7 @@ from spanwise.samplers.embedded.kv_cache import (
     with_slot_attention,
 )
 from spanwise.samplers.embedded.prefix_cache import PrefixCache
-from spanwise.samplers.stops import StopFinder, StopStrings, end_tokens
+from spanwise.samplers.stops import StopFinder, TurnLimits
 
 _STEP_PROMPT_TOKENS = 2048
 """Prompt tokens run in one step at most: bounds memory, and keeps other rows moving."""
@@ -46,13 +46,13 @@ class TransformersEngine(Engine):
     """Samples in process, from the very weights that are trained."""
 
     max_rows: int = 128
-    """Requests in the batch at once; more wait their turn."""
+    """Largest number of requests in the batch; more wait their turn."""
 
     max_slot_tokens: int = 262_144
-    """Memory of the batch: rows (in sixteens) times the longest row's prompt and answer."""
+    """Largest batch in tokens: rows (in sixteens) times the longest row's prompt and answer."""
 
     max_prefix_tokens: int = 131_072
-    """Memory for prompts and turns that may be continued; 0 keeps none."""
+    """Largest number of tokens kept of prompts and turns that may be continued; 0 keeps none."""
 
     def __post_init__(self) -> None:
         if self.max_rows < 1 or self.max_slot_tokens < 1 or self.max_prefix_tokens < 0:
@@ -67,12 +67,12 @@ class TransformersEngine(Engine):
 
 @dataclass(eq=False, kw_only=True)
 class _Row:
-    """A request on its way."""
+    """A request that is being answered."""
 
     request: Request
     future: asyncio.Future[Completion]
     limit: int
-    """Tokens to sample at most."""
+    """Largest number of tokens to sample."""
 
     finder: StopFinder
     uniforms: np.ndarray
@@ -80,10 +80,10 @@ class _Row:
     logprobs: list[float] = field(default_factory=list[float])
     sampling_logprobs: list[float] = field(default_factory=list[float])
     slot: int = -1
-    """Its place in the batch."""
+    """Place in the batch."""
 
     fed: int = 0
-    """Tokens of prompt and answer whose keys and values are in the slot."""
+    """Number of tokens, of prompt and answer, whose keys and values are in the slot."""
 
     computes: tuple[int, ...] = ()
     """The beginning of the prompt up to some tokens past what was cached."""
@@ -110,12 +110,8 @@ class _Row:
 class TransformersSampler(Sampler):
     """Continuous batching in the event loop of the caller, between its other tasks.
 
-    Args:
-      engine: The settings.
-      model: A causal language model of transformers with plain causal attention. Its weights
-        are shared and left alone; call ``update_weights`` after changing them.
-      tokenizer: Decodes tokens to find stop strings. Its end-of-sequence token ends a turn, as
-        do those of the model's configurations.
+    The model's weights are shared and left alone; call ``update_weights`` after changing them.
+    Besides stop strings, a turn ends with the end-of-sequence tokens of tokenizer and model.
 
     Raises:
       ValueError: if the model has layers of another kind than full attention.
@@ -133,11 +129,7 @@ class TransformersSampler(Sampler):
         self._waiting: deque[_Row] = deque()
         self._task: asyncio.Task[None] | None = None
         self._prefixes = PrefixCache(engine.max_prefix_tokens)
-        config = model.config.get_text_config()
-        self._vocab_size: int = config.vocab_size
-        self._max_positions: int | None = getattr(config, "max_position_embeddings", None)
-        self._eos = end_tokens(model, tokenizer)
-        self._stops = StopStrings(tokenizer, self._vocab_size)
+        self._limits = TurnLimits(model, tokenizer)
         self._model = with_slot_attention(model)
         self._slots = Slots(kv_shape(model), engine.max_slot_tokens)
 
@@ -176,33 +168,18 @@ class TransformersSampler(Sampler):
 
     def _row(self, request: Request) -> _Row:
         """A row for the request, or the error that says why there can be none."""
-        prompt, room = len(request.prompt), request.max_tokens
-        if self._max_positions is not None:
-            room = min(room, self._max_positions - prompt)
-        if prompt == 0 or request.max_tokens < 1:
-            raise EngineError(
-                f"a request needs a prompt and max_tokens >= 1, got {prompt} tokens and "
-                f"max_tokens={request.max_tokens}"
-            )
-        if room < 1:
-            raise EngineError(
-                f"a prompt of {prompt} tokens leaves no room in a model of "
-                f"{self._max_positions} positions"
-            )
+        prompt, room = len(request.prompt), self._limits.room(request)
         if not self._slots.fits(1, prompt + room):
             raise EngineError(
                 f"a prompt of {prompt} tokens and up to {room} sampled ones is too long for "
                 f"max_slot_tokens={self._engine.max_slot_tokens}, which must hold {ROWS} such "
                 "rows; raise it or lower max_tokens"
             )
-        # One bad id would make the embedding fail for the whole batch.
-        if not 0 <= min(request.prompt) <= max(request.prompt) < self._vocab_size:
-            raise EngineError(f"the prompt has token ids outside [0, {self._vocab_size})")
         return _Row(
             request=request,
             future=asyncio.get_running_loop().create_future(),
             limit=room,
-            finder=self._stops.finder(request.stop),
+            finder=self._limits.stops.finder(request.stop),
             uniforms=uniforms(request.seed, room),
         )
 
@@ -337,7 +314,7 @@ class TransformersSampler(Sampler):
         row.sampling_logprobs.append(sampling_logprob)
         self.sampled_tokens += 1
         finish: Literal["stop", "eos", "length"]
-        if token in self._eos:
+        if token in self._limits.end_tokens:
             finish = "eos"
         elif row.finder.completed(row.tokens):
             finish = "stop"

@@ -53,11 +53,8 @@ class Slots:
     """Preallocated keys and values, one slot for each row in flight.
 
     ``kv`` is ``[layers, 2, R, K, L, D]``. It holds zeros where nothing was written: a
-    masked key has weight 0, and 0 times an uninitialised number may be NaN.
-
-    Args:
-      shape: Of the model's keys and values.
-      max_tokens: Bound on R * L.
+    masked key has weight 0, and 0 times an uninitialised number may be NaN. R * L is at most
+    ``max_tokens``.
     """
 
     def __init__(self, shape: Shape, max_tokens: int) -> None:
@@ -157,12 +154,7 @@ class Step:
     ) -> Tensor:
         """Write the entries' keys and values, then let every entry look at its row.
 
-        Args:
-          layer: Number of the layer.
-          query: ``[N, K, G, D]``.
-          key: ``[N, K, D]``.
-          value: ``[N, K, D]``.
-          scale: Multiplies the scores.
+        ``query`` is ``[N, K, G, D]``, ``key`` and ``value`` are ``[N, K, D]``.
 
         Returns:
           ``[N, K, G, D]``; padding entries are finite and mean nothing.
@@ -206,17 +198,8 @@ def slot_attention(
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it, over the slots instead of ``key`` and ``value``.
 
-    Args:
-      module: The attention layer; knows its number.
-      query: ``[1, H, N, D]``.
-      key: ``[1, K, N, D]``, of the entries of this step.
-      value: ``[1, K, N, D]``.
-      attention_mask: Not used: ``step`` knows.
-      step: The entries of this step.
-      scaling: Multiplies the scores; ``1 / sqrt(D)`` if None.
-      sliding_window: Refused.
-      softcap: Refused.
-      s_aux: Refused.
+    ``query`` is ``[1, H, N, D]``; ``key`` and ``value`` are ``[1, K, N, D]``, those of this step's
+    entries. The mask is not used: ``step`` has its own.
 
     Returns:
       ``[1, N, H, D]``, and None for the weights.

@@ -39,13 +39,10 @@ class Match:
 
 
 class PrefixCache:
-    """A tree of segments, looked up by token ids and bounded by a number of tokens.
+    """A tree of segments, looked up by token ids and bounded by ``max_tokens``, which may be 0.
 
     Tokens are compared one by one, so a hit is never a mere collision of hashes. Past the
     bound the ends that were not used for longest go first, down to 7/8 of the bound.
-
-    Args:
-      max_tokens: How many tokens to keep; 0 keeps nothing.
     """
 
     def __init__(self, max_tokens: int) -> None:
@@ -65,12 +62,9 @@ class PrefixCache:
         return Match(length=sum(n for _, n in path), parts=parts)
 
     def insert(self, tokens: Sequence[int], take: Callable[[int, int], Tensor]) -> None:
-        """Keep a sequence.
+        """Keep a sequence; of what is new, ``take(start, stop)`` gives keys and values.
 
-        Args:
-          tokens: All of it, from the first token.
-          take: Gives the keys and values of positions ``[start, stop)`` as a tensor of its
-            own, ``[layers, 2, kv_heads, stop - start, head_dim]``. Called for what is new.
+        They are a tensor of its own, ``[layers, 2, kv_heads, stop - start, head_dim]``.
         """
         tokens = tuple(tokens)
         if len(tokens) > self._max_tokens:

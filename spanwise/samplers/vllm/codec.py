@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from spanwise.samplers.base import Completion, EngineError, Request, Sampling
-from spanwise.samplers.stops import StopStrings, end_tokens
+from spanwise.samplers.stops import TurnLimits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,56 +28,29 @@ class Answer:
 
 
 class Turns:
-    """Requests to vLLM's settings, and its answers to completions, for one model.
-
-    Args:
-      model: Its configurations name the positions, the vocabulary and the tokens that end a turn.
-      tokenizer: Decodes tokens to find stop strings.
-    """
+    """Requests to vLLM's settings, and its answers to completions, for one model."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        config = model.config.get_text_config()
-        self._vocab_size: int = config.vocab_size
-        self._max_positions: int | None = getattr(config, "max_position_embeddings", None)
-        self._ends = end_tokens(model, tokenizer)
-        self._stops = StopStrings(tokenizer, self._vocab_size)
+        self._limits = TurnLimits(model, tokenizer)
 
     def settings(self, request: Request) -> dict[str, Any]:
-        """Arguments of vLLM's ``SamplingParams``, which are also fields of its HTTP requests.
-
-        Raises:
-          EngineError: if there can be no such turn.
-        """
-        prompt, limit = len(request.prompt), request.max_tokens
-        if self._max_positions is not None:
-            limit = min(limit, self._max_positions - prompt)
-        if prompt == 0 or limit < 1:
-            raise EngineError(
-                f"a request needs a prompt and room for a token: got {prompt} tokens, "
-                f"max_tokens={request.max_tokens} and a model of {self._max_positions} positions"
-            )
-        if not 0 <= min(request.prompt) <= max(request.prompt) < self._vocab_size:
-            raise EngineError(f"the prompt has token ids outside [0, {self._vocab_size})")
-        how = request.sampling
+        """Arguments of vLLM's ``SamplingParams``, which are also fields of its HTTP requests."""
+        how, vocab_size = request.sampling, self._limits.vocab_size
         return {
             "temperature": how.temperature,
             "top_p": how.top_p,
-            "top_k": min(how.top_k, self._vocab_size),
+            "top_k": min(how.top_k, vocab_size),
             "seed": request.seed % (1 << 63),
-            "max_tokens": limit,
+            "max_tokens": self._limits.room(request),
             "stop": list(request.stop),
-            "stop_token_ids": sorted(self._ends),
+            "stop_token_ids": sorted(self._limits.end_tokens),
             "include_stop_str_in_output": True,
             "skip_special_tokens": False,
-            "logprobs": num_logprobs(how, self._vocab_size),
+            "logprobs": num_logprobs(how, vocab_size),
         }
 
     def completion(self, request: Request, answer: Answer) -> Completion:
-        """The turn up to the token that ends it.
-
-        Raises:
-          EngineError: if the answer is no turn, or has log-probs that are not finite.
-        """
+        """The turn up to the token that ends it."""
         tokens, finish = list(answer.tokens), answer.finish_reason
         if finish not in ("stop", "length") or not tokens:
             raise EngineError(f"vLLM ended a turn of {len(tokens)} tokens with {finish!r}")
@@ -104,9 +77,9 @@ class Turns:
 
         vLLM hands over text as soon as its characters are whole, which may be a token late.
         """
-        finder = self._stops.finder(request.stop)
+        finder = self._limits.stops.finder(request.stop)
         for length in range(1, len(tokens) + 1):
-            if tokens[length - 1] in self._ends:
+            if tokens[length - 1] in self._limits.end_tokens:
                 return length, "eos"
             if finder.completed(tokens[:length]):
                 return length, "stop"

@@ -86,11 +86,6 @@ class VLLMSampler(Sampler):
     the batch. The log-probs may differ in their last bits with the batch's size, as vLLM's
     kernels do; a draw that falls between two such values may then differ too.
 
-    Args:
-      engine: The settings.
-      model: A causal language model of transformers that vLLM knows. It is copied.
-      tokenizer: Decodes tokens to find stop strings.
-
     Raises:
       EngineError: if vLLM cannot start with this model.
     """

@@ -48,9 +48,6 @@ class ServerPool:
       patience_s: Seconds that a request waits while no server is up.
       probe_s: Seconds between two probes of a server's health; a probe may take twice as
         long. A server that is out is probed four times as often.
-
-    Raises:
-      EngineError: by ``ask`` and ``update``.
     """
 
     def __init__(self, urls: Sequence[str], *, patience_s: float, probe_s: float = 10.0) -> None:
@@ -69,13 +66,7 @@ class ServerPool:
         self._watches = [asyncio.ensure_future(self._watch(s)) for s in self._servers]
 
     async def ask(self, path: str, body: Any, tree: str = "") -> Any:
-        """The JSON answer of a server.
-
-        Args:
-          path: Path of the request.
-          body: Value to send as JSON.
-          tree: Name of a tree, whose requests go to one server; empty: to any.
-        """
+        """The JSON answer of a server, the same one for all requests of a ``tree``."""
         while True:
             server = await self._server(tree)
             request = asyncio.ensure_future(self.post(server, path, body))
@@ -95,12 +86,7 @@ class ServerPool:
             self._take_out(server, _words(error))
 
     async def post(self, server: Server, path: str, body: Any) -> Any:
-        """The JSON answer of this server.
-
-        Raises:
-          EngineError: if it answers with an error.
-          httpx2.TransportError: if it does not answer.
-        """
+        """The JSON answer of this server; an ``EngineError`` if it answers with an error."""
         answer = await self._client.post(server.url + path, json=body)
         if answer.status_code != 200:
             raise EngineError(
@@ -113,11 +99,7 @@ class ServerPool:
             raise EngineError(f"{server.url}{path} answers with what is not JSON") from error
 
     async def update(self, refresh: Refresh) -> None:
-        """Bring all servers up to date with ``refresh``, and those that come back later.
-
-        Raises:
-          EngineError: if it failed on all of them.
-        """
+        """Bring all servers up to date with ``refresh``, and those that come back later."""
         self._refresh = refresh
         faults = await asyncio.gather(*(self._bring_in(s) for s in self._servers))
         if all(faults):

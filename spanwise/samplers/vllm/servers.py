@@ -71,11 +71,6 @@ class VLLMServersSampler(Sampler):
     The servers get the model's weights at once, whatever they were started with. Seeds work as
     with vLLM in process; a draw does not depend on the server that makes it.
 
-    Args:
-      engine: Settings.
-      model: Causal language model of transformers, of the servers' architecture.
-      tokenizer: Decodes tokens to find stop strings.
-
     Raises:
       EngineError: if no server takes the weights.
     """
@@ -191,11 +186,7 @@ def _answer(said: Any) -> Answer:
 
 
 def _check_server(url: str) -> None:
-    """Refuse a server that is down or lacks an endpoint.
-
-    Raises:
-      ValueError: one line that says what to do.
-    """
+    """Refuse a server that is down or lacks an endpoint."""
     # What is posted asks for nothing: where the path exists, the server says what is missing.
     needs = {_GENERATE: "--enable-scale-out", _RPC: "VLLM_SERVER_DEV_MODE=1"}
     try:

@@ -24,10 +24,8 @@ _MEMORY = Path("/dev/shm")
 class WeightFolder:
     """A folder with the newest weights of a model; older ones are deleted.
 
-    Args:
-      model: A causal language model of transformers, for its architecture.
-      parent: A folder that the engines can read. The default is a folder in memory, if that
-        has room for two copies, else one for temporary files.
+    Without a ``parent``, which the engines must be able to read, it is in memory if that has room
+    for two copies, else among temporary files.
 
     Raises:
       EngineError: if the folder cannot be written; ``write`` may raise it too.
@@ -77,10 +75,8 @@ class WeightFolder:
 def plain_weights(model: Any, *, keep: bool = True) -> dict[str, Tensor]:
     """The whole weights of a model for an engine, with an adapter merged into them.
 
-    Args:
-      model: A causal language model of transformers. If it is split over training processes,
-        all of them have to call this.
-      keep: Whether this process wants the weights; the result is empty without.
+    All processes over which the model is split have to call this; without ``keep`` the result is
+    empty.
     """
     return gather(dict(merged_weights(model)), keep=keep)
 
