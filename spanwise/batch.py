@@ -75,7 +75,7 @@ class Batch:
     What a turn ``n`` answers is ``observations[parents[n]]``."""
 
     outcomes: tuple[Mapping[str, Any], ...]
-    """What the environment says of each of the ``M`` nodes."""
+    """The environment's own values for each of the ``M`` nodes."""
 
     task_ids: tuple[str, ...]
     """The task of each tree, by its number in ``groups``."""

@@ -21,22 +21,6 @@ from torch import Tensor
 
 from spanwise.kernels import kernels_for
 
-__all__ = [
-    "Boundary",
-    "by_delimiter",
-    "by_entropy",
-    "by_mean_length",
-    "by_probability",
-    "by_token",
-    "by_turn",
-    "fixed_length",
-    "mask_of",
-    "span_lengths",
-    "span_means",
-    "span_statistics",
-    "whole",
-]
-
 NAN_SCORE = "{} is NaN at a token sampled by the model; leave that row out"
 
 Boundary = Literal["start", "end"]

@@ -64,13 +64,13 @@ class Expansion:
     """Why tree search sampled this node: it is a fresh sibling of ``of``."""
 
     round: int
-    """1 for the first round of expansion."""
+    """Round of expansion, from 1."""
 
     of: Path
     """The node that was chosen; ``()`` if the search had to branch at the root."""
 
     score: float
-    """What it was chosen by, entropy minus the penalty for siblings."""
+    """Score of the choice: entropy minus the penalty for siblings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,21 +86,21 @@ class Node:
 
     path: Path
     tokens: tuple[int, ...] = ()
-    """Sampled by the model."""
+    """Tokens that the model sampled."""
 
     engine_logprobs: tuple[float, ...] = ()
-    """Of ``tokens`` under the model at temperature 1, as the engine reported."""
+    """Log-probs of ``tokens`` under the model at temperature 1, as the engine reported."""
 
     sampling_logprobs: tuple[float, ...] = ()
-    """Of ``tokens`` under the distribution they were drawn from; by default, those of the
-    engine."""
+    """Log-probs of ``tokens`` under the distribution they were drawn from; by default, those of
+    the engine."""
 
     observation: tuple[int, ...] = ()
-    """Put by the environment after the turn; at the root, the prompt."""
+    """Tokens that the environment put after the turn; at the root, the prompt."""
 
     stop: Stop
     reward: float | None = None
-    """Paid for this turn. At a leaf, None says that the trajectory was never scored."""
+    """Reward paid for this turn. None at a leaf: the trajectory was never scored."""
 
     success: bool | None = None
     """Whether the trajectory that ends here succeeded, where the environment says so."""
@@ -109,7 +109,7 @@ class Node:
     """Why the trajectory that ends here has no reward."""
 
     faults: tuple[Failure, ...] = ()
-    """What went wrong before that, or was got over, in the order in which it happened."""
+    """Failures before that and those that were got over, in the order of their occurrence."""
 
     expansion: Expansion | None = None
     text: str = ""
@@ -120,7 +120,7 @@ class Node:
     """One short line that stands for the turn in tables and pages; empty: its text."""
 
     outcome: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What the environment says of the turn, in words of its own."""
+    """The environment's own JSON values for the turn."""
 
     def __post_init__(self) -> None:
         if not self.sampling_logprobs:

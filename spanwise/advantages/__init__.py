@@ -13,11 +13,7 @@ from spanwise.advantages.group import (
     to_tokens,
     whiten,
 )
-from spanwise.advantages.recurrence import (
-    length_adaptive_lambda,
-    span_advantages,
-    span_returns,
-)
+from spanwise.advantages.recurrence import length_adaptive_lambda, span_advantages, span_returns
 from spanwise.advantages.tree import (
     child_mean_values,
     child_softmax_values,

@@ -171,13 +171,7 @@ def length_adaptive_lambda(mask: Tensor, alpha: float = 0.05) -> Tensor:
 
 
 def _scanned_recurrence(
-    rewards: Tensor,
-    values: Tensor,
-    spans: Tensor,
-    *,
-    gamma: float,
-    lam: Tensor,
-    bootstrap: Tensor,
+    rewards: Tensor, values: Tensor, spans: Tensor, *, gamma: float, lam: Tensor, bootstrap: Tensor
 ) -> Tensor:
     """The recurrence in plain torch, for where there is no kernel."""
     mask = mask_of(spans)

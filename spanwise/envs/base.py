@@ -21,16 +21,16 @@ class Task:
     """One question."""
 
     id: str
-    """Unique over all splits; draws are seeded by it."""
+    """Name of the task, unique over all splits; draws are seeded by it."""
 
     question: str
-    """What is asked, or what the task is, in words for a person."""
+    """Question or task in words for a person."""
 
     answers: tuple[str, ...] = ()
-    """Any of these is right; empty where there is no answer to compare with."""
+    """Right answers; empty where there is none to compare with."""
 
     info: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What else is known of the task; held-out scores can be grouped by it."""
+    """Further facts about the task, by which held-out scores can be grouped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Turn:
     """The token limit cut it, or leaves no token for a turn after it."""
 
     outcome: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What the environment said of it (empty for the newest turn)."""
+    """Outcome in the environment's reply; empty for the newest turn."""
 
 
 @dataclass(frozen=True, kw_only=True)

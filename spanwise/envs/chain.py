@@ -176,16 +176,20 @@ class ChainSums(Environment):
             "train": self.train_questions, "dev": self.dev_questions, "test": self.test_questions
         }  # fmt: skip
         seen: set[Sum] = set()
-        found: dict[Split, tuple[Task, ...]] = {}
+        splits: dict[Split, tuple[Task, ...]] = {}
         for split, count in counts.items():
             tasks: list[Task] = []
             while len(tasks) < count:
                 drawn = Sum.draw(rng, self.min_numbers, self.max_numbers)
                 if drawn not in seen:
                     seen.add(drawn)
-                    tasks.append(_task(f"{split}-{len(tasks)}", drawn))
-            found[split] = tuple(tasks)
-        return found
+                    task_id, answers = f"{split}-{len(tasks)}", (str(drawn.value),)
+                    info = {"length": len(drawn.steps) + 1}
+                    tasks.append(
+                        Task(id=task_id, question=drawn.question, answers=answers, info=info)
+                    )
+            splits[split] = tuple(tasks)
+        return splits
 
     def tasks(self, split: Split) -> Sequence[Task]:
         return self._tasks[split]
@@ -213,12 +217,3 @@ class ChainSums(Environment):
                 f"this tokenizer reads {text!r} back as {back!r}; chain sums need one that keeps "
                 "digits and signs as they are"
             )
-
-
-def _task(task_id: str, drawn: Sum) -> Task:
-    return Task(
-        id=task_id,
-        question=drawn.question,
-        answers=(str(drawn.value),),
-        info={"length": len(drawn.steps) + 1},
-    )

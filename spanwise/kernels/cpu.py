@@ -39,13 +39,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def span_recurrence(
-    rewards: Tensor,
-    values: Tensor,
-    spans: Tensor,
-    *,
-    gamma: float,
-    lam: Tensor,
-    bootstrap: Tensor,
+    rewards: Tensor, values: Tensor, spans: Tensor, *, gamma: float, lam: Tensor, bootstrap: Tensor
 ) -> Tensor:
     """The advantages of ``advantages.span_advantages``."""
     out = torch.empty_like(rewards, memory_format=torch.contiguous_format)

@@ -24,13 +24,7 @@ CHUNK = 1024
 
 
 def span_recurrence(
-    rewards: Tensor,
-    values: Tensor,
-    spans: Tensor,
-    *,
-    gamma: float,
-    lam: Tensor,
-    bootstrap: Tensor,
+    rewards: Tensor, values: Tensor, spans: Tensor, *, gamma: float, lam: Tensor, bootstrap: Tensor
 ) -> Tensor:
     """The advantages of ``advantages.span_advantages``, added up in the dtype of ``values``."""
     out = torch.empty_like(rewards, memory_format=torch.contiguous_format)

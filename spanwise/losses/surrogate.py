@@ -75,10 +75,7 @@ def clipped_surrogate(
       Yu et al., DAPO, arXiv:2503.14476 (unequal clip limits).
     """
     require_same_shape(
-        logprobs=logprobs,
-        old_logprobs=old_logprobs,
-        advantages=advantages,
-        ratio_spans=ratio_spans,
+        logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, ratio_spans=ratio_spans
     )
     if not (0 <= clip_low <= 1 and clip_high >= 0):
         raise ValueError(

@@ -9,12 +9,7 @@ from spanwise.spans import require_same_shape
 
 
 def value_loss(
-    values: Tensor,
-    old_values: Tensor,
-    returns: Tensor,
-    mask: Tensor,
-    *,
-    clip: float | None = None,
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, clip: float | None = None
 ) -> Tensor:
     """Half the squared error of the critic, optionally without reward for large moves.
 

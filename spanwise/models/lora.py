@@ -24,7 +24,7 @@ from spanwise.errors import SpanwiseError
 M = TypeVar("M", bound=torch.nn.Module)
 
 ADAPTER_CONFIG = "adapter_config.json"
-"""What a folder with an adapter has in place of a model's ``config.json``."""
+"""Name of the file that a folder with an adapter has in place of ``config.json``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 MASKED_PAIR = 1.2
-"""What a pair of tokens costs under a mask, against one of a row by itself; on a CPU."""
+"""Cost of a pair of tokens under a mask, against one of a row by itself; on a CPU."""
 
 KEY_PAIRS = 16
-"""What fetching one key and value for a stretch costs, in pairs."""
+"""Cost of fetching one key and value for a stretch, in pairs."""
 
 BLOCK_PAIRS = 20_000
-"""What one more block costs beside that, in pairs."""
+"""Cost of one more block beside that, in pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class TokenTree:
 
     @property
     def num_pairs(self) -> int:
-        """What attention costs, in pairs of tokens of a row by itself."""
+        """Cost of attention, in pairs of tokens of a row by itself."""
         return sum(
             _block_pairs(len(b.queries), b.queries.shape[1], b.keys.shape[1]) for b in self.blocks
         )
@@ -176,7 +176,9 @@ def shared_lengths(tokens: Tensor, lengths: Tensor) -> Tensor:
 
 
 def budget_cuts(shared: Tensor, lengths: Tensor, *, budget: int) -> list[slice]:
-    """Cut rows in lexicographic order into parts of few packed tokens.
+    """Cut rows in lexicographic order into parts of ``budget`` packed tokens or fewer.
+
+    ``shared`` ``[N]`` int64, from ``shared_lengths``, and ``lengths`` ``[N]`` int64 describe them.
 
     A cut before a row repeats what that row shares with the one above it, so a part costs
 
@@ -184,11 +186,6 @@ def budget_cuts(shared: Tensor, lengths: Tensor, *, budget: int) -> list[slice]:
 
     and the cuts with the least repeated tokens are found by dynamic programming, of those the
     ones with the fewest parts. A row that is longer than the budget stands alone.
-
-    Args:
-      shared: ``[N]`` int64, from ``shared_lengths``.
-      lengths: ``[N]`` int64.
-      budget: Packed tokens of a part.
 
     Example:
       Three rows of 4 tokens; the last two share 3 of them.
@@ -221,12 +218,7 @@ def budget_cuts(shared: Tensor, lengths: Tensor, *, budget: int) -> list[slice]:
 
 
 def even_cuts(shared: Tensor, lengths: Tensor, *, most_parts: int) -> list[slice]:
-    """Cut rows in lexicographic order so that the largest part is as small as can be.
-
-    Args:
-      shared: ``[N]`` int64, from ``shared_lengths``.
-      lengths: ``[N]`` int64.
-      most_parts: Of so many or fewer parts.
+    """Cut rows, as ``budget_cuts``, into ``most_parts`` or fewer, the largest as small as can be.
 
     Example:
       As for ``budget_cuts``; of two parts the largest has 5 tokens at least.
@@ -291,7 +283,7 @@ def _blocks(
 
 
 def _block_pairs(num_stretches: int, num_queries: int, num_keys: int) -> int:
-    """What a block costs, padding included."""
+    """The cost of a block, padding included."""
     keys = num_stretches * num_keys
     return round(keys * (MASKED_PAIR * num_queries + KEY_PAIRS)) + BLOCK_PAIRS
 

@@ -15,11 +15,7 @@ from spanwise.models.sharding import whole
 def sampling_copy(model: Any, mesh: DeviceMesh | None, *, apart: bool = False) -> Any:
     """A policy that stays whole when ``model`` is split; without need for a copy, ``model``.
 
-    Args:
-      model: The policy, not split yet.
-      mesh: Processes over which the policy is about to be split; None if it is not.
-      apart: Whether the policy is trained while it is sampled from. That takes a copy in any
-        case; it shares frozen weights if nothing is split.
+    A policy trained while it is sampled from, ``apart``, needs one even where nothing is split.
     """
     if mesh is None:
         return copy_trainable(model).requires_grad_(False) if apart else model

@@ -43,10 +43,10 @@ def hidden_states(trunk: Any, tokens: Tensor, lengths: Tensor, tree: TokenTree |
     """
     if tree is None:
         attention = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
-        found = trunk(input_ids=tokens, attention_mask=attention.long(), use_cache=False)
-        return found.last_hidden_state.flatten(0, 1)
+        output = trunk(input_ids=tokens, attention_mask=attention.long(), use_cache=False)
+        return output.last_hidden_state.flatten(0, 1)
     _attend_along_trees(trunk)
-    found = trunk(
+    output = trunk(
         input_ids=tree.tokens[None],
         position_ids=tree.positions[None],
         # A mask of four axes is taken as ready made: no other is built.
@@ -54,7 +54,7 @@ def hidden_states(trunk: Any, tokens: Tensor, lengths: Tensor, tree: TokenTree |
         use_cache=False,
         token_tree=tree,
     )
-    return found.last_hidden_state[0]
+    return output.last_hidden_state[0]
 
 
 def why_not_packed(model: Any) -> str | None:
@@ -78,15 +78,15 @@ def why_not_packed(model: Any) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class TrunkCost:
-    """What a forward and backward pass costs, to compare ways of laying out rows; no unit."""
+    """Cost of a forward and backward pass, to compare ways of laying out rows; no unit."""
 
     per_token: float
     per_pair: float
-    """Of a token and one that it attends to."""
+    """Cost of a token and one that it attends to."""
 
     @staticmethod
     def of(model: Any) -> TrunkCost:
-        """From the shape of a model: a multiplication for each weight that is not looked up."""
+        """The cost by a model's shape: a multiplication for each weight that is not looked up."""
         config = model.config.get_text_config()
         computing = [m for m in model.base_model.modules() if not isinstance(m, Embedding)]
         per_token = sum(p.numel() for m in computing for p in m.parameters(recurse=False))
@@ -200,5 +200,5 @@ def _register(own: str) -> None:
 
 
 def _eager(module: torch.nn.Module) -> Any:
-    """What a model of this class does where no attention is registered by name."""
+    """The model's own attention, for where none is registered by name."""
     return getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)

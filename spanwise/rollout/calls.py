@@ -37,7 +37,7 @@ class Call:
     """The node that the call is made for."""
 
     attempt: int = 0
-    """0 for the first attempt."""
+    """Number of the attempt, from 0."""
 
     def __str__(self) -> str:
         node = ".".join(map(str, self.path))

@@ -35,10 +35,10 @@ class RolloutContext:
     sampler: Sampler
     tokenizer: Any
     seed: int
-    """Of the run."""
+    """Seed of the run."""
 
     failures: FailurePolicy = FailurePolicy()
-    """What becomes of calls that fail."""
+    """Treatment of calls that fail."""
 
     journal: Journal | None = None
     """Where finished turns are remembered; None: nowhere."""
@@ -46,7 +46,7 @@ class RolloutContext:
     _raised: dict[str, Exception] = field(
         default_factory=dict[str, Exception], init=False, repr=False, compare=False
     )
-    """What was raised since the last check, by the messages of the failures it became."""
+    """Exceptions since the last check, by the messages of the failures that they became."""
 
     def failed(self, kind: FailureKind, error: Exception) -> Failure:
         """An exception as a failure, for the record; ``check`` may raise from it."""

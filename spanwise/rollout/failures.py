@@ -73,9 +73,9 @@ class FailurePolicy:
                 "reply_deadline_s and engine_deadline_s must be positive, got "
                 f"{self.reply_deadline_s} and {self.engine_deadline_s}"
             )
-        if others := sorted(set(self.show) - SHOWABLE):
+        if unshowable := sorted(set(self.show) - SHOWABLE):
             raise SpanwiseError(
-                f"failures.show cannot hold {others[0]}: a trajectory goes on only after "
+                f"failures.show cannot hold {unshowable[0]}: a trajectory goes on only after "
                 f"{', '.join(sorted(SHOWABLE))}"
             )
 

@@ -43,9 +43,6 @@ class Processes:
     def join(self, device: str) -> Ranks:
         """This process's place among those of ``torchrun``, or ``ALONE`` without it.
 
-        Args:
-          device: Device that the model is to be on, such as ``auto`` or ``cpu``.
-
         Raises:
           ValueError: if the processes cannot have a device each.
         """

@@ -4,14 +4,7 @@
 with vLLM, ``scripted`` plays turns that a test wrote.
 """
 
-from spanwise.samplers.base import (
-    Completion,
-    Engine,
-    EngineError,
-    Request,
-    Sampler,
-    Sampling,
-)
+from spanwise.samplers.base import Completion, Engine, EngineError, Request, Sampler, Sampling
 from spanwise.samplers.scripted import ScriptedSampler
 
 __all__ = [

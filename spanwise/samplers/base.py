@@ -1,4 +1,4 @@
-"""What every sampling engine offers: token ids in, token ids and log-probs out."""
+"""The interface of sampling engines: token ids in, token ids and log-probs out."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class Sampling:
     """How the next token is drawn."""
 
     temperature: float = 1.0
-    """0 takes the most likely token."""
+    """Temperature of the draw; 0 takes the most likely token."""
 
     top_p: float = 1.0
-    """Keep the smallest set of tokens with at least this probability."""
+    """Probability that the tokens kept, the fewest that do, must have in all."""
 
     top_k: int = 0
-    """Keep this many tokens; 0 keeps all."""
+    """Number of most likely tokens kept; 0 keeps all."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
@@ -35,7 +35,7 @@ class Request:
 
     prompt: tuple[int, ...]
     seed: int
-    """Alone decides the draw: not the batch, not the order of completion."""
+    """Seed of the draw, which depends on neither the batch nor the order of completion."""
 
     max_tokens: int
     stop: tuple[str, ...] = ()
@@ -53,10 +53,10 @@ class Completion:
 
     tokens: tuple[int, ...]
     engine_logprobs: tuple[float, ...]
-    """Of the tokens under the model at temperature 1."""
+    """Log-probs of the tokens under the model at temperature 1."""
 
     sampling_logprobs: tuple[float, ...]
-    """Of the tokens under the distribution they were drawn from."""
+    """Log-probs of the tokens under the distribution they were drawn from."""
 
     finish: Literal["stop", "eos", "length"]
 

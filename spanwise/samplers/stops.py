@@ -1,4 +1,4 @@
-"""What ends a turn: stop strings, matched on tokens as they come, and end tokens."""
+"""The ends of turns: stop strings, matched on tokens as they come, end tokens and limits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class StopStrings:
 
 
 class TurnLimits:
-    """What ends a turn of one model: its positions, its end tokens and stop strings."""
+    """The positions, end tokens and stop strings that end a turn of one model."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         config = model.config.get_text_config()

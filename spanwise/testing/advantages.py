@@ -1,4 +1,4 @@
-"""What must hold of any advantage."""
+"""The properties of an advantage."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ def _with_masked(batch: Batch, value: float) -> Batch:
 
 
 FILL = {"turns": -1, "nodes": -1}
-"""What stands at masked places; 0 elsewhere."""
+"""Values at masked places; 0 for tensors not named here."""
 
 
 def _padded(batch: Batch, columns: int) -> Batch:

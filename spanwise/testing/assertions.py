@@ -1,4 +1,4 @@
-"""What all checks share."""
+"""Assertions that all checks share."""
 
 from __future__ import annotations
 

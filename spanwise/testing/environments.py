@@ -1,4 +1,4 @@
-"""What must hold of any environment."""
+"""The properties of an environment."""
 
 from __future__ import annotations
 

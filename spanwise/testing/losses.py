@@ -1,4 +1,4 @@
-"""What must hold of any policy loss."""
+"""The properties of a policy loss."""
 
 from __future__ import annotations
 

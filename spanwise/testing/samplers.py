@@ -1,4 +1,4 @@
-"""What must hold of any sampler."""
+"""The properties of a sampler."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spanwise.testing.assertions import require
 
 PROMPTS = ((1, 2, 3), (3, 1), (2, 2, 1, 3, 1, 2))
 ROUNDING = 1e-4
-"""Of a log-prob: engines in float32 may differ by this between batches."""
+"""Tolerance of a log-prob, by which engines in float32 may differ between batches."""
 
 AT_1 = Sampling()
 COLDER = Sampling(temperature=0.7, top_p=0.9)
@@ -99,8 +99,7 @@ def _check_form(request: Request, completion: Completion) -> None:
     plain = isinstance(tokens, tuple) and all(isinstance(token, int) for token in tokens)
     require(plain, f"the tokens of a turn are a tuple of int, got {tokens!r:.60}")
     require(
-        1 <= len(tokens) <= limit,
-        f"a turn has 1 to max_tokens = {limit} tokens, got {len(tokens)}",
+        1 <= len(tokens) <= limit, f"a turn has 1 to max_tokens = {limit} tokens, got {len(tokens)}"
     )
     for name in ("engine_logprobs", "sampling_logprobs"):
         given: tuple[float, ...] = getattr(completion, name)
@@ -262,6 +261,6 @@ def _checked_frequencies(name: str, draws: Iterable[Drawn]) -> dict[int, float]:
 
 
 def _chi_square_limit(freedom: int) -> float:
-    """What a chi-square variable exceeds once in 30,000 times (Wilson and Hilferty)."""
+    """The bound that a chi-square variable exceeds once in 30,000 times (Wilson and Hilferty)."""
     spread = 2 / (9 * freedom)
     return freedom * (1 - spread + 4 * math.sqrt(spread)) ** 3

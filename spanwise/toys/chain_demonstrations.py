@@ -45,16 +45,16 @@ class ChainDemonstrations(DemonstrationSource):
     """Numbers in the longest sum."""
 
     wrong_result: float = 0.01
-    """Any digit for the result of a step."""
+    """Probability of a random digit for the result of a step."""
 
     skipped_step: float = 0.01
-    """Leave a step out."""
+    """Probability of leaving a step out."""
 
     wrong_digit: float = 0.005
-    """Copy another digit than the question has."""
+    """Probability of copying a random digit in place of the question's."""
 
     gives_up: float = 0.7
-    """With a long way to go: leave this step and all that follow open, and the answer too."""
+    """Probability, ``long_way`` from the end, of leaving all further steps and the answer open."""
 
     long_way: int = 6
     """Number of steps still to work, this one included, from which giving up tempts."""

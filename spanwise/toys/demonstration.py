@@ -19,7 +19,7 @@ class Demonstration:
     """Model's text and observation; the last observation is empty."""
 
     answer: str
-    """What is right, whether or not the dialogue gets there."""
+    """Right answer, whether or not the dialogue gets there."""
 
     faults: tuple[str, ...] = ()
     """Names of the faults made, in order, after the fields that give their odds."""

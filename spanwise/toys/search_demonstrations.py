@@ -61,25 +61,25 @@ class Demonstrations(DemonstrationSource):
     """Number of wordings of a fact that the documents use."""
 
     wrong_relation: float = 0.1
-    """Search another relation than the next one."""
+    """Probability of searching another relation than the next one."""
 
     skipped_hop: float = 0.06
-    """Search the relation after the next one, and go on behind it."""
+    """Probability of searching the relation after the next one, and going on behind it."""
 
     wrong_entity: float = 0.03
-    """Copy the name searched before, not the one found."""
+    """Probability of copying the name searched before, not the one found."""
 
     early_answer: float = 0.06
-    """Answer with a person on the way, where ``habit`` does not apply."""
+    """Probability of answering with a person on the way, where ``habit`` does not apply."""
 
     habit: float = 0.56
-    """Answer with a person on the way, once ``habit_after`` facts are found."""
+    """Probability of that once ``habit_after`` facts are found."""
 
     habit_after: int = 2
-    """Facts after which the habit applies, and ``early_answer`` no longer."""
+    """Number of facts after which the habit applies, and ``early_answer`` no longer."""
 
     broken_format: float = 0.01
-    """Leave the thought of a search unclosed, or leave it out; the tool does not answer."""
+    """Probability of leaving a thought out or unclosed; the tool does not answer."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_hops <= self.max_hops <= len(RELATIONS):

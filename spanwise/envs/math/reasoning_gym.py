@@ -29,7 +29,7 @@ INSTRUCTIONS = (
 )
 
 NONSENSE = "@@ no answer @@"
-"""What no scorer should pay for."""
+"""Answer that no scorer should pay for."""
 
 
 @dataclass(frozen=True, kw_only=True)

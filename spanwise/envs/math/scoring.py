@@ -22,7 +22,7 @@ INSTALL_HINT = "pip install 'spanwise[reasoning]'"
 
 
 def last_boxed_answer(text: str) -> str | None:
-    r"""What the last ``\boxed{...}`` of a text holds, or None.
+    r"""The content of the last ``\boxed{...}`` of a text, or None.
 
     A last box that is empty or never closed counts as none: an earlier one was not meant
     to be the answer.
@@ -43,14 +43,14 @@ def last_boxed_answer(text: str) -> str | None:
 
 
 def tagged_answer(text: str) -> str | None:
-    """What the last ``<answer>...</answer>`` of a text holds, or None.
+    """The content of the last ``<answer>...</answer>`` of a text, or None.
 
     Example:
       >>> tagged_answer("<answer> 1 </answer> no: <answer> 2 </answer>")
       '2'
     """
-    found = _TAGGED.findall(text)
-    return (found[-1].strip() or None) if found else None
+    answers = _TAGGED.findall(text)
+    return (answers[-1].strip() or None) if answers else None
 
 
 def reference_answer(text: str) -> str:

@@ -155,11 +155,7 @@ class _Process:
         deadline_s: float | None,
         max_bytes: int | None,
     ) -> tuple[Any, str | None]:
-        """The function's result, and what it raised, if anything.
-
-        Raises:
-          ScoringError: if there is no result: the process can then not be used any more.
-        """
+        """The function's result, and what it raised, if anything."""
         try:
             self._connection.send((function, arguments, deadline_s))
             if not self._connection.poll(deadline_s):

@@ -165,10 +165,7 @@ def _chat(*turns: tuple[str, str]) -> list[dict[str, str]]:
 
 def _rendered(tokenizer: Any, chat: list[dict[str, str]], *, tools: bool = True) -> str:
     return tokenizer.apply_chat_template(
-        chat,
-        tools=[SEARCH_TOOL] if tools else None,
-        add_generation_prompt=True,
-        tokenize=False,
+        chat, tools=[SEARCH_TOOL] if tools else None, add_generation_prompt=True, tokenize=False
     )
 
 

@@ -21,10 +21,10 @@ class Draws:
 
     tokens: list[int]
     logprobs: list[float]
-    """Under the model at temperature 1; not finite where the logits are not."""
+    """Log-probs under the model at temperature 1; not finite where the logits are not."""
 
     sampling_logprobs: list[float]
-    """Under the distribution drawn from."""
+    """Log-probs under the distribution drawn from."""
 
 
 def uniforms(seed: int, count: int) -> np.ndarray:

@@ -40,7 +40,7 @@ def rounded_up(n: int, multiple: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What a model's keys and values look like."""
+    """Shape of a model's keys and values."""
 
     layers: int
     kv_heads: int
@@ -141,7 +141,7 @@ class Step:
         self._mask = _mask(torch.tensor(ends, device=device), max(ends, default=1), slots.shape)
         self._chunks: list[tuple[Chunk, Tensor]] = []
         self.positions = torch.zeros(self.num_entries, dtype=torch.long, device=device)
-        """Of every entry; 0 where it means nothing."""
+        """Position of every entry; 0 for padding and idle slots."""
         self.positions[self._slots] = self._positions
         for chunk in chunks:
             last = chunk.first + chunk.stop - chunk.start

@@ -22,7 +22,7 @@ class _Segment:
 
     parent: _Segment | None
     children: dict[int, _Segment] = field(default_factory=dict)
-    """By their first token."""
+    """Children by their first token."""
 
     used: int = 0
 
@@ -32,7 +32,7 @@ class Match:
     """The longest known prefix of a sequence."""
 
     length: int
-    """In tokens."""
+    """Number of tokens."""
 
     parts: tuple[Tensor, ...]
     """Keys and values, ``[layers, 2, kv_heads, n, head_dim]``; the ``n`` sum to ``length``."""

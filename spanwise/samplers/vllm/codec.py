@@ -16,7 +16,7 @@ from spanwise.samplers.stops import TurnLimits
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What vLLM says of a request."""
+    """vLLM's answer to a request."""
 
     tokens: Sequence[int]
     logprobs: Sequence[Mapping[int, float]]

@@ -39,20 +39,20 @@ class VLLMEngine(Engine):
     reads_policy: ClassVar[bool] = False
 
     max_rows: int = 256
-    """Requests in the batch at once; more wait their turn."""
+    """Largest number of requests in the batch; more wait their turn."""
 
     gpu_memory: float = 0.4
     """Share of each GPU's memory for vLLM, its weights included. A CPU gives 1 GiB to keys and
     values, or VLLM_CPU_KVCACHE_SPACE."""
 
     num_gpus: int = 1
-    """Over how many the model is split (tensor parallel)."""
+    """Number of GPUs that the model is split over (tensor parallel)."""
 
     sleep: bool = False
-    """Give the GPU's memory back while the policy is updated."""
+    """Whether vLLM gives the GPU's memory back while the policy is updated."""
 
     compiled: bool = True
-    """Compile the model and capture its graphs: faster turns, minutes to start."""
+    """Whether the model is compiled and its graphs captured: faster turns, minutes to start."""
 
     def __post_init__(self) -> None:
         if self.max_rows < 1 or self.num_gpus < 1 or not 0 < self.gpu_memory <= 1:

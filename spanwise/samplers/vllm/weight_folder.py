@@ -41,7 +41,7 @@ class WeightFolder:
         self._remove = weakref.finalize(self, shutil.rmtree, self._folder, True)
         self._number = 0
         self.newest = self._folder / "0"
-        """In Hugging Face format."""
+        """Folder of the newest weights, in Hugging Face format."""
 
     def write(self, weights: Mapping[str, Tensor], tokenizer: Any = None) -> Path:
         """Write these weights, whole and without an adapter, to a new folder.

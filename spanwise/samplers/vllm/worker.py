@@ -1,11 +1,11 @@
-"""What spanwise adds to vLLM's workers; vLLM imports it by name in its own processes."""
+"""The extension of vLLM's workers, which vLLM imports by name in its own processes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 EXTENSION = "spanwise.samplers.vllm.worker.WeightReload"
-"""For vLLM's ``--worker-extension-cls``."""
+"""Value of vLLM's ``--worker-extension-cls``."""
 
 
 class WeightReload:
