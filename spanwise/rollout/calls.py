@@ -91,7 +91,7 @@ class CallRunner:
             ):
                 return outcome
             self.faults.append(replace(failure, then="retried"))
-            await asyncio.sleep(policy.pause_s(attempt))
+            await asyncio.sleep(policy.backoff_s * 2**attempt)
             attempt += 1
 
     async def _sample(self, request: Request, attempt: int) -> Completion | Failure:

@@ -6,15 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from spanwise.errors import SpanwiseError
 from spanwise.tree import Failure, FailureKind, Tree
 
-SHOWABLE: frozenset[FailureKind] = frozenset(
-    ["tool_timeout", "tool_error", "tool_crash", "malformed_call"]
-)
-"""Kinds after which a trajectory can go on."""
+Showable = Literal["tool_timeout", "tool_error", "tool_crash", "malformed_call"]
+"""Kinds of failure after which a trajectory can go on."""
 
 FEW_CALLS = 20
 """Fewer tool calls than this tell nothing about the tool."""
@@ -35,14 +33,14 @@ class FailurePolicy:
     sampled.
 
     Raises:
-      ValueError: if a setting is out of range, or a kind cannot be shown.
+      ValueError: if a setting is out of range.
     """
 
     retry: tuple[FailureKind, ...] = ("tool_error", "tool_crash", "engine_error")
     """Kinds of failed call to make again. A timeout is not among them by default: it would
     cost its deadline again."""
 
-    show: tuple[FailureKind, ...] = ("tool_timeout", "tool_error", "tool_crash")
+    show: tuple[Showable, ...] = ("tool_timeout", "tool_error", "tool_crash")
     """Kinds of failure that the model is told of, so that the trajectory goes on; the
     environment words the message (``failure_text``)."""
 
@@ -73,20 +71,6 @@ class FailurePolicy:
                 "reply_deadline_s and engine_deadline_s must be positive, got "
                 f"{self.reply_deadline_s} and {self.engine_deadline_s}"
             )
-        if unshowable := sorted(set(self.show) - SHOWABLE):
-            raise SpanwiseError(
-                f"failures.show cannot hold {unshowable[0]}: a trajectory goes on only after "
-                f"{', '.join(sorted(SHOWABLE))}"
-            )
-
-    def pause_s(self, attempt: int) -> float:
-        """Seconds between an attempt and the next.
-
-        Example:
-          >>> [FailurePolicy().pause_s(attempt) for attempt in range(3)]
-          [0.5, 1.0, 2.0]
-        """
-        return self.backoff_s * 2**attempt
 
     def check(
         self, trees: Sequence[Tree], raised: Mapping[str, Exception] = MappingProxyType({})

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import bm25s
 import httpx2
@@ -15,9 +14,6 @@ import numpy as np
 
 from spanwise.errors import SpanwiseError, one_line
 from spanwise.tools.base import Tool, ToolError
-
-MAX_REPLY_BYTES = 1_000_000
-"""Longest reply of a retriever that is read."""
 
 K1, B = 0.9, 0.4
 """BM25's saturation and length constants, at the values usual for Wikipedia passages.
@@ -160,36 +156,17 @@ class RetrieverClient(Tool):
             something that is not a list of documents.
         """
         wish = {"queries": [query], "topk": self.num_documents, "return_scores": True}
-        body = bytearray()
         try:
-            with self._client.stream("POST", self.url, json=wish) as response:
-                if response.status_code != 200:
-                    raise ToolError(f"retriever {self.url} answered HTTP {response.status_code}")
-                for chunk in response.iter_bytes():
-                    body += chunk
-                    if len(body) > MAX_REPLY_BYTES:
-                        raise ToolError(
-                            f"retriever {self.url} answered more than {MAX_REPLY_BYTES} bytes"
-                        )
+            response = self._client.post(self.url, json=wish).raise_for_status()
+            hits = response.json()["result"][0]
+            return tuple(_document(hits[i]) for i in range(min(self.num_documents, len(hits))))
         except httpx2.HTTPError as error:
-            raise ToolError(f"retriever {self.url} cannot be reached: {one_line(error)}") from error
-        try:
-            reply: object = json.loads(body)
-        except ValueError as error:  # not JSON, or not text at all
-            raise ToolError(f"retriever {self.url} did not answer in JSON") from error
-        return self._documents(reply)[: self.num_documents]
-
-    def _documents(self, reply: object) -> tuple[Document, ...]:
-        try:
-            hits = cast(Any, reply)["result"][0]
-            if not isinstance(hits, list):
-                raise TypeError
-            return tuple(_document(hit) for hit in cast(list[Any], hits))
-        except (KeyError, IndexError, TypeError, AttributeError):
+            raise ToolError(f"retriever {self.url} gives no answer: {one_line(error)}") from error
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ToolError(
-                f"retriever {self.url} answered JSON of another shape than "
+                f"retriever {self.url} did not answer in JSON of the shape "
                 '{"result": [[{"document": {"contents": "title\\ntext"}}]]}'
-            ) from None
+            ) from error
 
 
 def _document(hit: Any) -> Document:

@@ -355,7 +355,6 @@ def test_a_call_knows_for_whom_it_is_made_and_stands_among_the_open_ones() -> No
         ({"retries": -1}, "retries"),
         ({"max_excluded": 1.5}, "max_excluded"),
         ({"engine_deadline_s": 0.0}, "positive"),
-        ({"show": ("reward_error",)}, "cannot hold reward_error"),
     ],
 )
 def test_refused_settings(options: dict[str, Any], message: str) -> None:

@@ -90,7 +90,7 @@ def test_no_hits_are_no_documents(serve: Serve):
     ],
 )  # fmt: skip
 def test_json_of_another_shape(serve: Serve, reply: Any):
-    with pytest.raises(ToolError, match="another shape"):
+    with pytest.raises(ToolError, match="did not answer in JSON of the shape"):
         RetrieverClient(url=serve(in_json(reply))).call("q")
 
 
@@ -101,13 +101,8 @@ def test_not_json(serve: Serve):
 
 
 def test_http_error(serve: Serve):
-    with pytest.raises(ToolError, match="answered HTTP 503"):
+    with pytest.raises(ToolError, match=r"gives no answer: HTTPStatusError: .*503"):
         RetrieverClient(url=serve(lambda _: (503, b"busy"))).call("q")
-
-
-def test_reply_too_long(serve: Serve):
-    with pytest.raises(ToolError, match="more than 1000000 bytes"):
-        RetrieverClient(url=serve(lambda _: (200, b" " * 10_000_000))).call("q")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +119,7 @@ def test_reply_cut_short_or_not_http(reply: bytes):
 
     thread = threading.Thread(target=answer, daemon=True)
     thread.start()
-    with pytest.raises(ToolError, match=r"cannot be reached|did not answer in JSON"):
+    with pytest.raises(ToolError, match="gives no answer"):
         RetrieverClient(url=f"http://127.0.0.1:{listener.getsockname()[1]}/").call("q")
     thread.join()
     listener.close()
@@ -133,7 +128,7 @@ def test_reply_cut_short_or_not_http(reply: bytes):
 def test_nobody_listens():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with pytest.raises(ToolError, match=f"127.0.0.1:{port}/retrieve cannot be reached"):
+    with pytest.raises(ToolError, match=f"127.0.0.1:{port}/retrieve gives no answer"):
         RetrieverClient(url=f"http://127.0.0.1:{port}/retrieve").call("q")
 
 

@@ -112,4 +112,4 @@ def test_an_unreachable_retriever_is_a_failure_and_not_a_reward(tmp_path: Path):
     reply = asyncio.run(env.reply(env.tasks("train")[0], [turn]))
     assert reply.stop == "failure" and reply.reward is None and reply.failure is not None
     assert reply.failure.kind == "tool_error"
-    assert "http://127.0.0.1:9/retrieve cannot be reached" in reply.failure.message
+    assert "http://127.0.0.1:9/retrieve gives no answer" in reply.failure.message
