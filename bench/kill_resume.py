@@ -35,9 +35,9 @@ SMALL = (
 )
 CASES: dict[str, tuple[str, ...]] = {
     "at2po_search": ("at2po_search", *SMALL, "--steps", "6"),
-    "at2po_search, adaptive KL": (
+    "at2po_search, KL penalty": (
         *("at2po_search", *SMALL, "--steps", "6"),
-        *("--kl.coefficient", "0.01", "--kl.target", "0.001"),
+        *("--kl.coefficient", "0.01"),
     ),
     "sae_chain, critic fitted first": (
         *("sae_chain", *SMALL, "--steps", "4", "--critic.pretraining-steps", "4"),

@@ -38,6 +38,6 @@ class RandomModel(Model):
 
 
 def random_run() -> TrainConfig:
-    """SAE with a critic of its own and an adaptive KL penalty."""
-    kl = KLPenalty(coefficient=0.05, target=0.001)
+    """SAE with a critic of its own and a KL penalty."""
+    kl = KLPenalty(coefficient=0.05)
     return replace(sae_chain(), model=RandomModel(), kl=kl)

@@ -44,8 +44,8 @@ def parsed(default: C, arguments: Sequence[str], prog: str, *rules: PrimitiveRul
     Args:
       default: The settings.
       arguments: The words of the command line.
-      prog: What is told to be the command.
-      rules: How options of some types are read.
+      prog: The command, for the help.
+      rules: Rules for reading options of some types.
 
     Raises:
       Exception: what the constructor of a part raises, as it is.
@@ -61,15 +61,12 @@ def parsed(default: C, arguments: Sequence[str], prog: str, *rules: PrimitiveRul
             kind, default=draft, args=rest, prog=prog, description=about, registry=registry(*rules)
         )
     except _Raised as raised:
-        raise raised.error from raised.error.__cause__
+        (error,) = raised.args
+        raise error from error.__cause__
 
 
 class _Raised(Exception):
     """Takes what a constructor raised past tyro, which makes a complaint of a ValueError."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(error)
-        self.error = error
 
 
 def _constructor(kind: Callable[..., C]) -> Callable[..., C]:
@@ -110,7 +107,7 @@ def registry(*rules: PrimitiveRule) -> ConstructorRegistry:
 
 
 def trackers_and_metrics(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """A tracker or metric by its name; how an option of that type is read and shown."""
+    """The rule for an option whose value is the name of a tracker or metric."""
     from tyro.constructors import PrimitiveConstructorSpec
 
     from spanwise.run.trackers import TRACKERS, Tracker
@@ -121,17 +118,17 @@ def trackers_and_metrics(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | 
     names, what = (TRACKERS, "tracker") if info.type == type[Tracker] else ({}, "metric")
 
     def find(words: list[str]) -> Any:
-        found = lookup.load(words[0], names, what)
-        if not (issubclass(found, Tracker) if isinstance(found, type) else what == "metric"):
+        named = lookup.load(words[0], names, what)
+        if not (issubclass(named, Tracker) if isinstance(named, type) else what == "metric"):
             raise UsageError(f"{words[0]} is no {what}")
-        return found
+        return named
 
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="|".join([*names, "FILE.py:NAME"]),
         instance_from_str=_constructor(find),
         is_instance=callable,
-        str_from_instance=lambda found: [found.__name__],
+        str_from_instance=lambda named: [named.__name__],
     )
 
 

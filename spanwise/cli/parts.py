@@ -10,8 +10,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from spanwise import lookup
@@ -19,22 +21,23 @@ from spanwise.cli.words import UsageError
 
 C = TypeVar("C")
 
+
+def _named(module: str, classes: str) -> dict[str, str]:
+    """Classes of a module by their names in snake case."""
+    snake = re.compile(r"(?<=[a-z])(?=[A-Z])")
+    return {snake.sub("_", name).lower(): f"{module}:{name}" for name in classes.split()}
+
+
 KINDS: Mapping[str, Mapping[str, str]] = {
     "spanwise.samplers.base:Engine": {
         "transformers": "spanwise.samplers.embedded.engine:TransformersEngine",
         "vllm": "spanwise.samplers.vllm.local:VLLMEngine",
         "servers": "spanwise.samplers.vllm.servers:VLLMServers",
     },
-    "spanwise.partitions:Partition": {
-        "token": "spanwise.partitions:Token",
-        "turn": "spanwise.partitions:Turn",
-        "trajectory": "spanwise.partitions:Trajectory",
-        "low_probability": "spanwise.partitions:LowProbability",
-        "mean_length": "spanwise.partitions:MeanLength",
-        "high_entropy": "spanwise.partitions:HighEntropy",
-        "fixed_length": "spanwise.partitions:FixedLength",
-        "delimiter": "spanwise.partitions:Delimiter",
-    },
+    "spanwise.partitions:Partition": _named(
+        "spanwise.partitions",
+        "Token Turn Trajectory LowProbability MeanLength HighEntropy FixedLength Delimiter",
+    ),
     "spanwise.credit:Advantage": {
         "group": "spanwise.credit:GroupAdvantage",
         "span": "spanwise.credit:SpanAdvantage",
@@ -44,17 +47,13 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "none": "spanwise.learn.critic:NoCritic",
         "value_head": "spanwise.learn.critic:ValueHead",
     },
-    "spanwise.learn.schedule:Schedule": {
-        "constant": "spanwise.learn.schedule:Constant",
-        "linear": "spanwise.learn.schedule:Linear",
-        "cosine": "spanwise.learn.schedule:Cosine",
-    },
+    "spanwise.learn.schedule:Schedule": _named("spanwise.learn.schedule", "Constant Linear Cosine"),
     "spanwise.rollout.base:Rollout": {
         "chains": "spanwise.rollout.chains:Chains",
         "tree_search": "spanwise.rollout.tree_search:TreeSearch",
     },
 }
-"""By base class, the names of its kinds."""
+"""The names of the kinds of each base class."""
 
 
 def choose_parts(config: C, arguments: Sequence[str]) -> tuple[C, list[str]]:
@@ -67,33 +66,42 @@ def choose_parts(config: C, arguments: Sequence[str]) -> tuple[C, list[str]]:
       UsageError: if a part is given twice, without a name, or is no class of its base.
       UnknownName: if there is no such part; the message says what is near.
     """
-    options = sorted(_options(arguments), key=lambda option: len(option.path))  # outer parts first
-    taken: dict[tuple[str, ...], _Option] = {}
-    for option in options:
-        base = _base_of(config, option.path)
+    options: list[tuple[list[str], int]] = []
+    for at, word in enumerate(arguments):
+        if word.startswith("--"):
+            path = word[2:].partition("=")[0].replace("-", "_").split(".")
+            options.append((path, at))
+    chosen: list[list[str]] = []
+    used: set[int] = set()
+    for path, at in sorted(options, key=lambda option: len(option[0])):  # outer parts first
+        base = _base_of(config, path)
         if base is None:
             continue
-        if option.path in taken:
-            raise UsageError(f"{option.flag} is given twice")
-        taken[option.path] = option
-        config = _exchanged(config, option.path, _draft(option, base, _part(config, option.path)))
-    used = {at for option in taken.values() for at in option.words}
+        flag, equals, name = arguments[at].partition("=")
+        flag = flag.replace("_", "-")
+        if path in chosen:
+            raise UsageError(f"{flag} is given twice")
+        chosen.append(path)
+        used.add(at)
+        if not equals and not (following := [*arguments, "--"][at + 1]).startswith("--"):
+            name = following
+            used.add(at + 1)
+        part = _draft(flag, name, base, attrgetter(".".join(path))(config))
+        config = _exchanged(config, path, part)
     return config, [word for at, word in enumerate(arguments) if at not in used]
 
 
 def parts_help(config: object) -> str:
     """A paragraph on the parts that can be chosen, for the help of a command."""
-    lines = []
+    lines = [
+        "Parts that can be exchanged for another, by its name or for a class of your own, "
+        "FILE.py:CLASS; its options are then shown by --help behind it:"
+    ]
     for path, base in exchangeable(config):
-        names = ", ".join(_kinds(base)) or "a class of your own"
-        lines.append(f"{_flag(path)} ({type(_part(config, path)).__name__}): {names}")
-    if not lines:
-        return ""
-    about = (
-        "Parts that another can take the place of, by its name or as a class of your own, "
-        "FILE.py:CLASS; it then has options of its own, shown by --help behind it:"
-    )
-    return "\n".join([about, *lines])
+        names, dotted = ", ".join(_kinds(base)) or "a class of your own", ".".join(path)
+        kind = type(attrgetter(dotted)(config)).__name__
+        lines.append(f"--{dotted.replace('_', '-')} ({kind}): {names}")
+    return "\n".join(lines) if len(lines) > 1 else ""
 
 
 def exchangeable(
@@ -107,40 +115,6 @@ def exchangeable(
             if inspect.isabstract(base):
                 yield path, base
             yield from exchangeable(part, path)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Option:
-    """An option among the words of a command line."""
-
-    path: tuple[str, ...]
-    value: str
-    words: range
-
-    @property
-    def flag(self) -> str:
-        return _flag(self.path)
-
-
-def _flag(path: tuple[str, ...]) -> str:
-    return f"--{'.'.join(path).replace('_', '-')}"
-
-
-def _options(arguments: Sequence[str]) -> Iterator[_Option]:
-    for at, word in enumerate(arguments):
-        if word.startswith("--"):
-            flag, equals, value = word[2:].partition("=")
-            if not equals and (following := [*arguments, "--"][at + 1])[:2] != "--":
-                value = following
-            length = 2 if value and not equals else 1
-            path = tuple(flag.replace("-", "_").split("."))
-            yield _Option(path, value, range(at, at + length))
-
-
-def _part(config: Any, path: Sequence[str]) -> Any:
-    for name in path:
-        config = getattr(config, name)
-    return config
 
 
 def _base_of(config: Any, path: Sequence[str]) -> type | None:
@@ -157,16 +131,16 @@ def _kinds(base: type) -> Mapping[str, str]:
     return KINDS.get(f"{base.__module__}:{base.__name__}", {})
 
 
-def _draft(option: _Option, base: type, current: object) -> object:
-    """The part that an option names: the recipe's own if it is of that kind, else a new one."""
+def _draft(flag: str, name: str, base: type, current: object) -> object:
+    """The part of that name: the recipe's own if it is of that kind, else a new one."""
     kinds = _kinds(base)
-    if not option.value:
-        raise UsageError(f"{option.flag} needs a name: {', '.join([*kinds, 'FILE.py:CLASS'])}")
-    kind = lookup.load(option.value, kinds, option.flag)
+    if not name:
+        raise UsageError(f"{flag} needs a name: {', '.join([*kinds, 'FILE.py:CLASS'])}")
+    kind = lookup.load(name, kinds, flag)
     if type(current) is kind:
         return current
     if not isinstance(kind, type) or not issubclass(kind, base) or inspect.isabstract(kind):
-        raise UsageError(f"{option.flag} {option.value}: that is no class of {base.__name__}s")
+        raise UsageError(f"{flag} {name}: that is no class of {base.__name__}s")
     return _unchecked(kind)
 
 
@@ -176,13 +150,10 @@ def _unchecked(kind: type) -> object:
 
     made = object.__new__(kind)
     for field in dataclasses.fields(kind):
-        if field.default is not dataclasses.MISSING:
-            value = field.default
-        elif field.default_factory is not dataclasses.MISSING:
-            value = field.default_factory()
-        else:
-            value = tyro.MISSING
-        object.__setattr__(made, field.name, value)
+        factory = field.default_factory
+        value = field.default if factory is dataclasses.MISSING else factory()
+        missing = value is dataclasses.MISSING
+        object.__setattr__(made, field.name, tyro.MISSING if missing else value)
     return made
 
 

@@ -8,8 +8,9 @@ import shlex
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
+from spanwise import recipes
 from spanwise.cli.options import configured, parsed
 from spanwise.cli.words import UsageError, split_name, split_target
 from spanwise.envs.base import Split
@@ -23,11 +24,16 @@ def train_command(arguments: list[str]) -> None:
     """Train, or go on with a run."""
     resume = arguments[:1] == ["--resume"]
     if resume:
-        folder, spec, rest, config = _to_resume(arguments[1:])
+        target, spec, rest = _to_resume(arguments[1:])
     else:
-        spec, rest = split_name(arguments, "train RECIPE", _recipes())
-        config = configured(spec, rest)
-        folder = config.folder or _new_folder(spec)
+        target = None
+        there_are = f"the recipes are {', '.join(recipes.names())}, or FILE.py:FUNCTION"
+        spec, rest = split_name(
+            arguments, "train RECIPE", f"{there_are}; RECIPE --help lists the options"
+        )
+    config = configured(spec, rest)
+    name = f"{spec.rpartition(':')[2]}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = target or config.folder or Path("runs") / name
 
     from spanwise.display import Display, show_results
     from spanwise.runtime.distributed import leave_group
@@ -41,7 +47,8 @@ def train_command(arguments: list[str]) -> None:
         )
     except Stopped as stopped:
         if leads:
-            print(f"spanwise: stopped by {stopped}\ngo on with     {_resume_command(folder)}")
+            command = f"spanwise train --resume {shlex.quote(str(folder))}"
+            print(f"spanwise: stopped by {stopped}\ngo on with     {command}")
         leave_group()
         raise SystemExit(128 + stopped.number) from stopped
     leave_group()
@@ -49,24 +56,18 @@ def train_command(arguments: list[str]) -> None:
         show_results(log, display.console, group_by=config.evaluation.group_by)
 
 
-def _to_resume(arguments: list[str]) -> tuple[Path, str, list[str], TrainConfig]:
-    """The folder of a run, and the recipe, options and configuration it was started with."""
-    target, rest = split_target(arguments, "train --resume RUN", options=False)
-    if rest:
-        raise UsageError(f"a run is resumed as it was started; leave out {' '.join(rest)}")
+def _to_resume(arguments: list[str]) -> tuple[Path, str, list[str]]:
+    """The folder of a run, and the recipe and options it was started with."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise UsageError("use spanwise train --resume RUN; a run is resumed as it was started")
 
     from spanwise.run.folder import RunFolder
 
-    record = RunFolder.open(Path(target)).read_config()
+    record = RunFolder.open(folder := Path(arguments[0])).read_config()
     recipe, words = record.get("recipe"), record.get("arguments")
     if not isinstance(recipe, str) or not isinstance(words, list):
-        raise UsageError(f"{target}/config.json does not say which recipe it came from")
-    words = [str(word) for word in cast("list[Any]", words)]
-    return Path(target), recipe, words, configured(recipe, words)
-
-
-def _resume_command(folder: Path) -> str:
-    return f"spanwise train --resume {shlex.quote(str(folder))}"
+        raise UsageError(f"{folder}/config.json does not say which recipe it came from")
+    return folder, recipe, words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +75,8 @@ class EvalOptions:
     """Answer held-out questions, sampled and greedily."""
 
     recipe: str | None = None
-    """Recipe whose tasks and limits a model is measured with, at2po_search by default; a run has
-    its own."""
+    """Recipe whose tasks and limits a model is measured with, by default at2po_search; not for
+    a run, which has its own."""
 
     num_tasks: int = 300
     """Number of questions, from the beginning of the split."""
@@ -93,7 +94,6 @@ def eval_command(arguments: list[str]) -> None:
     options = parsed(EvalOptions(), rest, "spanwise eval RUN_OR_MODEL")
 
     from spanwise.display import Display, scores_table
-    from spanwise.rollout.context import RolloutContext
     from spanwise.train.evaluate import measure
 
     config = _to_measure(target, options.recipe)
@@ -106,13 +106,7 @@ def eval_command(arguments: list[str]) -> None:
             raise
         raise UsageError(f"{error}; --recipe names the recipe that {target} is for") from error
     sampler = config.sampler.build(config.model.load(), tokenizer)
-    context = RolloutContext(
-        env=config.env,
-        sampler=sampler,
-        tokenizer=tokenizer,
-        seed=options.seed,
-        failures=config.failures,
-    )
+    context = config.context(sampler, tokenizer, options.seed)
     evaluation = dataclasses.replace(
         config.evaluation, num_tasks=options.num_tasks, split=options.split
     )
@@ -140,18 +134,3 @@ def _to_measure(target: str, recipe: str | None) -> TrainConfig:
             raise UsageError(f"{target} has no finished checkpoint yet ({path} is missing)")
         config = configured(record["recipe"], record["arguments"])
     return dataclasses.replace(config, model=dataclasses.replace(config.model, path=path))
-
-
-def _recipes() -> str:
-    """What may stand for RECIPE."""
-    from spanwise import recipes
-
-    return (
-        f"the recipes are {', '.join(recipes.names())}, or FILE.py:FUNCTION; "
-        "RECIPE --help lists the options"
-    )
-
-
-def _new_folder(spec: str) -> Path:
-    name = spec.rpartition(":")[2]
-    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"

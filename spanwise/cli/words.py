@@ -13,19 +13,14 @@ class UsageError(SpanwiseError):
 
 
 def asks_for_help(arguments: Sequence[str]) -> bool:
-    """Whether help is all that is wanted."""
+    """True if help is all that is wanted."""
     return bool(arguments) and arguments[0] in ("-h", "--help")
 
 
-def split_target(
-    arguments: list[str], usage: str, *, options: bool = True
-) -> tuple[str, list[str]]:
+def split_target(arguments: list[str], usage: str) -> tuple[str, list[str]]:
     """The word after the command, and the options after it; without a word, help is one."""
-    if arguments and not arguments[0].startswith("-"):
-        return arguments[0], arguments[1:]
-    if options and asks_for_help(arguments):
-        return "", arguments
-    raise UsageError(f"use spanwise {usage}{' [--option value ...]' if options else ''}")
+    words, _ = split_targets(arguments[:1], usage)
+    return (str(words[0]), arguments[1:]) if words else ("", arguments)
 
 
 def split_targets(arguments: list[str], usage: str) -> tuple[list[Path], list[str]]:
@@ -37,7 +32,7 @@ def split_targets(arguments: list[str], usage: str) -> tuple[list[Path], list[st
 
 
 def split_name(arguments: list[str], usage: str, names: str) -> tuple[str, list[str]]:
-    """As ``split_target``, of a command whose options depend on the word."""
+    """As ``split_target``, for a command whose options depend on the word."""
     if asks_for_help(arguments):
         print(f"usage: spanwise {usage} [--option value ...]\n\n{names}")
         raise SystemExit(0)

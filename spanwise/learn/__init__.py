@@ -1,1 +1,1 @@
-"""What is trained, and how a batch becomes optimizer steps."""
+"""Training: losses and optimizer steps on batches of branches."""

@@ -1,4 +1,4 @@
-"""Settings of the critic: what it stands on, and how it is fitted."""
+"""Settings of the critic: its trunk, and its fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spanwise.batch import Batch
 from spanwise.errors import SpanwiseError
 from spanwise.learn.metric_means import MetricMeans
 from spanwise.learn.optimizer import adamw
-from spanwise.learn.optimizer_step import Trainee
+from spanwise.learn.optimizer_step import Counts, Trainee
 from spanwise.models.critic import SeparateCritic, SharedCritic, ValueModel
 from spanwise.models.loading import Model
 from spanwise.models.packing import TokenTree
@@ -27,7 +27,7 @@ from spanwise.runtime.distributed import Ranks
 
 @dataclass(frozen=True, kw_only=True)
 class Critic(ABC):
-    """Whether there is a critic, and which."""
+    """A kind of critic, or none."""
 
     @abstractmethod
     def build(self, policy: Any, model: Model, ranks: Ranks) -> FittedCritic | None:
@@ -40,11 +40,7 @@ class Critic(ABC):
         """
 
     def own_model(self, policy: Model) -> Model | None:
-        """What a trunk of the critic's own starts from; None if it has no such trunk.
-
-        Args:
-          policy: Where the policy is from, and how it is held.
-        """
+        """The starting model of a trunk of the critic's own; None if it has no such trunk."""
         return None
 
     def check(self, policy: Model, tokenizer: Any) -> None:
@@ -108,13 +104,11 @@ class ValueHead(Critic):
             )
 
     def own_model(self, policy: Model) -> Model | None:
-        """The policy's, or that of ``path``, held as the policy is."""
         if self.trunk != "own":
             return None
         return replace(policy, path=self.path) if self.path else policy
 
     def check(self, policy: Model, tokenizer: Any) -> None:
-        """Refuse another model than the policy's that reads other tokens."""
         if self.path:
             replace(policy, path=self.path).check_vocabulary(tokenizer)
 
@@ -151,24 +145,18 @@ class FittedCritic(Trainee):
         return self.model.cost()
 
     def loss(
-        self,
-        part: Batch,
-        tree: TokenTree | None,
-        metrics: MetricMeans,
-        *,
-        num_samples: int,
-        num_tokens: int,
+        self, part: Batch, tree: TokenTree | None, metrics: MetricMeans, counts: Counts
     ) -> Tensor:
         """The value loss of some rows as their part of a minibatch's mean over tokens."""
         old_logprobs, old_values, targets = part.old_logprobs, part.values, part.value_targets
         assert old_logprobs is not None and old_values is not None and targets is not None
         values = self.model(part.tokens, part.mask, part.lengths, old_logprobs, tree).values
         per_token = losses.value_loss(values, old_values, targets, part.mask, clip=self.clip)
-        return losses.mean_by_token(per_token, part.mask, num_tokens=num_tokens)
+        return losses.mean_by_token(per_token, part.mask, num_tokens=counts.num_tokens)
 
 
 def still_rising(history: Sequence[float], *, window: int = 6, least: float = 0.01) -> bool:
-    """Whether the newest figures are, on average, above those before them.
+    """True while the newest figures are, on average, above those before them.
 
     Figures near 0 have not begun to rise, and count as rising.
 

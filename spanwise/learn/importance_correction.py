@@ -1,4 +1,4 @@
-"""Engine and trainer disagree on log-probs: by how much, and what is done about it."""
+"""The disagreement of engine and trainer on log-probs: its metrics and its correction."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spanwise.partitions import Partition, Token, Trajectory, Turn
 
 @dataclass(frozen=True, kw_only=True)
 class ImportanceCorrection:
-    """What is done about tokens that were drawn from another distribution than the policy.
+    """A correction for tokens that were drawn from another distribution than the policy.
 
     The correction counts all that differs: kernels, precision, weights of a step before,
     and a sampling temperature other than 1. It cannot bring back tokens that ``top_p`` or
@@ -27,11 +27,11 @@ class ImportanceCorrection:
     """Spans over which the importance ratio is a product."""
 
     tis_cap: float = math.inf
-    """Weight the loss of a span by its importance ratio, cut here; ``inf``: no weights.
-    A bound that is never reached, such as 1e9, gives the plain ratio."""
+    """Largest importance ratio by which the loss of a span is weighted; ``inf``: no weights.
+    One that is never reached, such as 1e9, gives the plain ratio."""
 
     rejection_bound: float = math.inf
-    """Leave spans out of the loss whose ratio is above this or below one over this."""
+    """Ratio above which, or below one over which, a span is left out of the loss."""
 
     def __post_init__(self) -> None:
         if not self.tis_cap > 0 or not self.rejection_bound >= 1:
@@ -72,7 +72,7 @@ class ImportanceCorrection:
         return replace(batch, importance=torch.where(kept, importance, 0))
 
     def metrics(self, batch: Batch) -> dict[str, float]:
-        """How far engine and trainer are apart, and how much the correction changed.
+        """Distances between engine and trainer, and the effect of the correction.
 
         Returns:
           Of the log-probs at temperature 1, over model tokens: ``engine_mismatch``, the mean
@@ -84,7 +84,7 @@ class ImportanceCorrection:
         """
         assert batch.old_logprobs is not None
         mask, trainer, engine = batch.mask, batch.old_logprobs, batch.engine_logprobs
-        found = {
+        figures = {
             "engine_mismatch": (trainer - engine)[mask].abs().mean(),
             "engine_mismatch_max": (trainer - engine)[mask].abs().max(),
             "engine_kl": losses.kl_k3(engine, trainer, mask)[mask].mean(),
@@ -93,11 +93,11 @@ class ImportanceCorrection:
         kinds = {"token": Token(), "turn": Turn(), "trajectory": Trajectory()}
         for kind, partition in kinds.items():
             ratio = losses.importance_ratio(trainer, engine, partition(batch))[mask]
-            found[f"engine_ratio/{kind}_min"] = ratio.min()
-            found[f"engine_ratio/{kind}_max"] = ratio.max()
+            figures[f"engine_ratio/{kind}_min"] = ratio.min()
+            figures[f"engine_ratio/{kind}_max"] = ratio.max()
         if batch.importance is not None:
             importance = batch.importance[mask]
-            found["importance/mean"] = importance.mean()
-            found["importance/max"] = importance.max()
-            found["importance/masked_share"] = (importance == 0).float().mean()
-        return {name: float(figure) for name, figure in found.items()}
+            figures["importance/mean"] = importance.mean()
+            figures["importance/max"] = importance.max()
+            figures["importance/masked_share"] = (importance == 0).float().mean()
+        return {name: float(figure) for name, figure in figures.items()}

@@ -1,4 +1,4 @@
-"""What is trained, and how a step's trees become an update of it."""
+"""The models in training, and the way from a step's trees to their update."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class Learner:
       advantage: How rewards become advantages.
       objective: The policy loss.
       update: How a batch becomes optimizer steps.
-      schedule: By what the learning rates of a step are multiplied.
+      schedule: Factor of the learning rates in each step.
       num_steps: Training steps of the whole run, for the schedule.
       critic: Predicts values, for credit that needs them.
-      kl: What it costs to move away from the policy that training starts from.
-      overlong: What becomes of answers that the token limit cuts.
+      kl: Penalty for moving away from the policy that training starts from.
+      overlong: Treatment of answers that the token limit cuts.
       max_response_tokens: That limit.
       importance: Correction for the distribution that tokens were sampled from.
       seed: Seed of the run; the order of the prompts follows from it and the step.
@@ -157,10 +157,7 @@ class Learner:
             metrics["no_signal"] = 1.0
         if self.critic is not None:
             trainees.append(self.critic)
-        metrics |= self._fit(batch, trainees, seed_of(self._seed, step, "update"))
-        if self.reference is not None:
-            self.kl = self.kl.update(metrics["kl"])
-        return metrics
+        return metrics | self._fit(batch, trainees, seed_of(self._seed, step, "update"))
 
     def fit_critic(self, batch: Batch, *, step: int) -> dict[str, float]:
         """Train the critic alone, at its full learning rate; a shared trunk stays as it is."""
@@ -227,8 +224,7 @@ class Learner:
             return {}
         assert batch.old_logprobs is not None and batch.reference_logprobs is not None
         nats = self.kl.estimates(batch.old_logprobs, batch.reference_logprobs, batch.mask)
-        mean = float(nats.sum() / batch.mask.sum().clamp(min=1))
-        return {"kl": mean, "kl_coefficient": self.kl.coefficient}
+        return {"kl": float(nats.sum() / batch.mask.sum().clamp(min=1))}
 
 
 @torch.no_grad()

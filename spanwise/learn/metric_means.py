@@ -18,7 +18,7 @@ class MetricMeans:
         self._extremes: dict[str, float] = {}
 
     def add(self, metrics: Mapping[str, Any], *, weight: float = 1.0) -> None:
-        """Take in some metrics, all of the same weight."""
+        """Add some metrics, all of the same weight."""
         for name, metric in metrics.items():
             value = float(metric)
             if name.endswith("_min"):
@@ -30,7 +30,7 @@ class MetricMeans:
                 self._weights[name] += weight
 
     def over(self, ranks: Ranks) -> MetricMeans:
-        """What those of all ranks have taken in together."""
+        """The means over all ranks."""
         if ranks.size == 1:
             return self
         total = MetricMeans()

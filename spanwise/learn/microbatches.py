@@ -1,4 +1,4 @@
-"""What goes through the model at once: rows of like length, or packed by what they share."""
+"""Micro-batches: rows of like length, or packed by what they share."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class Microbatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Microbatching:
-    """How the rows of a batch are parted: by a budget of computed tokens, packed or not."""
+    """Division of the rows of a batch by a budget of computed tokens, packed or not."""
 
     budget: int
     """Computed tokens of one micro-batch."""
 
     packed: bool
-    """Whether rows that begin alike may be packed."""
+    """True if rows that begin alike may be packed."""
 
     def __call__(
         self, batch: Batch, cost: TrunkCost, ranks: Ranks
@@ -161,6 +161,6 @@ def _packed(tokens: Tensor, lengths: Tensor, rows: Tensor, device: torch.device)
 
 
 def _time(parts: list[Microbatch], cost: TrunkCost, num_ranks: int) -> float:
-    """What the most laden rank has to compute."""
+    """Cost of the most laden rank."""
     costs = [cost(part.num_tokens, part.num_pairs) for part in parts]
     return max(sum(costs[number] for number in share) for share in balanced(costs, num_ranks))

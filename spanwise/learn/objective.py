@@ -1,4 +1,4 @@
-"""What is minimised: one clipped surrogate, with the span of its ratio as a setting."""
+"""The policy loss: one clipped surrogate, with the span of its ratio as a setting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spanwise import losses
 from spanwise.batch import Batch
 from spanwise.errors import SpanwiseError
 from spanwise.learn.metric_means import MetricMeans
-from spanwise.learn.optimizer_step import Trainee
+from spanwise.learn.optimizer_step import Counts, Trainee
 from spanwise.learn.reward_shaping import KLPenalty
 from spanwise.models.packing import TokenTree
 from spanwise.models.scoring import token_scores
@@ -34,26 +34,26 @@ class Objective:
     """Spans over which the policy ratio is averaged, in the logarithm."""
 
     gradient: Literal["token", "span"] = "token"
-    """Through each token's own log-prob (GSPO-token form), or through the span's mean."""
+    """Path of the gradient: each token's own log-prob (GSPO-token form), or the span's mean."""
 
     clip_low: float = 3e-3
-    """The ratio is clipped below 1 - this."""
+    """Distance below 1 at which the ratio is clipped."""
 
     clip_high: float = 4e-3
-    """The ratio is clipped above 1 + this."""
+    """Distance above 1 at which the ratio is clipped."""
 
     dual_clip: float | None = None
-    """Above 1: bounds the loss of a bad token that became this many times likelier."""
+    """Bound, above 1, on the loss of a bad token: that of one this many times likelier now."""
 
     entropy_bonus: float = 0.0
-    """Taken off the loss for each nat of entropy of a token's distribution."""
+    """Bonus, taken off the loss, for each nat of entropy of a token's distribution."""
 
     loss_aggregation: Literal["sample", "token"] | int = "sample"
-    """Every sample counts alike, or every token does (DAPO), or the sum over each sample's
-    tokens is divided by this number, such as the limit of an answer (Dr. GRPO)."""
+    """Mean that the loss is: over samples, over tokens (DAPO), or a number that the sum over
+    each sample's tokens is divided by, such as the limit of an answer (Dr. GRPO)."""
 
     shared_turns: Literal["per_leaf", "once", "mean"] = "per_leaf"
-    """How often a turn counts that stands in several branches (see ``losses.weights``)."""
+    """Weight of a turn that stands in several branches (see ``losses.weights``)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.clip_low <= 1 or not self.clip_high >= 0:
@@ -91,9 +91,8 @@ class Objective:
         self,
         logprobs: Tensor,
         batch: Batch,
+        counts: Counts,
         *,
-        num_samples: int,
-        num_tokens: int,
         entropies: Tensor | None = None,
         kl: KLPenalty | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -103,8 +102,7 @@ class Objective:
           logprobs: ``[N, T]`` under the policy being trained.
           batch: The rows, with ``old_logprobs``, ``advantages``, ``ratio_spans`` and
             ``loss_weights``.
-          num_samples: Rows of the whole minibatch.
-          num_tokens: Model tokens of the whole minibatch.
+          counts: Rows and model tokens of the whole minibatch.
           entropies: ``[N, T]`` with their gradient; needed for an entropy bonus.
           kl: The penalty, if the loss is to have one; the rows then need the log-probs of
             the reference.
@@ -131,20 +129,24 @@ class Objective:
             assert batch.reference_logprobs is not None
             nats = kl.estimates(logprobs, batch.reference_logprobs, batch.mask)
             per_token = per_token + kl.coefficient * nats
-        return self._aggregated(per_token, batch, num_samples, num_tokens), metrics
-
-    def _aggregated(
-        self, per_token: Tensor, batch: Batch, num_samples: int, num_tokens: int
-    ) -> Tensor:
         mask, weights = batch.mask, batch.loss_weights
-        if self.loss_aggregation == "sample":
-            return losses.mean_by_sample(per_token, mask, weights=weights, num_samples=num_samples)
         if self.loss_aggregation == "token":
-            return losses.mean_by_token(per_token, mask, weights=weights, num_tokens=num_tokens)
-        length = self.loss_aggregation
-        return losses.mean_by_constant(
-            per_token, mask, length=length, weights=weights, num_samples=num_samples
-        )
+            loss = losses.mean_by_token(
+                per_token, mask, weights=weights, num_tokens=counts.num_tokens
+            )
+        elif self.loss_aggregation == "sample":
+            loss = losses.mean_by_sample(
+                per_token, mask, weights=weights, num_samples=counts.num_samples
+            )
+        else:
+            loss = losses.mean_by_constant(
+                per_token,
+                mask,
+                length=self.loss_aggregation,
+                weights=weights,
+                num_samples=counts.num_samples,
+            )
+        return loss, metrics
 
 
 @dataclass(kw_only=True)
@@ -161,32 +163,16 @@ class TrainedPolicy(Trainee):
         return TrunkCost.of(self.model)
 
     def loss(
-        self,
-        part: Batch,
-        tree: TokenTree | None,
-        metrics: MetricMeans,
-        *,
-        num_samples: int,
-        num_tokens: int,
+        self, part: Batch, tree: TokenTree | None, metrics: MetricMeans, counts: Counts
     ) -> Tensor:
         scores = token_scores(self.model, part.tokens, part.mask, part.lengths, tree)
-        loss, of_loss = self.objective(
-            scores.logprobs,
-            part,
-            num_samples=num_samples,
-            num_tokens=num_tokens,
-            entropies=scores.entropies,
-            kl=self.kl,
+        loss, figures = self.objective(
+            scores.logprobs, part, counts, entropies=scores.entropies, kl=self.kl
         )
         assert part.ratio_spans is not None
-        of_tokens, of_spans = part.num_model_tokens, _num_spans(part.ratio_spans)
-        for name, metric in of_loss.items():
+        lengths = span_lengths(part.ratio_spans)
+        num_spans = float((1 / lengths[lengths > 0].double()).sum())
+        for name, metric in figures.items():
             by_span = name.startswith("clip_frac/span")
-            metrics.add({name: metric}, weight=of_spans if by_span else of_tokens)
+            metrics.add({name: metric}, weight=num_spans if by_span else part.num_model_tokens)
         return loss
-
-
-def _num_spans(spans: Tensor) -> float:
-    """Number of spans of some rows; each token stands for its share of its span."""
-    lengths = span_lengths(spans)
-    return float((1 / lengths[lengths > 0].double()).sum())

@@ -5,18 +5,25 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spanwise.batch import Batch
 from spanwise.learn.metric_means import MetricMeans
-from spanwise.learn.microbatches import Microbatch, Microbatching
+from spanwise.learn.microbatches import Microbatching
 from spanwise.models.packing import TokenTree
 from spanwise.models.sharding import whole
 from spanwise.models.tree_attention import TrunkCost
 from spanwise.runtime.distributed import Ranks
+
+
+class Counts(NamedTuple):
+    """The size of a minibatch, by which its losses are divided."""
+
+    num_samples: int
+    num_tokens: int
 
 
 class Trainee(ABC):
@@ -25,21 +32,15 @@ class Trainee(ABC):
     model: Any
     optimizer: torch.optim.Optimizer
     prefix: ClassVar[str] = ""
-    """What the names of its metrics begin with."""
+    """Prefix of the names of its metrics."""
 
     @abstractmethod
     def cost(self) -> TrunkCost:
-        """What a forward pass of its trunk costs."""
+        """The cost of a forward pass of its trunk."""
 
     @abstractmethod
     def loss(
-        self,
-        part: Batch,
-        tree: TokenTree | None,
-        metrics: MetricMeans,
-        *,
-        num_samples: int,
-        num_tokens: int,
+        self, part: Batch, tree: TokenTree | None, metrics: MetricMeans, counts: Counts
     ) -> Tensor:
         """The loss of some rows as their part of a minibatch's loss.
 
@@ -47,8 +48,7 @@ class Trainee(ABC):
           part: The rows, on the device of the model.
           tree: The same rows packed; None computes each by itself.
           metrics: Takes in what is worth keeping.
-          num_samples: Rows of the whole minibatch.
-          num_tokens: Model tokens of the whole minibatch.
+          counts: Rows and model tokens of the whole minibatch.
         """
 
 
@@ -66,10 +66,7 @@ def optimizer_step(
     Returns:
       Whether every loss and gradient was finite.
     """
-    counts_of = {
-        "num_samples": minibatch.num_rows,
-        "num_tokens": minibatch.num_model_tokens,
-    }
+    size = Counts(minibatch.num_rows, minibatch.num_model_tokens)
     totals = torch.zeros(len(trainees), dtype=torch.float64)
     for trainee in trainees:
         trainee.optimizer.zero_grad(set_to_none=True)
@@ -77,9 +74,14 @@ def optimizer_step(
     for micro, counts in microbatching(minibatch, trainees[0].cost(), ranks):
         part, tree = minibatch.take(micro.rows).to(device), micro.tree_on(device)
         kept = metrics if counts else MetricMeans()
-        kept.add(_packing_metrics(micro, part), weight=int(part.lengths.sum()))
+        row_tokens = int(part.lengths.sum())
+        packed = {
+            "computed_to_total": micro.num_tokens / row_tokens,
+            "packed": micro.tree is not None,
+        }
+        kept.add(packed, weight=row_tokens)
         for number, trainee in enumerate(trainees):
-            loss = counts * trainee.loss(part, tree, kept, **counts_of)
+            loss = counts * trainee.loss(part, tree, kept, size)
             loss.backward()
             totals[number] += float(loss.detach())
     ranks.sum(totals)
@@ -102,9 +104,3 @@ def _apply(trainee: Trainee, loss: float, max_gradient_norm: float, metrics: Met
         metrics.add({f"{prefix}loss": loss, f"{prefix}gradient_norm": norm})
     metrics.add({f"{prefix}skipped_steps": float(not finite)})
     return finite
-
-
-def _packing_metrics(micro: Microbatch, part: Batch) -> dict[str, float]:
-    """Tokens that the model computed for each token of the rows, and whether they were packed."""
-    computed = micro.num_tokens / int(part.lengths.sum())
-    return {"computed_to_total": computed, "packed": float(micro.tree is not None)}

@@ -1,4 +1,4 @@
-"""Whether a model computes packed rows as it computes rows: tried, not assumed."""
+"""A trial whether a model computes packed rows as it computes rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_ROWS = 8
 def packing_fault(
     model: Any, batch: Batch, *, critic: ValueModel | None = None, budget: int
 ) -> str | None:
-    """What speaks against packing the rows of a batch.
+    """The reason not to pack the rows of a batch, if there is one.
 
     A few rows that lie next to each other in order, and so begin alike, go through policy and
     critic both ways. The figures may differ by the square root of the precision's step: far

@@ -1,4 +1,4 @@
-"""What is added to the rewards of a rollout before credit is given: length and divergence."""
+"""Penalties added to the rewards of a rollout before credit is given: length and divergence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spanwise.errors import SpanwiseError
 
 @dataclass(frozen=True, kw_only=True)
 class Overlong:
-    """What becomes of trajectories that the token limit cuts, or that come near it."""
+    """Treatment of trajectories that the token limit cuts, or that come near it."""
 
     on_truncation: Literal["train", "mask", "bootstrap"] = "train"
     """Train on a cut trajectory with its reward as scored; let it count in its group's
@@ -79,28 +79,20 @@ def length_penalties(lengths: Tensor, limit: int, penalty_tokens: int) -> Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class KLPenalty:
-    """What it costs to move away from the model that training started from."""
+    """A penalty for moving away from the model that training started from."""
 
     coefficient: float = 0.0
     """Reward, or loss, for each nat. 0: no penalty, and no reference model is held."""
 
     estimator: Literal["k1", "k2", "k3"] = "k2"
-    """How the divergence is estimated from the sampled token (see ``losses.kl_k1``)."""
+    """Estimator of the divergence from the sampled token (see ``losses.kl_k1``)."""
 
     where: Literal["loss", "reward"] = "loss"
     """Add it to the loss, or take it off each token's reward."""
 
-    target: float | None = None
-    """Nats a token at which an adaptive coefficient holds the divergence; None: fixed."""
-
     def __post_init__(self) -> None:
-        if not 0 <= self.coefficient < math.inf or (
-            self.target is not None and not self.target > 0
-        ):
-            raise SpanwiseError(
-                "a KL penalty needs coefficient >= 0 and target > 0 (or none), got "
-                f"{self.coefficient} and {self.target}"
-            )
+        if not 0 <= self.coefficient < math.inf:
+            raise SpanwiseError(f"a KL penalty needs coefficient >= 0, got {self.coefficient}")
         if self.coefficient and self.where == "loss" and self.estimator == "k1":
             raise SpanwiseError(
                 "k1 in the loss has no gradient in expectation; use k2 or k3, or place it in "
@@ -117,21 +109,6 @@ class KLPenalty:
         if not self.coefficient or self.where != "reward":
             return batch
         if batch.old_logprobs is None or batch.reference_logprobs is None:
-            raise SpanwiseError("a KL penalty needs log-probs of the policy and of the reference")
+            raise ValueError("a KL penalty needs log-probs of the policy and of the reference")
         nats = self.estimates(batch.old_logprobs, batch.reference_logprobs, batch.mask)
         return _paid(batch, -self.coefficient * nats)
-
-    def update(self, measured: float) -> KLPenalty:
-        """The penalty of the next step, after a step at which the divergence was measured.
-
-        The coefficient grows by up to 2% where the divergence is above the target, and
-        falls likewise (Ziegler et al., arXiv 1909.08593, with their gain of 0.1).
-
-        Example:
-          >>> round(KLPenalty(coefficient=1.0, target=0.1).update(0.5).coefficient, 4)
-          1.02
-        """
-        if self.target is None:
-            return self
-        error = min(max(measured / self.target - 1, -0.2), 0.2)
-        return replace(self, coefficient=self.coefficient * (1 + 0.1 * error))

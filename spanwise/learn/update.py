@@ -1,4 +1,4 @@
-"""Settings of the update: how a batch becomes optimizer steps."""
+"""Settings of the update, from a batch to optimizer steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spanwise.errors import SpanwiseError
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """How a batch of branches becomes optimizer steps of AdamW."""
+    """The optimizer steps of AdamW on a batch of branches."""
 
     learning_rate: float = 1e-6
     """Learning rate of the policy, at its highest."""
@@ -22,16 +22,16 @@ class Update:
     """Passes over each batch."""
 
     prompts_per_minibatch: int = 8
-    """One optimizer step for each minibatch of this many prompts."""
+    """Prompts of a minibatch, which is one optimizer step."""
 
     tokens_per_microbatch: int = 16384
     """Computed tokens of one forward and backward; changes memory and time, not the result."""
 
     packing: Literal["tree", "rows"] = "tree"
-    """``tree`` computes the tokens that rows share once, wherever that is exact and faster."""
+    """Layout of the rows; ``tree`` computes shared tokens once, where that is exact and faster."""
 
     max_gradient_norm: float = 1.0
-    """A longer gradient is scaled down to this; ``inf`` never is."""
+    """Norm that a longer gradient is scaled down to; ``inf``: none is."""
 
     def __post_init__(self) -> None:
         if not self.learning_rate >= 0 or not self.weight_decay >= 0:

@@ -33,7 +33,6 @@ def at2po_search() -> TrainConfig:
             max_response_tokens=320,
         ),
         advantage=TreeAdvantage(),
-        objective=Objective(),
         update=Update(learning_rate=1e-4, prompts_per_minibatch=4),
         evaluation=Evaluation(group_by="hops"),
         steps=40,
@@ -43,17 +42,11 @@ def at2po_search() -> TrainConfig:
 
 def grpo_search() -> TrainConfig:
     """GRPO on the same task, model and number of trajectories, without a tree."""
-    return TrainConfig(
-        env=MultiHopSearch(),
-        model=Model(path="search_base"),
-        sampler=TransformersEngine(),
+    return replace(
+        at2po_search(),
         rollout=Chains(num_chains=10, max_turn_tokens=48, max_response_tokens=320),
         advantage=GroupAdvantage(),
         objective=Objective(ratio_spans=Token(), clip_low=0.2, clip_high=0.28),
-        update=Update(learning_rate=1e-4, prompts_per_minibatch=4),
-        evaluation=Evaluation(group_by="hops"),
-        steps=40,
-        prompts_per_step=12,
     )
 
 

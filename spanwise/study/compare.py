@@ -30,7 +30,7 @@ LEAST_SEEDS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """What comparing needs of a run."""
+    """The scores and settings of a run that comparisons need."""
 
     folder: Path
     recipe: str
@@ -109,27 +109,26 @@ def run_groups(runs: Sequence[FinishedRun]) -> list[RunGroup]:
     Raises:
       RunError: if one seed of a group is there twice: it would count as two.
     """
-    found: dict[tuple[str, str], list[FinishedRun]] = {}
+    alike: dict[tuple[str, str], list[FinishedRun]] = {}
     for run in runs:
         key = (run.recipe, json.dumps(run.settings, sort_keys=True))
-        found.setdefault(key, []).append(run)
-    for members in found.values():
+        alike.setdefault(key, []).append(run)
+    for members in alike.values():
         seeds = [run.seed for run in members]
         if repeated := {seed for seed in seeds if seeds.count(seed) > 1}:
             folders = " and ".join(str(r.folder) for r in members if r.seed in repeated)
             raise RunError(f"{folders} are the same run: same settings, seed {min(repeated)}")
-    firsts = [members[0] for members in found.values()]
     groups: list[RunGroup] = []
-    for first, members in zip(firsts, found.values(), strict=True):
-        others = [other for other in firsts if other.recipe == first.recipe and other is not first]
-        names = sorted({n for o in others for n in differing(first.settings, o.settings)})
-        told = [f"{name} {first.settings[name]}" for name in names if name in first.settings][:3]
-        groups.append(RunGroup(name=", ".join([first.recipe, *told]), runs=tuple(members)))
+    for first, *rest in alike.values():
+        rivals = [m[0].settings for m in alike.values() if m[0].recipe == first.recipe]
+        names = sorted({n for rival in rivals for n in differing(first.settings, rival)})
+        own = [f"{name} {first.settings[name]}" for name in names if name in first.settings][:3]
+        groups.append(RunGroup(name=", ".join([first.recipe, *own]), runs=(first, *rest)))
     return groups
 
 
 def probability_of_improvement(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """How often a run of ours beats a run of theirs, ties counting half.
+    """Share of pairs in which our run beats their run, ties counting half.
 
     Limits: 1 if all of ours are above all of theirs, 0.5 for a group against itself.
 
@@ -145,51 +144,38 @@ def comparison(groups: Sequence[RunGroup], score: str) -> Group:
     """The tables of ``spanwise compare``, by the score of that name."""
     unit = ", %" if shown_score(score, 0.0).endswith("%") else ""
     title = f"Held-out {score.replace('_', ' ')}{unit} (95% interval over seeds)"
-    table = Table(title=title)
-    for name in ("", "group", "seeds", "before", "after", "gain"):
-        table.add_column(
-            name, justify="right" if name in ("seeds", "before", "after", "gain") else "left"
-        )
+    table = Table("", "group", title=title)
+    for name in ("seeds", "before", "after", "gain"):
+        table.add_column(name, justify="right")
     for letter, group in zip(_letters(groups), groups, strict=True):
-        table.add_row(
-            letter,
-            printable(group.name),
-            str(len(group.runs)),
-            _median(score, [run.before[score] for run in group.runs]),
-            _median(score, group.after(score)),
-            _median(score, [run.after[score] - run.before[score] for run in group.runs], "+"),
-        )
+        before = [run.before[score] for run in group.runs]
+        after = group.after(score)
+        gains = [new - old for old, new in zip(before, after, strict=True)]
+        medians = [_median(score, before), _median(score, after), _median(score, gains, "+")]
+        table.add_row(letter, printable(group.name), str(len(group.runs)), *medians)
     parts: list[Any] = [table]
     if len(groups) > 1:
         parts.append(_improvement_table(groups, score))
     if any(len(group.runs) < LEAST_SEEDS for group in groups):
-        text = f"no interval with fewer than {LEAST_SEEDS} seeds"
-        parts.append(Text(text, style="dim"))
+        parts.append(Text(f"no interval with fewer than {LEAST_SEEDS} seeds", style="dim"))
     return Group(*parts)
 
 
 def _improvement_table(groups: Sequence[RunGroup], score: str) -> Table:
-    table = Table(
-        title="Probability that a run of the row beats a run of the column, %", min_width=66
-    )
-    table.add_column("")
+    title = "Probability that a run of the row beats a run of the column, %"
+    table = Table("", title=title, min_width=66)
+    scores = [group.after(score) for group in groups]
+
+    def cell(row: int, column: int) -> str:
+        if row == column:
+            return "–"
+        shown = lambda share, _: f"{100 * share:.0f}"  # noqa: E731
+        return _with_interval(probability_of_improvement, shown, scores[row], scores[column])
+
     for letter in _letters(groups):
         table.add_column(letter, justify="right")
-    for letter, ours in zip(_letters(groups), groups, strict=True):
-        cells: list[str] = []
-        for theirs in groups:
-            if ours is theirs:
-                cells.append("–")
-                continue
-            cells.append(
-                _with_interval(
-                    probability_of_improvement,
-                    lambda share, _: f"{100 * share:.0f}",
-                    ours.after(score),
-                    theirs.after(score),
-                )
-            )
-        table.add_row(letter, *cells)
+    for row, letter in enumerate(_letters(groups)):
+        table.add_row(letter, *(cell(row, column) for column in range(len(groups))))
     return table
 
 

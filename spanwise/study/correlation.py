@@ -1,4 +1,4 @@
-"""Which advantages agree with the truth: SAE's correlation study for any critic.
+"""The agreement of advantages with the truth: SAE's correlation study for any critic.
 
 For each span of a rollout, trajectories sampled afresh from both of its ends give the
 value before and after it. Their difference, given to every token of the span, is close to
@@ -35,13 +35,14 @@ from spanwise.partitions import (
     Partition,
     Token,
 )
-from spanwise.rollout.chains import Chains
 from spanwise.rollout.context import RolloutContext
+from spanwise.runtime.distributed import ALONE
 from spanwise.runtime.event_loop import run_async
 from spanwise.runtime.seeds import seed_of
 from spanwise.study.continuations import Place, continuation_returns
 from spanwise.study.statistics import bootstrap_interval, pearson, spearman
 from spanwise.train.config import TrainConfig
+from spanwise.train.evaluate import play
 from spanwise.tree import Tree
 
 REFERENCE = "SAE start"
@@ -65,7 +66,7 @@ class CorrelationStudy:
     """Spans at whose ends the value is measured."""
 
     delimiter: str | None = None
-    """Text that closes a step; with it, an estimator whose spans are such steps takes part."""
+    """Text that closes a step, for one more estimator, whose spans are such steps."""
 
     num_resamples: int = 1000
     """Bootstrap resamples of the prompts."""
@@ -81,9 +82,9 @@ class CorrelationStudy:
             )
 
     def estimators(self) -> dict[str, SpanAdvantage]:
-        """What is compared, by name."""
+        """The estimators to compare, by name."""
         token = Token()
-        found = {
+        estimators = {
             "GAE(1)": SpanAdvantage(spans=token, lam=1.0),
             "GAE(0.95)": SpanAdvantage(spans=token),
             "GAE(λ by length)": SpanAdvantage(spans=token, length_alpha=0.05),
@@ -95,13 +96,13 @@ class CorrelationStudy:
             "entropy": SpanAdvantage(spans=HighEntropy()),
         }
         if self.delimiter is not None:
-            found["delimiter"] = SpanAdvantage(spans=Delimiter(text=self.delimiter))
-        return {name: replace(one, whiten=False) for name, one in found.items()}
+            estimators["delimiter"] = SpanAdvantage(spans=Delimiter(text=self.delimiter))
+        return {name: replace(one, whiten=False) for name, one in estimators.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How well one estimator agrees with the truth; intervals are of 95%, over prompts."""
+    """The agreement of one estimator with the truth; intervals are of 95%, over prompts."""
 
     estimator: str
     pearson: float
@@ -116,7 +117,7 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class CorrelationResult:
-    """What the study found."""
+    """The figures of the study."""
 
     agreements: list[Agreement]
     num_prompts: int
@@ -130,7 +131,7 @@ class CorrelationResult:
     """Mean return of the rollouts."""
 
     critic_explained_variance: float
-    """Of the rollouts' own returns to go."""
+    """Share of the variance of the rollouts' own returns to go that the critic explains."""
 
     truth_reliability: float
     """Correlation of the truth with another measurement of it: between halves of the
@@ -179,7 +180,7 @@ def correlation_study(
             "take fewer, or another split"
         )
     context = replace(context, seed=seed_of(study.seed, "rollouts"))
-    trees = run_async(_rollouts(context, config, tasks))
+    trees = run_async(play(context, config.rollout, tasks, config.rollout.sampling, ALONE))
     scored = [i for i, tree in enumerate(trees) if tree.leaves()[0].reward is not None]
     tasks, trees = [tasks[i] for i in scored], [trees[i] for i in scored]
     batch = Batch.from_trees(trees)
@@ -189,19 +190,19 @@ def correlation_study(
     ).checked(policy, batch, critic)
     batch = score_batch(batch, policy, critic=critic, microbatching=microbatching)
     batch = replace(batch, end_values=None)
-    found = true_advantages(study, config, context, tasks, trees, batch, progress)
+    truth = true_advantages(study, config, context, tasks, trees, batch, progress)
 
     assert batch.values is not None
     returns_to_go = batch.rewards_by_token.flip(1).cumsum(1).flip(1)
-    half, other = (half[batch.mask].double().numpy() for half in found.halves)
+    half, other = (half[batch.mask].double().numpy() for half in truth.halves)
     between = float(pearson(half, other[None])[0])
     return CorrelationResult(
-        agreements=agreements(study, context, batch, found.advantages),
+        agreements=agreements(study, context, batch, truth.advantages),
         num_prompts=batch.num_rows,
         num_tokens=batch.num_model_tokens,
-        num_spans=found.num_spans,
+        num_spans=truth.num_spans,
         num_continuations=study.num_continuations,
-        failed=found.failed,
+        failed=truth.failed,
         reward=float(batch.returns.mean()),
         critic_explained_variance=explained_variance(batch.values, returns_to_go, batch.mask),
         truth_reliability=2 * between / (1 + between),
@@ -222,15 +223,15 @@ def agreements(
     names, estimators = zip(*study.estimators().items(), strict=True)
     estimates = [e.bind(context.tokenizer)(batch)[batch.mask] for e in estimators]
     wanted = truth[batch.mask].double().numpy()
-    found = torch.stack(estimates).double().numpy()
+    estimated = torch.stack(estimates).double().numpy()
     prompts = batch.groups[:, None].expand_as(batch.mask)[batch.mask].numpy()
     members = [np.flatnonzero(prompts == prompt) for prompt in np.unique(prompts)]
 
     def correlations(drawn: Sequence[int]) -> np.ndarray:
         """``[3, E]``: Pearson, Spearman and Pearson over the reference, of some prompts."""
         at = np.concatenate([members[prompt] for prompt in drawn])
-        linear = pearson(wanted[at], found[:, at])
-        by_rank = spearman(wanted[at], found[:, at])
+        linear = pearson(wanted[at], estimated[:, at])
+        by_rank = spearman(wanted[at], estimated[:, at])
         return np.stack([linear, by_rank, linear - linear[names.index(REFERENCE)]])
 
     everyone = list(range(len(members)))
@@ -238,18 +239,14 @@ def agreements(
     low, high = bootstrap_interval(
         correlations, everyone, num_resamples=study.num_resamples, seed=study.seed
     )
-    return [
-        Agreement(
-            estimator=name,
-            pearson=float(values[0, e]),
-            pearson_interval=(float(low[0, e]), float(high[0, e])),
-            spearman=float(values[1, e]),
-            spearman_interval=(float(low[1, e]), float(high[1, e])),
-            over_reference=float(values[2, e]),
-            over_reference_interval=(float(low[2, e]), float(high[2, e])),
-        )
-        for e, name in enumerate(names)
-    ]
+    compared: list[Agreement] = []
+    for e, name in enumerate(names):
+        figures: dict[str, Any] = {}
+        for row, kind in enumerate(("pearson", "spearman", "over_reference")):
+            figures[kind] = float(values[row, e])
+            figures[f"{kind}_interval"] = (float(low[row, e]), float(high[row, e]))
+        compared.append(Agreement(estimator=name, **figures))
+    return compared
 
 
 def true_advantages(
@@ -318,26 +315,13 @@ async def _end_values(
     end = tree.returns(branch.leaf)
     assert end is not None
     values = [
-        [*(_mean(found[first::step], task) for found in returns), end]
+        [*(_mean(scored[first::step], task) for scored in returns), end]
         for first, step in ((0, 1), (0, 2), (1, 2))
     ]
-    return torch.tensor(values), sum(study.num_continuations - len(found) for found in returns)
+    return torch.tensor(values), sum(study.num_continuations - len(scored) for scored in returns)
 
 
 def _mean(returns: Sequence[float], task: Task) -> float:
     if not returns:
         raise SpanwiseError(f"no continuation of task {task.id} could be scored")
     return sum(returns) / len(returns)
-
-
-async def _rollouts(
-    context: RolloutContext, config: TrainConfig, tasks: Sequence[Task]
-) -> list[Tree]:
-    limits = config.rollout
-    chain = Chains(
-        num_chains=1,
-        sampling=limits.sampling,
-        max_turn_tokens=limits.max_turn_tokens,
-        max_response_tokens=limits.max_response_tokens,
-    )
-    return list(await asyncio.gather(*(chain(context, task, step=0) for task in tasks)))

@@ -1,4 +1,4 @@
-"""A correlation study as a table, a JSON file and a plot."""
+"""A correlation study as a table and a JSON file."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import json
 import math
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from spanwise.runtime.provenance import provenance
-from spanwise.study.correlation import Agreement, CorrelationResult, CorrelationStudy
+from spanwise.study.correlation import CorrelationResult, CorrelationStudy
 
 
 def correlation_table(result: CorrelationResult) -> Table:
@@ -28,7 +27,9 @@ def correlation_table(result: CorrelationResult) -> Table:
     table.add_column("estimator", no_wrap=True)
     for name in ("Pearson", "Spearman", "over SAE start"):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in sorted(result.agreements, key=lambda a: -_sortable(a.pearson)):
+    for row in sorted(
+        result.agreements, key=lambda a: math.inf if a.pearson != a.pearson else -a.pearson
+    ):
         cells: list[str] = []
         for name in ("pearson", "spearman", "over_reference"):
             low, high = getattr(row, f"{name}_interval")
@@ -50,9 +51,9 @@ def correlation_record(
     checkpoint: str,
 ) -> dict[str, Any]:
     """The study as plain JSON values, with commit, date and machine."""
-    found = dataclasses.asdict(result)
-    rows = found.pop("agreements")
-    settings = dataclasses.asdict(study)
+    figures = dataclasses.asdict(result)
+    rows, settings = figures.pop("agreements"), dataclasses.asdict(study)
+    settings.pop("folder", None)
     return {
         "name": "correlation",
         **provenance(),
@@ -60,82 +61,16 @@ def correlation_record(
         "arguments": arguments,
         "checkpoint": checkpoint,
         "study": settings,
-        **found,
+        **figures,
         "rows": rows,
     }
 
 
-def write_correlation(folder: Path, record: dict[str, Any], result: CorrelationResult) -> None:
-    """Write ``correlation.json`` and ``correlation.svg`` into a folder."""
+def write_correlation(folder: Path, record: dict[str, Any]) -> None:
+    """Write ``correlation.json`` into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_plain(record), ensure_ascii=False, indent=2)
     (folder / "correlation.json").write_text(text + "\n", encoding="utf-8")
-    (folder / "correlation.svg").write_text(correlation_svg(result), encoding="utf-8")
-
-
-LEFT, TOP, WIDTH, ROW = 150, 56, 460, 34
-"""Of the plot, in pixels: where the axis begins, its length, and the height of a row."""
-
-
-def correlation_svg(result: CorrelationResult) -> str:
-    """Both correlations of each estimator with their intervals, as an SVG image."""
-    rows = sorted(result.agreements, key=lambda a: -_sortable(a.pearson))
-    ends = [e for a in rows for e in (*a.pearson_interval, *a.spearman_interval) if e == e]
-    low = min([0.0, *(math.floor(10 * e) / 10 for e in ends)])
-    high = max([low + 0.2, *(math.ceil(10 * e) / 10 for e in ends)])
-
-    def x(value: float) -> float:
-        return round(LEFT + WIDTH * (value - low) / (high - low), 1)
-
-    height = TOP + ROW * len(rows) + 44
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 40}" height="{height}" '
-        'font-family="sans-serif" font-size="13">',
-        '<rect width="100%" height="100%" fill="white"/>',
-        f'<text x="{LEFT}" y="22" font-weight="bold">Correlation with the Monte Carlo advantage'
-        "</text>",
-        f'<text x="{LEFT}" y="40" fill="#1f5fa8">● Pearson</text>',
-        f'<text x="{LEFT + 90}" y="40" fill="#b5541c">■ Spearman, 95% intervals over '
-        f"{result.num_prompts} prompts</text>",
-    ]
-    bottom = TOP + ROW * len(rows)
-    for tick in range(round((high - low) * 10) + 1):
-        value = low + tick / 10
-        parts.append(
-            f'<line x1="{x(value)}" x2="{x(value)}" y1="{TOP}" y2="{bottom}" stroke="#ddd"/>'
-            f'<text x="{x(value)}" y="{bottom + 18}" text-anchor="middle">{value:.1f}</text>'
-        )
-    for number, row in enumerate(rows):
-        middle = TOP + ROW * number + ROW / 2
-        parts.append(
-            f'<text x="{LEFT - 10}" y="{middle + 4}" text-anchor="end">{escape(row.estimator)}'
-            "</text>"
-        )
-        parts += _mark(row, x, middle)
-    return "\n".join([*parts, "</svg>\n"])
-
-
-def _mark(row: Agreement, x: Any, middle: float) -> list[str]:
-    """Both correlations of one estimator, each a point on a bar."""
-    parts: list[str] = []
-    for value, ends, y, colour, round_point in (
-        (row.pearson, row.pearson_interval, middle - 5, "#1f5fa8", True),
-        (row.spearman, row.spearman_interval, middle + 6, "#b5541c", False),
-    ):
-        if not math.isfinite(value):
-            continue
-        bar = f'x1="{x(ends[0])}" x2="{x(ends[1])}" y1="{y}" y2="{y}"'
-        parts.append(f'<line {bar} stroke="{colour}" stroke-width="2"/>')
-        if round_point:
-            parts.append(f'<circle cx="{x(value)}" cy="{y}" r="4" fill="{colour}"/>')
-        else:
-            square = f'x="{x(value) - 3.5}" y="{y - 3.5}" width="7" height="7"'
-            parts.append(f'<rect {square} fill="{colour}"/>')
-    return parts
-
-
-def _sortable(value: float) -> float:
-    return value if math.isfinite(value) else -math.inf
 
 
 def _plain(value: Any) -> Any:

@@ -4,7 +4,7 @@
       model.safetensors, config.json, …     the policy in Hugging Face format, its tokenizer
       critic.safetensors                    the critic's own weights
       state-00001-of-00002.safetensors, …   weights and optimizer state, one file a process
-      state.json                            step, counts, KL coefficient, length of the metrics
+      state.json                            step, counts, length of the metrics
       manifest.json                         schema, settings, size and SHA-256 of each file
 
 A run goes on from the state files; policy and critic lie there for others to read. No random
@@ -76,7 +76,7 @@ def write_checkpoint(
 
     Args:
       folder: Folder of the checkpoint, within reach of all ranks; an existing one is replaced.
-      learner: Holds the weights, the optimizers and the KL coefficient.
+      learner: Holds the weights and the optimizers.
       tokenizer: Saved beside the policy.
       state: Progress of the run.
       settings: The run's configuration, with every default filled in.
@@ -93,7 +93,8 @@ def write_checkpoint(
     with _writing_together(folder, ranks):
         if ranks.is_main:
             weights.save(partial, tokenizer)
-            _write(partial / STATE, _record(state, learner))
+            skips = {"skips_in_a_row": learner.nonfinite.in_a_row}
+            _write(partial / STATE, dataclasses.asdict(state) | skips)
             own = {path.name: fingerprint(path) for path in partial.iterdir() if path.is_file()}
         file, tensors = partial / state_file(ranks.rank, ranks.size), dict[str, Tensor]()
         for part in _parts(learner):
@@ -136,7 +137,6 @@ def read_checkpoint(folder: Path, learner: Learner, settings: Mapping[str, Any])
             files.load(*part)
     except SpanwiseError as error:
         raise CheckpointError(f"{folder} does not fit this run: {error}") from error
-    learner.kl = dataclasses.replace(learner.kl, coefficient=record.pop("kl_coefficient"))
     learner.nonfinite.in_a_row = record.pop("skips_in_a_row")
     return RunState(**record)
 
@@ -308,14 +308,6 @@ def _parts(learner: Learner) -> Iterator[tuple[str, Any, torch.optim.Optimizer]]
     yield "policy", learner.model, learner.optimizer
     if learner.critic is not None:
         yield "critic", learner.critic.model, learner.critic.optimizer
-
-
-def _record(state: RunState, learner: Learner) -> dict[str, Any]:
-    return {
-        **dataclasses.asdict(state),
-        "kl_coefficient": learner.kl.coefficient,
-        "skips_in_a_row": learner.nonfinite.in_a_row,
-    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

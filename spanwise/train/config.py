@@ -19,24 +19,25 @@ from spanwise.learn.schedule import Constant, Schedule
 from spanwise.learn.update import Update
 from spanwise.models.loading import Model
 from spanwise.rollout.base import Rollout
+from spanwise.rollout.context import RolloutContext
 from spanwise.rollout.failures import FailurePolicy
 from spanwise.run.trackers import Tracker
 from spanwise.runtime.distributed import Processes
 from spanwise.runtime.watchdog import Watchdog
-from spanwise.samplers.base import Engine
+from spanwise.samplers.base import Engine, Sampler
 from spanwise.train.evaluate import Evaluation
 from spanwise.train.metrics import Metric
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """When a run is written down so that it can go on from there."""
+    """The checkpoints that a run can be resumed from."""
 
     every: int = 10
     """Steps from one to the next, and after the last; 0: only when the run is stopped."""
 
     keep: int = 2
-    """The newest so many are kept, and the one with the best held-out score."""
+    """Number of newest checkpoints to keep, besides the one with the best held-out score."""
 
     def __post_init__(self) -> None:
         if self.every < 0 or self.keep < 1:
@@ -53,49 +54,49 @@ class TrainConfig:
     """The tasks."""
 
     model: Model = Model()
-    """Where training starts."""
+    """The model that training starts from."""
 
     sampler: Engine
     """The engine that draws turns from the model."""
 
     rollout: Rollout
-    """How trajectories of a prompt are sampled: chains or tree search."""
+    """Sampling of a prompt's trajectories: chains or tree search."""
 
     advantage: Advantage
-    """The span of the credit: how rewards become advantages."""
+    """The credit: how rewards become advantages, over which spans."""
 
     critic: Critic = NoCritic()
-    """What predicts values, for credit that needs them."""
+    """The predictor of values, for credit that needs them."""
 
     overlong: Overlong = Overlong()
-    """What becomes of answers that the token limit cuts."""
+    """Treatment of answers that the token limit cuts."""
 
     kl: KLPenalty = KLPenalty()
-    """What it costs to move away from the starting model."""
+    """Penalty for moving away from the starting model."""
 
     importance: ImportanceCorrection = ImportanceCorrection()
-    """What is done where the engine's log-probs are not the trainer's."""
+    """Correction where the engine's log-probs are not the trainer's."""
 
     objective: Objective = Objective()
-    """The span of the ratio: what is minimised."""
+    """The policy loss, and the spans of its ratio."""
 
     update: Update = Update()
-    """How a batch becomes optimizer steps."""
+    """The optimizer steps on a batch."""
 
     schedule: Schedule = Constant()
-    """By what the learning rates of policy and critic are multiplied in each step."""
+    """Factor of the learning rates of policy and critic in each step."""
 
     failures: FailurePolicy = FailurePolicy()
-    """What becomes of tools, rewards and engine calls that fail."""
+    """Treatment of tools, rewards and engine calls that fail."""
 
     processes: Processes = Processes()
-    """How the processes of ``torchrun`` share the run."""
+    """Division of the run among the processes of ``torchrun``."""
 
     watchdog: Watchdog = Watchdog()
-    """What is said and done about waits without end."""
+    """Limits on how long a run may wait without progress."""
 
     evaluation: Evaluation = field(default_factory=Evaluation)
-    """How the model is measured before and after."""
+    """Measurement of the model on held-out tasks, before and after."""
 
     steps: int = 100
     """Batches to sample and train on."""
@@ -104,27 +105,27 @@ class TrainConfig:
     """Trees of each batch."""
 
     dynamic_sampling_rounds: int = 0
-    """Leave out prompts whose branches all score alike and sample others in their place,
-    up to so many times a step; 0 trains on all that was sampled."""
+    """Most times a step that prompts whose branches all score alike are replaced by others;
+    0 trains on all that was sampled."""
 
     max_off_policy_steps: Literal[0, 1] = 0
-    """1: sample the next step while this one is trained on, from the weights before its
-    update. Needs a correction of the mismatch."""
+    """Steps that sampling may be ahead of the weights; 1: the next step is sampled while this
+    one is trained on. Needs a correction of the mismatch."""
 
     seed: int = 0
-    """Every draw of the run follows from it."""
+    """Seed of every draw of the run."""
 
     keep_trees_every: int = 1
-    """Write the trees of every so many steps, and of the last; 0 keeps none."""
+    """Steps from one whose trees are written to the next, besides the last; 0 keeps none."""
 
     checkpoints: Checkpoints = Checkpoints()
-    """When the run is written down so that it can be resumed."""
+    """The checkpoints that the run can be resumed from."""
 
     metrics: tuple[Metric, ...] = ()
     """Functions of your own, from the trees and the batch of a step to numbers by name."""
 
     trackers: tuple[type[Tracker], ...] = ()
-    """Where the metrics are copied to besides the run folder: tensorboard, wandb, trackio."""
+    """Places that the metrics are copied to: tensorboard, wandb, trackio or a class of yours."""
 
     folder: Path | None = None
     """The run folder; by default runs/RECIPE-DATE-TIME."""
@@ -139,16 +140,13 @@ class TrainConfig:
             raise SpanwiseError(
                 "rollout.sampling.temperature is 0: all branches would be the same, and none better"
             )
-        if self.keep_trees_every < 0:
-            raise SpanwiseError(f"keep_trees_every must be at least 0, got {self.keep_trees_every}")
+        for name in ("keep_trees_every", "dynamic_sampling_rounds"):
+            if getattr(self, name) < 0:
+                raise SpanwiseError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.max_off_policy_steps and not self.importance.corrects:
             raise SpanwiseError(
                 "max_off_policy_steps=1 trains on what older weights sampled; have that corrected "
                 "with importance.tis_cap, such as 2, or importance.rejection_bound"
-            )
-        if self.dynamic_sampling_rounds < 0:
-            raise SpanwiseError(
-                f"dynamic_sampling_rounds must be at least 0, got {self.dynamic_sampling_rounds}"
             )
         has_critic, credit = not isinstance(self.critic, NoCritic), type(self.advantage).__name__
         if self.advantage.needs_values and not has_critic:
@@ -165,6 +163,16 @@ class TrainConfig:
             raise SpanwiseError(
                 'overlong.on_truncation="bootstrap" needs a critic to bootstrap from'
             )
+
+    def context(self, sampler: Sampler, tokenizer: Any, seed: int) -> RolloutContext:
+        """The surroundings of rollouts of this configuration."""
+        return RolloutContext(
+            env=self.env,
+            sampler=sampler,
+            tokenizer=tokenizer,
+            seed=seed,
+            failures=self.failures,
+        )
 
     def bind(self, tokenizer: Any) -> TrainConfig:
         """The same configuration once its spans have looked up what they need."""

@@ -22,13 +22,13 @@ from spanwise.tree import Tree
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How a model is measured."""
+    """Measurement of a model on held-out tasks."""
 
     split: Split = "test"
-    """The split whose tasks are played."""
+    """Split whose tasks are played."""
 
     num_tasks: int = 300
-    """How many tasks, the first of the split."""
+    """Number of tasks, from the beginning of the split."""
 
     every: int = 0
     """Steps from one measurement during training to the next; 0: before and after alone."""
@@ -37,7 +37,7 @@ class Evaluation:
     """Key of ``Task.info`` by whose values the scores are also given; empty: no groups."""
 
     sampling: Sampling = field(default_factory=Sampling)
-    """How turns are drawn for the sampled scores; the greedy ones are at temperature 0."""
+    """Sampling of turns for the sampled scores; the greedy ones are at temperature 0."""
 
     def __post_init__(self) -> None:
         if self.num_tasks < 1 or self.every < 0:
@@ -54,7 +54,7 @@ class Evaluation:
         """
         tasks = env.tasks(self.split)[: self.num_tasks]
         if not tasks:
-            raise SpanwiseError(f"the environment has no {self.split} tasks to be measured on")
+            raise SpanwiseError(f"the environment has no {self.split} questions to be measured on")
         return tasks
 
 
@@ -64,10 +64,10 @@ def measure(
     """Play the held-out tasks twice, sampled and greedily.
 
     Args:
-      context: Where; its seed decides the draws, the same before and after training.
-      rollout: For its length limits.
-      evaluation: Which tasks, and how they are sampled.
-      ranks: Among which the tasks are shared out; each gets the whole result.
+      context: Environment and sampler; its seed decides the draws, the same before and after.
+      rollout: The length limits.
+      evaluation: The tasks, and how they are sampled.
+      ranks: The processes that share the tasks out; each gets the whole result.
 
     Returns:
       As JSON values: ``score``, the mean return of the trajectories that were scored;
@@ -82,18 +82,18 @@ def measure(
     """
     tasks = evaluation.tasks(context.env)
     certain = replace(evaluation.sampling, temperature=0)
-    sampled = run_async(_played(context, rollout, tasks, evaluation.sampling, ranks))
-    greedy = run_async(_played(context, rollout, tasks, certain, ranks))
+    sampled = run_async(play(context, rollout, tasks, evaluation.sampling, ranks))
+    greedy = run_async(play(context, rollout, tasks, certain, ranks))
     leaves = [tree.leaves()[0] for tree in [*sampled, *greedy]]
     knows_success = any(leaf.success is not None for leaf in leaves)
 
     def figures(numbers: Sequence[int]) -> dict[str, Any]:
-        """What some of the tasks give."""
-        found: dict[str, Any] = {"n": len(numbers)}
+        """The scores of some of the tasks."""
+        scores: dict[str, Any] = {"n": len(numbers)}
         for prefix, trees in (("", sampled), ("greedy_", greedy)):
-            of_these = _figures([trees[number] for number in numbers], knows_success)
-            found |= {prefix + name: value for name, value in of_these.items()}
-        return found
+            of_kind = _figures([trees[number] for number in numbers], knows_success)
+            scores |= {prefix + name: value for name, value in of_kind.items()}
+        return scores
 
     groups: dict[str, list[int]] = defaultdict(list)
     for number, task in enumerate(tasks):
@@ -106,13 +106,14 @@ def measure(
     }
 
 
-async def _played(
+async def play(
     context: RolloutContext,
     rollout: Rollout,
     tasks: Sequence[Task],
     sampling: Sampling,
     ranks: Ranks,
 ) -> list[Tree]:
+    """One trajectory of each task, within the limits of ``rollout``."""
     chain = Chains(
         num_chains=1,
         sampling=sampling,
@@ -129,10 +130,10 @@ def _figures(trees: Sequence[Tree], knows_success: bool) -> dict[str, float]:
     returns = [tree.returns(leaf) for tree, leaf in zip(trees, leaves, strict=True)]
     scored = [paid for paid in returns if paid is not None]
     known = [leaf for leaf in leaves if leaf.success is not None or leaf.reward is None]
-    found = {"score": fmean(scored)} if scored else {}
+    scores = {"score": fmean(scored)} if scored else {}
     if knows_success and known:
-        found["success"] = fmean(bool(leaf.success) for leaf in known)
-    return found | outcome_means(node for tree in trees for node in tree.nodes[1:])
+        scores["success"] = fmean(bool(leaf.success) for leaf in known)
+    return scores | outcome_means(node for tree in trees for node in tree.nodes[1:])
 
 
 def _numbers_by_size(name: str) -> tuple[bool, int, str]:

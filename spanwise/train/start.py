@@ -10,7 +10,6 @@ from typing import Any
 from spanwise.errors import SpanwiseError
 from spanwise.learn.learner import Learner
 from spanwise.models.sampling_copy import sampling_copy
-from spanwise.rollout.context import RolloutContext
 from spanwise.rollout.journal import StepJournal
 from spanwise.run.folder import RunFolder
 from spanwise.run.lock import locked
@@ -44,25 +43,24 @@ def start(
     for tracker in config.trackers:
         tracker.check()
     log = open_for_resume(folder, settings) if resume else RunFolder(folder)
-    with contextlib.ExitStack() as undone:  # if anything below fails
+    with contextlib.ExitStack() as cleanup:  # if anything below fails
         lock, trackers = None, []
         if ranks.is_main:
             lock = locked(folder)
-            undone.callback(lock.release)
+            cleanup.callback(lock.release)
             if not resume:
                 record = {"recipe": recipe, "arguments": list(arguments), "config": settings}
                 log = RunFolder.create(folder, record)
-                undone.callback(log.discard)
+                cleanup.callback(log.discard)
         policy = sampled = config.model.load()
         if config.sampler.reads_policy:
-            apart = config.max_off_policy_steps > 0
-            sampled = sampling_copy(policy, ranks.mesh, apart=apart)
+            sampled = sampling_copy(policy, ranks.mesh, apart=config.max_off_policy_steps > 0)
         learner = new_learner(bound, policy, ranks)
         sampler = config.sampler.build(sampled, tokenizer)
-        undone.callback(sampler.close)
+        cleanup.callback(sampler.close)
         if ranks.is_main:
             trackers = [make(folder, settings) for make in dict.fromkeys(config.trackers)]
-        undone.pop_all()
+        cleanup.pop_all()
     return Run(
         recipe=recipe,
         config=config,
@@ -71,13 +69,7 @@ def start(
         trackers=trackers,
         tokenizer=tokenizer,
         settings=settings,
-        context=RolloutContext(
-            env=config.env,
-            sampler=sampler,
-            tokenizer=tokenizer,
-            seed=config.seed,
-            failures=config.failures,
-        ),
+        context=config.context(sampler, tokenizer, config.seed),
         journal=StepJournal(folder / "journal"),
         learner=learner,
         sampled=sampled,

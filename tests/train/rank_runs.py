@@ -95,7 +95,7 @@ def run(config: TrainConfig, folder: Path, *, resume: bool = False) -> None:
 
 
 def resumed_cases() -> dict[str, TrainConfig]:
-    """Checkpoints of a policy, critic and adaptive penalty; of adapters alone; of one whole."""
+    """Checkpoints of a policy and critic; of adapters alone; of one whole."""
     config = with_critic()
     adapter = replace(config, model=replace(config.model, lora=LoRA(rank=2)))
     replicate = replace(config, processes=Processes(sharding="replicate"))

@@ -33,9 +33,9 @@ def plain() -> TrainConfig:
 
 
 def with_critic() -> TrainConfig:
-    """A critic that is fitted alone first, and an adaptive KL penalty."""
+    """A critic that is fitted alone first, and a KL penalty."""
     critic = ValueHead(learning_rate=1e-2, pretraining_steps=3)
-    kl = KLPenalty(coefficient=0.05, target=0.001)
+    kl = KLPenalty(coefficient=0.05)
     return letters(critic=critic, kl=kl, steps=4, checkpoints=Checkpoints(every=2))
 
 
