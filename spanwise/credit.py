@@ -22,7 +22,7 @@ from spanwise.spans import span_statistics
 
 @dataclass(frozen=True, kw_only=True)
 class Advantage(ABC):
-    """How much better each token was than expected.
+    """A rule of credit: how much better each token was than expected.
 
     Example:
       >>> @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Advantage(ABC):
         return None
 
     def metrics(self, batch: Batch) -> dict[str, float]:
-        """What there is to say of the credit of a step, for the metrics."""
+        """Metrics of the credit of a step."""
         return {}
 
 
@@ -64,7 +64,7 @@ class GroupAdvantage(Advantage):
     baseline: Literal["group_normalised", "group_mean", "leave_one_out", "batch_normalised"] = (
         "group_normalised"
     )
-    """GRPO, Dr. GRPO, RLOO, REINFORCE++ (with the group's mean as baseline)."""
+    """Baseline of GRPO, Dr. GRPO, RLOO or REINFORCE++ (with the group's mean)."""
 
     def __call__(self, batch: Batch) -> Tensor:
         function = {
@@ -81,12 +81,12 @@ class TreeAdvantage(Advantage):
     """One advantage for each turn, from its return to go (AT²PO, arXiv 2601.04767)."""
 
     value: Literal["child_softmax", "child_mean", "leaf_mean"] = "child_softmax"
-    """How a turn's value follows from what came after: children weighted by the softmax
-    of their entropy (the paper), children alike, or all leaves below alike."""
+    """Mean that is a turn's value: over its children, weighted by the softmax of their entropy
+    (the paper) or alike, or over all leaves below."""
 
     advantage: Literal["node_value", "over_parent", "over_root", "over_both"] = "node_value"
-    """A turn's value as it is (the paper's best), or less its parent's, the root's, or the
-    sum of both differences."""
+    """Advantage of a turn: its value (the paper's best), or its value less the parent's, less
+    the root's, or the sum of both differences."""
 
     def __call__(self, batch: Batch) -> Tensor:
         function = {
@@ -103,7 +103,7 @@ class TreeAdvantage(Advantage):
         return adv.node_value(*self._values(batch), batch.parents, batch.leaves)
 
     def _values(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Of whole trajectories through each node, and what of that was paid before it."""
+        """Values of whole trajectories through each node, and what was paid before it."""
         function = {
             "child_softmax": adv.child_softmax_values,
             "child_mean": adv.child_mean_values,
@@ -132,7 +132,7 @@ class SpanAdvantage(Advantage):
     """Trace decay from one span to the next, from 0 to 1."""
 
     length_alpha: float | None = None
-    """Instead of ``lam``, ``1 - 1 / (this * model tokens of the row)``."""
+    """VAPO's α: instead of ``lam``, ``1 - 1 / (α * model tokens of the row)``."""
 
     critic_lam: float = 1.0
     """Trace decay of the critic's own targets; 1 fits it to the returns themselves."""
@@ -141,7 +141,7 @@ class SpanAdvantage(Advantage):
     """Discount for each model token."""
 
     whiten: bool = True
-    """Give the advantages of a batch mean 0 and deviation 1 over its model tokens."""
+    """Normalise the advantages of a batch to mean 0 and deviation 1 over its model tokens."""
 
     def __post_init__(self) -> None:
         for name in ("lam", "critic_lam", "gamma"):

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: progress, the result, one tree with its credit.
+"""The output of a terminal: progress, the result, one tree with its credit.
 
 Text of the model is shown as text: markup and control characters in it do nothing.
 """
@@ -12,7 +12,7 @@ from statistics import pvariance
 from typing import Any
 
 from rich.console import Console, Group
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree as RichTree
@@ -37,10 +37,13 @@ class Display:
             yield
 
     @contextmanager
-    def steps(self, total: int, *, done: int = 0) -> Iterator[StepProgress]:
-        """A bar over the training steps with the time left, from the first that is not done."""
+    def bar(self, name: str, total: int, *, done: int = 0) -> Iterator[Callable[[int, str], None]]:
+        """A bar with the time left; without a terminal, about twenty lines over the whole.
+
+        Gives a function to call after each step, with its number and its figures.
+        """
         progress = Progress(
-            TextColumn("training"),
+            TextColumn(name),
             BarColumn(),
             TextColumn("step {task.completed}/{task.total}"),
             TextColumn("[green]{task.fields[figures]}"),
@@ -49,58 +52,30 @@ class Display:
             disable=not self.console.is_terminal,
         )
         with progress:
-            task = progress.add_task("training", total=total, completed=done, figures="")
-            yield StepProgress(self.console, progress, task, total)
+            task = progress.add_task(name, total=total, completed=done, figures="")
 
-    @contextmanager
-    def fitting(self, total: int) -> Iterator[Callable[[Any], None]]:
-        """A bar over the steps of fitting a base model; gives what to call after each."""
-        progress = Progress(
-            TextColumn("fitting"),
-            BarColumn(),
-            TextColumn("step {task.completed}/{task.total}"),
-            TextColumn("loss {task.fields[loss]:.3f}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        with progress:
-            task = progress.add_task("fitting", total=total, loss=float("nan"))
-
-            def after_step(state: Any) -> None:
-                progress.update(task, completed=state.step, loss=state.loss)
-                if not self.console.is_terminal and state.step % max(1, total // 20) == 0:
-                    line = f"step {state.step}/{total}  loss {state.loss:.3f}"
-                    self.console.print(line, highlight=False)
+            def after_step(step: int, figures: str) -> None:
+                progress.update(task, completed=step, figures=figures)
+                due = step % max(1, total // 20) == 0 or step == total
+                if due and not self.console.is_terminal:
+                    self.console.print(f"step {step}/{total}  {figures}", highlight=False)
 
             yield after_step
 
 
-class StepProgress:
-    """Moves the bar; without a terminal, prints about twenty lines over the run."""
-
-    def __init__(self, console: Console, progress: Progress, task: TaskID, total: int) -> None:
-        self._console, self._progress, self._task, self._total = console, progress, task, total
-
-    def step(self, metrics: Mapping[str, Any]) -> None:
-        """One step is done."""
-        shown = {
-            "success": metrics.get("unforked/success"),
-            "score": metrics.get("unforked/score"),
-            "turns": metrics["turns"],
-            "entropy": metrics["turn_entropy"],
-        }
-        figures = "  ".join(f"{name} {x:.2f}" for name, x in shown.items() if x is not None)
-        self._progress.update(self._task, advance=1, figures=figures)
-        step = metrics["step"]
-        every = max(1, self._total // 20)
-        if not self._console.is_terminal and (step % every == 0 or step == self._total):
-            line = f"step {step}/{self._total}  {figures}"
-            self._console.print(line, highlight=False)
+def step_figures(metrics: Mapping[str, Any]) -> str:
+    """The figures of a training step beside the bar."""
+    shown = {
+        "success": metrics.get("unforked/success"),
+        "score": metrics.get("unforked/score"),
+        "turns": metrics["turns"],
+        "entropy": metrics["turn_entropy"],
+    }
+    return "  ".join(f"{name} {x:.2f}" for name, x in shown.items() if x is not None)
 
 
 def show_results(log: RunFolder, console: Console, *, group_by: str) -> None:
-    """What a finished run has learned, one of its trees, and what to look at next."""
+    """Print the scores of a finished run, one of its trees, and the commands to go on with."""
     folder, summary = log.folder, log.read_summary()
     console.print(results_table(summary, group_by=group_by))
     if summary.get("row_tokens"):
@@ -130,7 +105,7 @@ def results_table(summary: Mapping[str, Any], *, group_by: str = "") -> Table:
 
 
 def packing_line(summary: Mapping[str, Any]) -> str:
-    """How much of the rows that were trained on had to be computed.
+    """The share of the trained rows' tokens that had to be computed.
 
     Example:
       >>> packing_line({"row_tokens": 20_000, "computed_tokens": 5_000})

@@ -1,4 +1,4 @@
-"""What spanwise says when it cannot go on, and where in the user's code something went wrong."""
+"""Errors that the user can put right, and the place in the user's code that led to one."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def user_traceback(error: BaseException) -> str:
 
 
 def is_users(file: str) -> bool:
-    """Whether code is the user's: not spanwise's, the standard library's or a package's.
+    """True for code of the user's: not spanwise's, the standard library's or a package's.
 
     Example:
       >>> is_users("/home/me/my_env.py"), is_users(__file__), is_users("<frozen runpy>")

@@ -31,7 +31,7 @@ from spanwise.errors import SpanwiseError
 
 @dataclass(frozen=True, kw_only=True)
 class Partition(ABC):
-    """Where the spans of a batch begin.
+    """A division of the model tokens of a batch into spans.
 
     Example:
       >>> @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from spanwise.display import (
     printable,
     results_table,
     scores_table,
+    step_figures,
     tree_to_show,
     tree_view,
 )
@@ -104,9 +105,9 @@ def test_without_success_scores_are_numbers() -> None:
 def test_progress_prints_lines_where_there_is_no_terminal() -> None:
     console = Console(file=io.StringIO(), width=120, force_terminal=False)
     metrics = {"unforked/success": 0.5, "turns": 2.0, "turn_entropy": 0.3}
-    with Display(console).steps(40) as progress:
+    with Display(console).bar("training", 40) as after_step:
         for step in range(1, 41):
-            progress.step({"step": step, **metrics})
+            after_step(step, step_figures(metrics))
     lines = console.file.getvalue().strip().splitlines()  # type: ignore[attr-defined]
     lines = [line for line in lines if line.strip()]
     assert len(lines) == 20 and lines[-1] == "step 40/40  success 0.50  turns 2.00  entropy 0.30"

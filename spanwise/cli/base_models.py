@@ -43,7 +43,9 @@ def build_base_command(arguments: list[str]) -> None:
     from spanwise.display import Display
 
     display = Display()
-    with display.fitting(options.fit.num_steps) as progress:
-        model, tokenizer = base_model.fit_base_model(options.fit, progress)
+    with display.bar("fitting", options.fit.num_steps) as after_step:
+        model, tokenizer = base_model.fit_base_model(
+            options.fit, lambda fit: after_step(fit.step, f"loss {fit.loss:.3f}")
+        )
     base_model.save_base_model(model, tokenizer, options.folder)
     display.console.print(f"model folder  {options.folder}", highlight=False)

@@ -64,26 +64,26 @@ class ValueHead(Critic):
     """A value head, fitted by an AdamW of its own."""
 
     trunk: Literal["own", "policy"] = "own"
-    """A copy of the starting model, or the policy itself: half the memory, and the value
-    loss then moves the policy too."""
+    """Trunk of the critic: a copy of the starting model, or the policy itself, which takes half
+    the memory and is then moved by the value loss too."""
 
     path: str = ""
-    """With ``trunk="own"``: another model with the policy's tokenizer that the trunk starts
-    from, as ``model.path``; a reward model's trunk will do. By default the policy's."""
+    """Model that a trunk of its own starts from, as ``model.path``, with the policy's tokenizer,
+    such as a reward model; by default the policy's."""
 
     trunk_gradient: float = 0.1
-    """With ``trunk="policy"``: the share of the value loss's gradient that the policy's
-    trunk gets; 0 leaves the policy undisturbed."""
+    """Share of the value loss's gradient that the policy's trunk gets, with ``trunk="policy"``;
+    0 leaves the policy undisturbed."""
 
     reads_surprise: bool = False
-    """Also tell the head how unlikely the tokens so far were: a small model learns that
-    sooner than to check the work itself."""
+    """Input of the head: also how unlikely the tokens so far were, which a small model learns
+    from sooner than it learns to check the work."""
 
     learning_rate: float = 1e-5
     """Learning rate of the head and of a trunk of its own, at its highest."""
 
     clip: float | None = 0.5
-    """A value is not drawn further than this from what it was before the update."""
+    """Distance from its old value beyond which a value is drawn no further; None: no limit."""
 
     pretraining_steps: int = 20
     """Batches on which the critic alone is fitted, policy frozen, before training; fewer

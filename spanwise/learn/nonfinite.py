@@ -36,7 +36,7 @@ class NonfiniteCounter:
     """
 
     in_a_row: int = 0
-    """The newest so many were not finite."""
+    """Number of newest steps that were not finite."""
 
     def count(self, finite: bool, rows: Batch) -> None:
         """Count an optimizer step.

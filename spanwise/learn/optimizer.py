@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -35,23 +35,7 @@ class Float32AdamW(torch.optim.AdamW):
     ``MixedPrecisionPolicy`` of FSDP2 take as many, but only with a process group; under
     autocast they are cast anew in every forward pass. Here one process and many train in the
     same way, and an engine samples from the very weights that are trained.
-
-    Args:
-      parameters: The weights that are trained.
-      lr: Learning rate.
-      betas: Decay of the two moments.
-      weight_decay: Decoupled from the gradient.
     """
-
-    def __init__(
-        self,
-        parameters: Iterable[torch.nn.Parameter],
-        *,
-        lr: float,
-        betas: tuple[float, float],
-        weight_decay: float,
-    ) -> None:
-        super().__init__(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -1,4 +1,4 @@
-"""What a name on the command line stands for: a part that ships, or one of the user's own.
+"""Names on the command line: of a part that ships, or of one of the user's own.
 
 A part of one's own is named ``FILE.py:NAME``, or ``package.module:NAME`` where it is
 installed or below the working folder. Nothing has to be registered.
@@ -25,7 +25,7 @@ class UnknownName(SpanwiseError):
 
 
 def load(spec: str, shipped: Mapping[str, Any], what: str) -> Any:
-    """What ``spec`` names.
+    """The object that ``spec`` names.
 
     Args:
       spec: A key of ``shipped``, ``FILE.py:NAME`` or ``package.module:NAME``.

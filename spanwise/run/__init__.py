@@ -1,1 +1,1 @@
-"""What a run leaves behind: its folder, its trackers, its lock."""
+"""The run folder, its lock, and trackers of its metrics."""

@@ -28,7 +28,7 @@ from spanwise.errors import SpanwiseError
 from spanwise.tree import Expansion, Failure, Node, Tree
 
 SCHEMA = 2
-"""Of the layout and the names in it; those of version 0.1 were schema 1."""
+"""Number of the layout and its names; version 0.1 wrote schema 1."""
 
 LOCK = "lock"
 
@@ -183,7 +183,7 @@ class RunFolder:
 
 
 def other_schema(config: Mapping[str, Any]) -> str | None:
-    """Which version wrote a run of another schema; None for one that this version reads.
+    """The refusal of a run of another schema; None for one that this version reads.
 
     Example:
       >>> other_schema({"schema": 1})  # doctest: +NORMALIZE_WHITESPACE

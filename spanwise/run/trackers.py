@@ -22,7 +22,7 @@ class TrackerError(SpanwiseError):
 
 
 class Tracker(ABC):
-    """Where metrics are copied to. Made when a run starts, closed when it ends.
+    """A place that metrics are copied to. Made when a run starts, closed when it ends.
 
     Args:
       folder: The run folder.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from spanwise.envs.base import Task
 from spanwise.rollout.base import Rollout
@@ -15,15 +16,11 @@ from spanwise.samplers.base import Completion, Request, Sampler
 from spanwise.tree import Branch
 
 
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Before a model token of a branch."""
+class Place(NamedTuple):
+    """The place before a model token: after ``offset`` tokens of ``branch.turns[turn]``."""
 
     turn: int
-    """Which of ``branch.turns`` the token is in."""
-
     offset: int
-    """Tokens of that turn before it."""
 
 
 async def continuation_returns(
@@ -40,13 +37,13 @@ async def continuation_returns(
     A stop string that begins before the place and ends after it is not seen by the sampler.
 
     Args:
-      context: Where; its own seed is not used.
-      rollout: For sampling and length limits, as in training.
-      task: Whose branch it is.
+      context: Environment and sampler; its own seed is not used.
+      rollout: Sampling and length limits, as in training.
+      task: The task of the branch.
       branch: The rollout that the trajectories set out from.
-      place: Where they leave it.
-      count: How many to sample.
-      seed: Of all of them.
+      place: The place at which they leave it.
+      count: Number of trajectories.
+      seed: Seed of all of them.
 
     Returns:
       All that each trajectory was paid, for those that were scored, in order.

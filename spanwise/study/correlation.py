@@ -293,7 +293,7 @@ async def _end_values(
     """
     branch = next(tree.branches())
     places = [
-        Place(turn=turn, offset=offset)
+        Place(turn, offset)
         for turn, node in enumerate(branch.turns)
         for offset in range(len(node.tokens))
     ]

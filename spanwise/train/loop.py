@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spanwise.display import Display
+from spanwise.display import Display, step_figures
 from spanwise.learn.critic import still_rising
 from spanwise.learn.nonfinite import NonfiniteError
 from spanwise.rollout.failures import RunStopped
@@ -41,7 +41,7 @@ def train(
     """Train, measure before and after, and leave a run folder.
 
     Args:
-      config: What to do.
+      config: The resolved configuration.
       recipe: Name of the recipe it came from, for the record.
       folder: The run folder, new.
       display: Where progress is shown.
@@ -94,7 +94,7 @@ def run_training(run: Run, display: Display, signals: StopSignals) -> None:
             state.before = measure(run.context, config.rollout, config.evaluation, run.ranks)
     if not state.critic_fitted:
         pretrain_critic(run, display, signals)
-    with display.steps(config.steps, done=state.step) as progress:
+    with display.bar("training", config.steps, done=state.step) as after_step:
         for step in range(state.step + 1, config.steps + 1):
             signals.check()
             metrics = train_step(run, step, signals)
@@ -105,7 +105,7 @@ def run_training(run: Run, display: Display, signals: StopSignals) -> None:
             if is_due(step, config.checkpoints.every, config.steps):
                 save_state(run)
                 run.journal.clear(but=step + 1 if config.max_off_policy_steps else None)
-            progress.step(metrics)
+            after_step(step, step_figures(metrics))
     signals.check()
     with display.waiting("measuring the model after training"):
         after = measure(run.context, config.rollout, config.evaluation, run.ranks)
@@ -116,7 +116,7 @@ def run_training(run: Run, display: Display, signals: StopSignals) -> None:
 
 
 def nonfinite_error(error: NonfiniteError, run: Run) -> RunError:
-    """What to tell of a run that is not finite; its last minibatch is written down."""
+    """The error of a run that is not finite; its last minibatch is written down."""
     step, where = run.state.step + 1, ""
     if run.ranks.is_main:
         where = f"; the last minibatch is in {save_for_study(error.rows, run.log.folder, step)}"
@@ -231,5 +231,5 @@ def critic_step(run: Run, number: int, signals: StopSignals) -> dict[str, Any]:
 
 
 def is_due(step: int, every: int, last: int) -> bool:
-    """Whether something that is done every so many steps (0: never), and last, is due."""
+    """True at every ``every``-th step (0: never) and at the last."""
     return every > 0 and (step % every == 0 or step == last)

@@ -1,4 +1,4 @@
-"""What a step's trees say of the policy; every metric is in docs/metrics.md."""
+"""Metrics of a step's trees; every metric is in docs/metrics.md."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ there are none), to numbers by name."""
 
 
 def tree_metrics(trees: Sequence[Tree], batch: Batch | None) -> dict[str, Any]:
-    """What one step's rollouts were like.
+    """Metrics of one step's rollouts.
 
     ``score`` is the mean return of the scored branches, ``success`` the share that succeeded
     of those of which the environment says it. Tree search visits undecided places more often
@@ -108,11 +108,11 @@ def _stops(branches: Sequence[Branch]) -> dict[str, float]:
 
 def _failures(trees: Sequence[Tree]) -> dict[str, int]:
     """Failures in all and of each kind that occurred, also those that were got over."""
-    found = list(failures_in(trees))
-    kinds = Counter(failure.kind for failure in found)
+    failures = list(failures_in(trees))
+    kinds = Counter(failure.kind for failure in failures)
     return {
-        "failures": len(found),
-        "retries": sum(failure.then == "retried" for failure in found),
+        "failures": len(failures),
+        "retries": sum(failure.then == "retried" for failure in failures),
         "abandoned_threads": abandoned_threads(),
         **{f"failures/{kind}": count for kind, count in sorted(kinds.items())},
     }

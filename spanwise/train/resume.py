@@ -90,9 +90,9 @@ def open_for_resume(folder: Path, settings: dict[str, Any]) -> RunFolder:
         raise RunError(f"{log.config_path} does not say how the run was configured")
     before, now = flat_settings(cast("dict[str, Any]", recorded)), flat_settings(settings)
     if changed := [name for name in differing(before, now) if name != "folder"]:
-        told = "; ".join(f"{n} was {before.get(n)!r} and is {now.get(n)!r}" for n in changed)
+        changes = "; ".join(f"{n} was {before.get(n)!r} and is {now.get(n)!r}" for n in changed)
         raise RunError(
-            f"{folder} was started with other settings: {told}. Put the recipe "
+            f"{folder} was started with other settings: {changes}. Put the recipe "
             "back as it was, or train in another --folder"
         )
     return log

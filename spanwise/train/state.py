@@ -1,4 +1,4 @@
-"""A run in progress: its parts, and how far it is."""
+"""A run in progress: its parts and its state."""
 
 from __future__ import annotations
 

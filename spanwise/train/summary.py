@@ -1,4 +1,4 @@
-"""What ``summary.json`` says of a run at its end."""
+"""The summary of a run at its end, for ``summary.json``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LAST_STEPS = 5
 
 
 def summary(run: Run, after: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``summary.json`` says of a run at its end."""
+    """The contents of ``summary.json``."""
     state, metrics = run.state, run.log.read_metrics()
     return {
         "recipe": run.recipe,
@@ -33,7 +33,7 @@ def summary(run: Run, after: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def critic_summary(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How much of the variance of its targets the critic explained; nothing without one."""
+    """The share of its targets' variance that the critic explained; nothing without one."""
     explained = {False: [], True: []}
     for line in metrics:
         if "explained_variance" in line:

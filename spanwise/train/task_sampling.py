@@ -1,4 +1,4 @@
-"""Which tasks a step draws, and their rollouts."""
+"""The draw of a step's tasks, and their rollouts."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Sampled:
     """The rollouts of one step."""
 
     tasks: list[Task]
-    """Of ``trees``."""
+    """The task of each of ``trees``."""
 
     trees: list[Tree]
-    """To train on."""
+    """The trees to train on."""
 
     all_trees: list[Tree]
-    """With those that were left out because their branches were all paid alike."""
+    """All trees, with those left out because their branches were all paid alike."""
 
 
 async def sample_step(
@@ -43,11 +43,11 @@ async def sample_step(
     trees = await rollouts(context, config, tasks, step, ranks)
     if not config.dynamic_sampling_rounds:
         return Sampled(tasks=tasks, trees=trees, all_trees=trees)
-    others = replacement_tasks(pool, tasks, config.seed, step)
+    replacements = replacement_tasks(pool, tasks, config.seed, step)
     kept = [pair for pair in zip(tasks, trees, strict=True) if has_reward_variance(pair[1])]
     all_trees = trees
     for _ in range(config.dynamic_sampling_rounds):
-        tasks = list(islice(others, config.prompts_per_step - len(kept)))
+        tasks = list(islice(replacements, config.prompts_per_step - len(kept)))
         trees = await rollouts(context, config, tasks, step, ranks)
         kept += [pair for pair in zip(tasks, trees, strict=True) if has_reward_variance(pair[1])]
         all_trees = all_trees + trees
@@ -57,7 +57,7 @@ async def sample_step(
 
 
 def has_reward_variance(tree: Tree) -> bool:
-    """Whether some branches were paid more than others: no group baseline learns otherwise."""
+    """True if some branches were paid more than others, without which no group baseline learns."""
     return len({tree.returns(leaf) for leaf in tree.leaves()} - {None}) > 1
 
 

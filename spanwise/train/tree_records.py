@@ -1,4 +1,4 @@
-"""What the run folder keeps of a step's trees: the credit of each node and token."""
+"""Records of a step's trees for the run folder: the credit of each node and token."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from spanwise.tree import Tree
 
 
 def token_arrays(learner: Learner, batch: Batch) -> dict[str, Tensor]:
-    """What the run folder keeps of each token of a step, ``[N, T]`` each.
+    """The figures of each token of a step for the run folder, ``[N, T]`` each.
 
     ``ratio`` is the span's, after the update against before it: how far the step moved it.
     """
     assert batch.advantages is not None
-    found = {"advantages": batch.advantages}
+    arrays = {"advantages": batch.advantages}
     if batch.values is not None:
-        found["values"] = batch.values
+        arrays["values"] = batch.values
     if batch.token_entropies is not None:
-        found["entropies"] = batch.token_entropies
+        arrays["entropies"] = batch.token_entropies
     after, spans = learner.rescore(batch).old_logprobs, batch.ratio_spans
     assert after is not None and batch.old_logprobs is not None and spans is not None
-    found["ratio"] = span_ratio(after, batch.old_logprobs, spans)
-    return found
+    arrays["ratio"] = span_ratio(after, batch.old_logprobs, spans)
+    return arrays
 
 
 def records(
@@ -48,12 +48,12 @@ def records(
     per_node = (sums / counts).tolist()
     per_node_values = None if values is None else values.tolist()
     per_token = by_node(batch, arrays)
-    found: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
     first = 0
     for tree, task in zip(trees, tasks, strict=True):
         nodes = slice(first, first + len(tree.nodes))
         first += len(tree.nodes)
-        found.append(
+        lines.append(
             tree_record(
                 tree,
                 {"question": task.question, "answers": task.answers, "info": dict(task.info)},
@@ -62,11 +62,11 @@ def records(
                 tokens=per_token[nodes],
             )
         )
-    return found
+    return lines
 
 
 def by_node(batch: Batch, arrays: Mapping[str, Tensor]) -> list[dict[str, list[float]]]:
-    """Of each node, the figures of its tokens in the first row that holds it."""
+    """The figures of each node's tokens, from the first row that holds it."""
     found: list[dict[str, list[float]]] = [{} for _ in batch.parents]
     for row, nodes in enumerate(batch.nodes):
         for node in nodes[nodes >= 0].unique().tolist():

@@ -28,7 +28,7 @@ _STEP_FILE = re.compile(r"step_(\d{1,9})\.jsonl")
 
 @dataclass(frozen=True)
 class StepIndex:
-    """Where the trees of a step lie in its file."""
+    """The places of a step's trees in its file."""
 
     places: list[tuple[int, int]]
     """First byte and length of each line."""
@@ -49,7 +49,7 @@ class ViewedRun:
         if not self._inside(self.folder / "config.json"):
             raise RunError(f"{folder} is no run folder: it has no config.json")
         self.log = RunFolder.open(folder)
-        self.config = parsed(self.log.config_path.read_bytes())
+        self.config = self.log.read_config()
 
     def state(self) -> dict[str, Any]:
         """Configuration, summary, and how far the run is."""
@@ -129,7 +129,7 @@ class ViewedRun:
         return next((read_vocabulary(path) for path in paths if self._inside(path)), None)
 
     def _inside(self, path: Path) -> bool:
-        """Whether the path is there, and there in this folder."""
+        """True if the path is there, and in this folder."""
         return path.exists() and path.resolve().is_relative_to(self.folder)
 
 

@@ -31,7 +31,7 @@ def shown_record(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def overview(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a list of trees says of one: its question, and what became of each leaf.
+    """The entry of a tree in a list: its question, and the outcome of each leaf.
 
     Returns:
       Among others ``returns``, what each leaf's trajectory was paid (None: never scored), and

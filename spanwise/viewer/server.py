@@ -24,22 +24,13 @@ from spanwise.run.folder import RunError
 from spanwise.viewer.folder import ViewedRun, named
 
 PORT = 8077
-"""Where the page is looked for first."""
+"""Port that is tried first."""
 
 SCRIPTS = (
-    "text.js",
-    "scales.js",
-    "credit.js",
-    "data.js",
-    "charts.js",
-    "layout.js",
-    "runs.js",
-    "turn.js",
-    "tree.js",
-    "tokens.js",
-    "app.js",
-)
-"""In the order in which they are loaded."""
+    "text.js", "scales.js", "credit.js", "data.js", "charts.js", "layout.js", "runs.js", "turn.js",
+    "tree.js", "tokens.js", "app.js",
+)  # fmt: skip
+"""The scripts of the page, in the order in which they are loaded."""
 
 STYLE = "style.css"
 
@@ -175,8 +166,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if path.startswith("/api/"):
                 value = self.answers.answer(self.path)
-                found = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-                self._send(200, "application/json", found.encode("utf-8", errors="replace"))
+                text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+                self._send(200, "application/json", text.encode("utf-8", errors="replace"))
                 return
             name = "index.html" if path == "/" else path.removeprefix("/")
             if name not in ("index.html", STYLE, *SCRIPTS):
@@ -188,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, "application/json", reason)
 
     def _asked_for_this_machine(self) -> bool:
-        """Whether ``Host`` is a name of the loopback interface, with this port."""
+        """True if ``Host`` is a name of the loopback interface, with this port."""
         assert isinstance(self.server, _Server)
         port = self.server.server_port
         names = ("127.0.0.1", "localhost")

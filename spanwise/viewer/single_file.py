@@ -47,9 +47,9 @@ def exported_run(run: ViewedRun, state: dict[str, Any], budget: int) -> dict[str
     lines: list[str] = []
     start, more = 0, True
     while more:
-        found = run.metrics(start)
-        lines += found["text"].splitlines()
-        start, more = found["end"], found["more"]
+        part = run.metrics(start)
+        lines += part["text"].splitlines()
+        start, more = part["end"], part["more"]
     notes: list[str] = []
     if len(lines) > MOST_LINES:
         kept = evenly(range(len(lines)), MOST_LINES)
@@ -80,17 +80,15 @@ def exported_run(run: ViewedRun, state: dict[str, Any], budget: int) -> dict[str
 
 
 def evenly(items: Any, most: int) -> list[Any]:
-    """At most so many of the items, the first and the last among them.
+    """At most ``most`` of the items, 2 or more, the first and the last among them.
 
     Example:
-      >>> evenly([1, 2, 3, 4, 5], 3), evenly([1, 2], 3), evenly([1, 2, 3], 1)
-      ([1, 3, 5], [1, 2], [1])
+      >>> evenly([1, 2, 3, 4, 5], 3), evenly([1, 2], 3)
+      ([1, 3, 5], [1, 2])
     """
     items = list(items)
     if len(items) <= most:
         return items
-    if most == 1:
-        return items[:1]
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
@@ -109,16 +107,11 @@ def _page(data: dict[str, Any]) -> str:
     _, rest = rest.split("<!-- /head -->")
     body, rest = rest.split("<!-- scripts -->")
     _, end = rest.split("<!-- /scripts -->")
-    return "".join(
-        (
-            head,
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n',
-            f"<style>{style}</style>",
-            body,
-            f'<script type="application/json" id="data">{payload}</script>\n',
-            f"<script>{script}</script>",
-            end,
-        )
+    return (
+        f'{head}<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f"<style>{style}</style>{body}"
+        f'<script type="application/json" id="data">{payload}</script>\n'
+        f"<script>{script}</script>{end}"
     )
 
 

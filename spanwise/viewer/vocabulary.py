@@ -1,4 +1,4 @@
-"""What each token says, from the ``tokenizer.json`` that lies beside a checkpoint.
+"""The text of each token, from the ``tokenizer.json`` that lies beside a checkpoint.
 
 A record keeps token numbers and the text of whole turns; to draw a token one needs its
 own piece of that text. Only the vocabulary is read, no tokenizer is run.
@@ -11,9 +11,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-LARGEST_FILE = 64 * 2**20
-"""Bytes; a larger ``tokenizer.json`` is left alone."""
-
 
 @lru_cache(maxsize=8)
 def read_vocabulary(path: Path) -> dict[int, str] | None:
@@ -23,18 +20,17 @@ def read_vocabulary(path: Path) -> dict[int, str] | None:
       path: A ``tokenizer.json`` in the format of the ``tokenizers`` library.
     """
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            return None
-        found = json.loads(path.read_text(encoding="utf-8"))
-        vocabulary = found["model"]["vocab"]
+        tokenizer = json.loads(path.read_text(encoding="utf-8"))
+        vocabulary = tokenizer["model"]["vocab"]
         if isinstance(vocabulary, list):  # Unigram: pairs of piece and score
             vocabulary = {piece: number for number, (piece, _) in enumerate(vocabulary)}
-        byte_level = "ByteLevel" in json.dumps([found.get("pre_tokenizer"), found.get("decoder")])
+        parts = [tokenizer.get("pre_tokenizer"), tokenizer.get("decoder")]
+        byte_level = "ByteLevel" in json.dumps(parts)
         texts = {
             int(number): _bytes_text(piece) if byte_level else piece.replace("▁", " ")
             for piece, number in vocabulary.items()
         }
-        for added in found.get("added_tokens") or []:
+        for added in tokenizer.get("added_tokens") or []:
             texts[int(added["id"])] = str(added["content"])
         return texts
     except (KeyError, TypeError, ValueError):
