@@ -54,7 +54,7 @@ class Evaluation:
         """
         tasks = env.tasks(self.split)[: self.num_tasks]
         if not tasks:
-            raise SpanwiseError(f"the environment has no {self.split} questions to be measured on")
+            raise SpanwiseError(f"the environment has no {self.split} tasks to be measured on")
         return tasks
 
 

@@ -48,7 +48,6 @@ NAN = float("nan")
         (ValueHead, "clip", (0.0,)),
         (ValueHead, "pretraining_steps", (-1,)),
         (KLPenalty, "coefficient", (-1.0, NAN)),
-        (KLPenalty, "target", (0.0,)),
         (Overlong, "penalty_tokens", (-1,)),
         (ImportanceCorrection, "tis_cap", (0.0,)),
         (ImportanceCorrection, "rejection_bound", (0.9,)),
