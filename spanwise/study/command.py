@@ -30,9 +30,7 @@ class CorrelationOptions(CorrelationStudy):
 
 
 def run_correlation(
-    run: Path,
-    options: CorrelationOptions,
-    configured: Callable[[str, Sequence[str]], TrainConfig],
+    run: Path, options: CorrelationOptions, configured: Callable[[str, Sequence[str]], TrainConfig]
 ) -> None:
     """Study a checkpoint of a run: one table, one JSON file.
 

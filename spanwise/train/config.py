@@ -167,11 +167,7 @@ class TrainConfig:
     def context(self, sampler: Sampler, tokenizer: Any, seed: int) -> RolloutContext:
         """The surroundings of rollouts of this configuration."""
         return RolloutContext(
-            env=self.env,
-            sampler=sampler,
-            tokenizer=tokenizer,
-            seed=seed,
-            failures=self.failures,
+            env=self.env, sampler=sampler, tokenizer=tokenizer, seed=seed, failures=self.failures
         )
 
     def bind(self, tokenizer: Any) -> TrainConfig:
