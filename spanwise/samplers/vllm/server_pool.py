@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx2
 
+from spanwise.errors import one_line
 from spanwise.samplers.base import EngineError
 
 _MAX_TREES = 4096
@@ -90,8 +91,7 @@ class ServerPool:
         answer = await self._client.post(server.url + path, json=body)
         if answer.status_code != 200:
             raise EngineError(
-                f"{server.url}{path} answers {answer.status_code}: "
-                f"{' '.join(answer.text.split())[:300]}"
+                f"{server.url}{path} answers {answer.status_code}: {one_line(answer.text)}"
             )
         try:
             return answer.json() if answer.content else None
