@@ -41,12 +41,6 @@ def configured(spec: str, arguments: Sequence[str]) -> TrainConfig:
 def parsed(default: C, arguments: Sequence[str], prog: str, *rules: PrimitiveRule) -> C:
     """The settings with the parts and the values that the arguments give them.
 
-    Args:
-      default: The settings.
-      arguments: The words of the command line.
-      prog: The command, for the help.
-      rules: Rules for reading options of some types.
-
     Raises:
       Exception: what the constructor of a part raises, as it is.
       SystemExit: behind a message, if the arguments ask for help or cannot be read.

@@ -31,13 +31,7 @@ class Critic(ABC):
 
     @abstractmethod
     def build(self, policy: Any, model: Model, ranks: Ranks) -> FittedCritic | None:
-        """The critic itself; None if there is none.
-
-        Args:
-          policy: As it starts, not yet split over the ranks.
-          model: Where the policy is from, and how it is held.
-          ranks: Over which the critic is split.
-        """
+        """The critic itself, from a policy that is not split yet; None if there is none."""
 
     def own_model(self, policy: Model) -> Model | None:
         """The starting model of a trunk of the critic's own; None if it has no such trunk."""

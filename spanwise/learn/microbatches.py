@@ -97,17 +97,9 @@ def microbatches(
     tokens: Tensor, lengths: Tensor, *, budget: int, cost: TrunkCost | None, num_ranks: int = 1
 ) -> list[Microbatch]:
     """Split rows into parts within a budget of computed tokens, in the cheaper of two ways.
-
-    Args:
-      tokens: ``[N, T]`` int64, right-padded.
-      lengths: ``[N]`` int64, tokens before the padding.
-      budget: Tokens of a part; a row that is longer stands alone.
-      cost: Of the model, to tell which way is cheaper; None never packs.
-      num_ranks: Processes that share the parts out; parts are then small enough that all of
-        them have something to do.
-
-    Returns:
-      Parts that hold each row once, on the device of ``tokens``.
+    ``tokens`` is ``[N, T]`` int64, right-padded, ``lengths`` ``[N]`` int64. A row that is longer
+    than the budget stands alone; without a ``cost`` nothing is packed. Parts are small enough
+    that each of ``num_ranks`` processes has something to do.
     """
     plain = list(_row_parts(lengths, min(budget, math.ceil(int(lengths.sum()) / num_ranks))))
     if cost is None:

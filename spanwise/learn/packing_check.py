@@ -27,15 +27,8 @@ def packing_fault(
     A few rows that lie next to each other in order, and so begin alike, go through policy and
     critic both ways. The figures may differ by the square root of the precision's step: far
     more than rounding, far less than what a token changes that is seen or not.
-
-    Args:
-      model: The policy.
-      batch: The rows.
-      critic: Its hidden states are compared, for its head starts at 0.
-      budget: Tokens of the rows that are tried; two rows are tried in any case.
-
-    Returns:
-      A sentence without its full stop; None if the two ways agree.
+    The critic's hidden states are compared, for its head starts at 0. ``budget`` is the number
+    of tokens to try; two rows are tried in any case.
     """
     if (reason := why_not_packed(model)) is not None:
         return reason

@@ -208,13 +208,8 @@ def tree_record(
     tokens: Sequence[Mapping[str, Sequence[float]]] | None = None,
 ) -> dict[str, Any]:
     """One tree with its credit, for a line of ``trees/``.
-
-    Args:
-      tree: What was sampled.
-      task: Question, answers and what else belongs to the task.
-      advantages: Of each node of ``tree.nodes``.
-      values: Of each node, where the credit has values.
-      tokens: Of each node, figures of its tokens by name, such as ``advantages``.
+    ``advantages`` and ``values`` have a number for each of ``tree.nodes``, ``tokens`` the
+    numbers of its tokens by name.
     """
     nodes: list[dict[str, Any]] = []
     for index, node in enumerate(tree.nodes):

@@ -33,11 +33,7 @@ def run_correlation(
     run: Path, options: CorrelationOptions, configured: Callable[[str, Sequence[str]], TrainConfig]
 ) -> None:
     """Study a checkpoint of a run: one table, one JSON file.
-
-    Args:
-      run: The run folder, for its final checkpoint; or the folder of one of its checkpoints.
-      options: Size of the study.
-      configured: Makes the configuration of a recipe from its arguments.
+    ``run`` is a run folder, for its final checkpoint, or the folder of one of its checkpoints.
 
     Raises:
       RunError: if there is no such run, or the results could not be written.

@@ -35,18 +35,7 @@ async def continuation_returns(
     """Returns of fresh trajectories that share everything before a place, what was paid too.
 
     A stop string that begins before the place and ends after it is not seen by the sampler.
-
-    Args:
-      context: Environment and sampler; its own seed is not used.
-      rollout: Sampling and length limits, as in training.
-      task: The task of the branch.
-      branch: The rollout that the trajectories set out from.
-      place: The place at which they leave it.
-      count: Number of trajectories.
-      seed: Seed of all of them.
-
-    Returns:
-      All that each trajectory was paid, for those that were scored, in order.
+    Those that could not be scored are left out. The seed of the context is not used.
     """
     grown = [
         _continue(context, rollout, task, branch, place, seed_of(seed, task.id, i))

@@ -161,14 +161,7 @@ def correlation_study(
     progress: Callable[[int, int, float], None] = lambda done, total, seconds_left: None,
 ) -> CorrelationResult:
     """Run the study.
-
-    Args:
-      study: Its size.
-      config: The run's: tasks, sampling and limits.
-      context: Samples from ``policy``.
-      policy: Causal language model of transformers.
-      critic: Fitted to it.
-      progress: Told prompts done, prompts in all and the seconds that are left.
+    ``progress`` is told prompts done, prompts in all and the seconds that are left.
 
     Raises:
       ValueError: if the split has too few prompts, or nothing could be scored.

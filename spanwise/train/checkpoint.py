@@ -74,13 +74,6 @@ def write_checkpoint(
 
     Every rank has to call it, and writes the part of the training state that it holds.
 
-    Args:
-      folder: Folder of the checkpoint, within reach of all ranks; an existing one is replaced.
-      learner: Holds the weights and the optimizers.
-      tokenizer: Saved beside the policy.
-      state: Progress of the run.
-      settings: The run's configuration, with every default filled in.
-
     Raises:
       CheckpointError: on all ranks, if one of them cannot write; an existing checkpoint is
         then left as it was.
@@ -115,15 +108,7 @@ def read_checkpoint(folder: Path, learner: Learner, settings: Mapping[str, Any])
 
     Every rank has to call it, and reads the part of the training state that it is going to
     hold, however many ranks wrote it.
-
-    Args:
-      folder: Folder of the checkpoint.
-      learner: A new learner with the same settings. It is changed in place, after the files
-        have been verified.
-      settings: The run's configuration, with every default filled in.
-
-    Returns:
-      Progress of the run.
+    The learner is changed after the files have been verified.
 
     Raises:
       CheckpointError: on all ranks, if a file is missing or damaged, or the checkpoint belongs
@@ -189,15 +174,7 @@ def newest_usable(
     parent: Path, learner: Learner, settings: Mapping[str, Any], tell: Callable[[str], None]
 ) -> RunState | None:
     """Restore the learner to the newest checkpoint that can be used.
-
-    Args:
-      parent: The run's folder of checkpoints.
-      learner: A new learner with the same settings.
-      settings: The run's configuration, with every default filled in.
-      tell: Called with a sentence for each checkpoint that is passed over.
-
-    Returns:
-      Progress of the run; None if there are no checkpoints.
+    ``tell`` is called with a sentence for each one that is passed over; None if there are none.
 
     Raises:
       CheckpointError: if there are some and none can be used.

@@ -75,12 +75,7 @@ async def scored(function: Callable[..., T], *arguments: Any, package: str, dead
 
     At most ``MAX_PROCESSES`` scores are computed at once; the others wait. Neither waiting
     nor importing the package counts towards the deadline.
-
-    Args:
-      function: A function of a module, found again by its name.
-      arguments: Anything that can be pickled; the result is a JSON value.
-      package: Name of the package that the function imports.
-      deadline_s: Seconds until the process is ended.
+    The function is one of a module, the arguments can be pickled, the result is a JSON value.
 
     Raises:
       ScoringTimeout: at the deadline.

@@ -51,14 +51,7 @@ def draw_tokens(logits: Tensor, uniform: Sequence[float], sampling: Sequence[Sam
     ``top_p`` drop set to 0, and ``W`` their running sum, the token is the first ``i`` with
     ``W_i > u * W_last``. Temperature 0 takes the most likely token, the first of equals;
     its sampling log-prob is 0. A row's result depends on that row alone, bit for bit.
-
-    Args:
-      logits: ``[R, V]`` float.
-      uniform: R numbers in [0, 1).
-      sampling: R settings.
-
-    Returns:
-      The tokens and their log-probs.
+    ``logits`` are ``[R, V]`` float; there is a number and a setting for each of the R rows.
 
     Example:
       >>> draws = draw_tokens(torch.tensor([[0.0, 0.0], [0.0, 0.0]]), [0.49, 0.5],

@@ -104,19 +104,13 @@ def num_logprobs(sampling: Sampling, vocab_size: int) -> int:
 
 
 def sampling_logprob(token: int, logprobs: Mapping[int, float], sampling: Sampling) -> float:
-    """Of a token under the distribution it was drawn from.
+    """Log-prob of a token under the distribution it was drawn from.
 
     With ``p`` the model's probabilities, this is ``p**(1/temperature)`` among the tokens
     that ``top_k`` and then ``top_p`` keep. The sampled token counts as kept: where rounding
     decides on the last one, vLLM has decided.
-
-    Args:
-      token: The sampled one.
-      logprobs: At temperature 1, of the tokens that ``num_logprobs`` asks for.
-      sampling: How it was drawn.
-
-    Returns:
-      Its log-prob; 0 at temperature 0.
+    ``logprobs`` are those at temperature 1 of the tokens that ``num_logprobs`` asks for. At
+    temperature 0 the result is 0.
 
     Example:
       >>> import math
