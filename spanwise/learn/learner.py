@@ -152,7 +152,8 @@ class Learner:
                 model=self.model, optimizer=self.optimizer, objective=self.objective, kl=penalty
             )
             trainees.append(policy)
-            metrics |= _entropy(batch)
+            assert batch.token_entropies is not None
+            metrics["entropy"] = float(batch.token_entropies[batch.mask].mean())
         if not trainees or not bool(batch.loss_mask.any()):
             metrics["no_signal"] = 1.0
         if self.critic is not None:
@@ -277,9 +278,3 @@ def score_batch(
 def _mean(column: Tensor, batch: Batch) -> float:
     values = column[batch.loss_mask]
     return float(values.mean()) if values.numel() else 0.0
-
-
-def _entropy(batch: Batch) -> dict[str, float]:
-    """Mean entropy of the policy before the update, over model tokens, in nats."""
-    assert batch.token_entropies is not None
-    return {"entropy": float(batch.token_entropies[batch.mask].mean())}

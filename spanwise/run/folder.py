@@ -73,12 +73,9 @@ class RunFolder:
         try:
             version = spanwise.__version__
             _write_json(log.config_path, {"schema": SCHEMA, "version": version, **config})
-        except TypeError as error:
+        except (TypeError, RunError) as error:
             log.discard()
             raise RunError(f"the configuration cannot be written down: {error}") from error
-        except RunError:
-            log.discard()
-            raise
         return log
 
     def discard(self) -> None:
@@ -141,10 +138,6 @@ class RunFolder:
 
     def restore(self, step: int, metrics_bytes: int) -> None:
         """Forget what came after a checkpoint.
-
-        Args:
-          step: The last step that it knows of.
-          metrics_bytes: Length of the metrics when it was written.
 
         Raises:
           RunError: if the metrics are shorter than that.

@@ -92,20 +92,14 @@ class WandB(Tracker):
         self._run.finish()
 
 
-class Trackio(Tracker):
+class Trackio(WandB):
     """A run in trackio's local database, in the project ``spanwise``."""
 
     package = "trackio"
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        trackio = _loaded("trackio")
+        trackio = _loaded("trackio")  # its runs have the methods of those of wandb
         self._run = trackio.init(project="spanwise", name=folder.name, config=dict(config))
-
-    def write(self, metrics: Mapping[str, Any]) -> None:
-        self._run.log(figures(metrics), step=step_of(metrics))
-
-    def close(self) -> None:
-        self._run.finish()
 
 
 TRACKERS: Mapping[str, type[Tracker]] = {

@@ -85,11 +85,7 @@ def read_run(folder: Path) -> FinishedRun:
 
 
 def score_of_all(runs: Sequence[FinishedRun], wanted: str = "") -> str:
-    """The name of the score that runs are compared by.
-
-    Args:
-      runs: All must have it.
-      wanted: A name; empty: ``success`` if all have it, else ``score``.
+    """The name of the compared score: the one wanted, else ``success`` if all have it.
 
     Raises:
       RunError: if a run does not have it; the message names what all have.

@@ -205,14 +205,7 @@ def correlation_study(
 def agreements(
     study: CorrelationStudy, context: RolloutContext, batch: Batch, truth: Tensor
 ) -> list[Agreement]:
-    """Every estimator's correlation with the truth, over all model tokens of a batch.
-
-    Args:
-      study: Estimators and resamples.
-      context: For the tokenizer.
-      batch: One rollout for each prompt, with values and entropies.
-      truth: ``[N, T]``.
-    """
+    """Every estimator's correlation with the ``[N, T]`` truth, over all model tokens."""
     names, estimators = zip(*study.estimators().items(), strict=True)
     estimates = [e.bind(context.tokenizer)(batch)[batch.mask] for e in estimators]
     wanted = truth[batch.mask].double().numpy()

@@ -18,7 +18,7 @@ there are none), to numbers by name."""
 
 
 def tree_metrics(trees: Sequence[Tree], batch: Batch | None) -> dict[str, Any]:
-    """Metrics of one step's rollouts.
+    """Metrics of all trees of a step, and of the batch of those that are trained on, if any.
 
     ``score`` is the mean return of the scored branches, ``success`` the share that succeeded
     of those of which the environment says it. Tree search visits undecided places more often
@@ -31,10 +31,6 @@ def tree_metrics(trees: Sequence[Tree], batch: Batch | None) -> dict[str, Any]:
 
     ``unique_token_fraction`` is the share of all branches' tokens that is left if each shared one
     counts once; ``row_tokens`` counts the rows to train on, prompts included.
-
-    Args:
-      trees: All that were sampled.
-      batch: Of those that are trained on; None if there is nothing to train on.
     """
     branches = [b for tree in trees for b in tree.branches()]
     returns = [tree.returns(leaf) for tree in trees for leaf in tree.leaves()]

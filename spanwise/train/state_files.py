@@ -50,13 +50,7 @@ def training_state(
 
 
 def write_state(file: Path, tensors: Mapping[str, Tensor], *, leads: bool) -> None:
-    """Write this process's part of some tensors.
-
-    Args:
-      file: A new file.
-      tensors: Split or whole tensors by name, the same names in every process.
-      leads: Whether this process writes the tensors that are not split.
-    """
+    """Write this process's part of split tensors and, if it leads, the tensors that are whole."""
     own = {
         name: (tensor.to_local() if isinstance(tensor, DTensor) else tensor).contiguous()
         for name, tensor in tensors.items()
@@ -66,11 +60,7 @@ def write_state(file: Path, tensors: Mapping[str, Tensor], *, leads: bool) -> No
 
 
 class StateFiles:
-    """The files of all processes, open for reading.
-
-    Args:
-      files: One file per process, in the order of the processes.
-    """
+    """The files of all processes, in their order, open for reading."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._pieces: dict[str, dict[str, list[Any]]] = {}

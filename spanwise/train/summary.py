@@ -71,10 +71,6 @@ def failure_summary(metrics: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 def packing_summary(metrics: Sequence[Mapping[str, Any]], *, epochs: int) -> dict[str, int]:
     """Tokens of the rows of all updates of a run, and how many of them were computed.
 
-    Args:
-      metrics: Of the run's steps; one without an update has no ``computed_to_total``.
-      epochs: Passes over each batch.
-
     Returns:
       ``row_tokens`` and ``computed_tokens``; rows that share nothing and are padded to the
       longest have more computed than there are.

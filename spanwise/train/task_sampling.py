@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 from spanwise.envs.base import Task
 from spanwise.errors import SpanwiseError
@@ -39,18 +39,19 @@ async def sample_step(
     ranks: Ranks = ALONE,
 ) -> Sampled:
     """The trees of one step; with ``dynamic_sampling_rounds``, those whose returns vary."""
-    tasks = draw_tasks(pool, config.prompts_per_step, config.seed, step)
-    trees = await rollouts(context, config, tasks, step, ranks)
-    if not config.dynamic_sampling_rounds:
-        return Sampled(tasks=tasks, trees=trees, all_trees=trees)
-    replacements = replacement_tasks(pool, tasks, config.seed, step)
-    kept = [pair for pair in zip(tasks, trees, strict=True) if has_reward_variance(pair[1])]
-    all_trees = trees
-    for _ in range(config.dynamic_sampling_rounds):
-        tasks = list(islice(replacements, config.prompts_per_step - len(kept)))
+    drawn = draw_tasks(pool, config.prompts_per_step, config.seed, step)
+    upcoming = chain(drawn, replacement_tasks(pool, drawn, config.seed, step))
+    rounds, kept, all_trees = (
+        config.dynamic_sampling_rounds,
+        list[tuple[Task, Tree]](),
+        list[Tree](),
+    )
+    for _ in range(1 + rounds):
+        tasks = list(islice(upcoming, config.prompts_per_step - len(kept)))
         trees = await rollouts(context, config, tasks, step, ranks)
-        kept += [pair for pair in zip(tasks, trees, strict=True) if has_reward_variance(pair[1])]
-        all_trees = all_trees + trees
+        pairs = zip(tasks, trees, strict=True)
+        kept += [pair for pair in pairs if not rounds or has_reward_variance(pair[1])]
+        all_trees += trees
     return Sampled(
         tasks=[task for task, _ in kept], trees=[tree for _, tree in kept], all_trees=all_trees
     )

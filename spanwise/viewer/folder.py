@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from spanwise.run.folder import RunError, RunFolder
 from spanwise.viewer.records import overview, parsed, shown_record
@@ -26,15 +25,11 @@ QUIET_S = 120.0
 _STEP_FILE = re.compile(r"step_(\d{1,9})\.jsonl")
 
 
-@dataclass(frozen=True)
-class StepIndex:
-    """The places of a step's trees in its file."""
+class StepIndex(NamedTuple):
+    """First byte and length of each tree of a step in its file, and its overview."""
 
     places: list[tuple[int, int]]
-    """First byte and length of each line."""
-
     trees: list[dict[str, Any]]
-    """The overview of each tree."""
 
 
 class ViewedRun:

@@ -63,9 +63,6 @@ class NotFound(Exception):
 class Viewer:
     """The answers of the page's server, without the server.
 
-    Args:
-      folders: Of the runs, at least one.
-
     Raises:
       RunError: if one is no run folder, or is given twice.
     """

@@ -14,11 +14,7 @@ from typing import Any
 
 @lru_cache(maxsize=8)
 def read_vocabulary(path: Path) -> dict[int, str] | None:
-    """The text of each token; None if the file is of a kind that has no such list.
-
-    Args:
-      path: A ``tokenizer.json`` in the format of the ``tokenizers`` library.
-    """
+    """The text of each token; None if the file is of a kind that has no such list."""
     try:
         tokenizer = json.loads(path.read_text(encoding="utf-8"))
         vocabulary = tokenizer["model"]["vocab"]
