@@ -41,11 +41,8 @@ async def sample_step(
     """The trees of one step; with ``dynamic_sampling_rounds``, those whose returns vary."""
     drawn = draw_tasks(pool, config.prompts_per_step, config.seed, step)
     upcoming = chain(drawn, replacement_tasks(pool, drawn, config.seed, step))
-    rounds, kept, all_trees = (
-        config.dynamic_sampling_rounds,
-        list[tuple[Task, Tree]](),
-        list[Tree](),
-    )
+    kept, all_trees = list[tuple[Task, Tree]](), list[Tree]()
+    rounds = config.dynamic_sampling_rounds
     for _ in range(1 + rounds):
         tasks = list(islice(upcoming, config.prompts_per_step - len(kept)))
         trees = await rollouts(context, config, tasks, step, ranks)
