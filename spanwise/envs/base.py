@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal, cast, get_args
 
 from spanwise.errors import SpanwiseError
@@ -81,6 +82,10 @@ class Reply:
         success, label = cast("tuple[object, object]", (self.success, self.label))
         if not isinstance(success, bool | None) or not isinstance(label, str):
             raise SpanwiseError("a reply's success must be True, False or None, and its label text")
+        if not isinstance(cast("object", self.reward), Real | None):
+            raise SpanwiseError(
+                f"a reply's reward must be a number, not {type(self.reward).__name__}"
+            )
         if self.success is not None and self.stop in ("continue", "failure"):
             raise SpanwiseError(f"a reply that ends can have success, not one of {self.stop}")
         if self.stop == "continue" and not self.observation:

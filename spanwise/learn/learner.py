@@ -13,6 +13,7 @@ from torch import Tensor
 from spanwise.advantages import explained_variance
 from spanwise.batch import Batch
 from spanwise.credit import Advantage
+from spanwise.errors import SpanwiseError
 from spanwise.learn.critic import FittedCritic
 from spanwise.learn.importance_correction import ImportanceCorrection
 from spanwise.learn.metric_means import MetricMeans
@@ -29,6 +30,7 @@ from spanwise.models.lora import copy_trainable
 from spanwise.models.scoring import token_scores
 from spanwise.models.sharding import shard
 from spanwise.models.tree_attention import TrunkCost
+from spanwise.partitions import Partition
 from spanwise.runtime.distributed import ALONE, Ranks
 from spanwise.runtime.seeds import seed_of
 from spanwise.tree import Tree
@@ -100,9 +102,9 @@ class Learner:
         batch = self.kl.in_reward(self._importance(self._overlong(batch, self._limit)))
         return replace(
             batch,
-            advantages=self.advantage(batch),
+            advantages=_by_token(self.advantage, batch),
             value_targets=None if self.critic is None else self.advantage.critic_targets(batch),
-            ratio_spans=self.objective.ratio_spans(batch),
+            ratio_spans=_by_token(self.objective.ratio_spans, batch),
             loss_weights=self.objective.weights(batch),
         )
 
@@ -273,6 +275,17 @@ def score_batch(
             keep("end_values", rows, predicted.end_values)
     # Each row was scored by one rank and is 0 in the others.
     return replace(batch, **{name: ranks.sum(columns[name]) for name in sorted(columns)})
+
+
+def _by_token(part: Advantage | Partition, batch: Batch) -> Tensor:
+    """What a part, perhaps the user's own, says of each token."""
+    found: object = part(batch)
+    if isinstance(found, Tensor) and found.shape == batch.mask.shape:
+        return found
+    said = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    raise SpanwiseError(
+        f"{type(part).__name__} returned {said}, not a tensor of [N, T] = {list(batch.mask.shape)}"
+    )
 
 
 def _mean(column: Tensor, batch: Batch) -> float:

@@ -15,6 +15,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
 
 from spanwise.batch import Batch
 from spanwise.credit import GroupAdvantage, TreeAdvantage
+from spanwise.errors import SpanwiseError
 from spanwise.learn import microbatches
 from spanwise.learn.microbatches import Microbatching
 from spanwise.learn.objective import Objective
@@ -232,3 +233,18 @@ class TestPacking:
         else:
             with pytest.raises(IndexError, match="no such layer"):
                 trained(new_learner(model), TREES)
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [(torch.zeros(2), r"Wrong returned \[2\], not a tensor of \[N, T\] = "), (None, "NoneType")],
+)
+def test_credit_of_another_shape_is_refused_by_the_name_of_its_class(
+    result: Any, said: str
+) -> None:
+    class Wrong(GroupAdvantage):
+        def __call__(self, batch: Batch) -> torch.Tensor:
+            return result
+
+    with pytest.raises(SpanwiseError, match=said):
+        new_learner(tiny_model(), advantage=Wrong()).score(TREES)

@@ -10,6 +10,7 @@ import pytest
 
 from spanwise.batch import Batch
 from spanwise.envs.base import Reply, Task, Turn
+from spanwise.errors import SpanwiseError
 from spanwise.rollout import Chains, FailurePolicy, Rollout, RolloutContext, run_async
 from spanwise.rollout.tree_search import TreeSearch
 from spanwise.samplers.base import Request
@@ -98,3 +99,9 @@ def test_planned_faults_strike_rewards_on_the_way(fault: str, kind: str) -> None
     plan = FaultPlan(rates={fault: 1.0})  # pyright: ignore[reportArgumentType]
     [leaf] = grown(FaultyReward(env=WordGame(wage=0.5), plan=plan)).leaves()
     assert leaf.path == (0,) and leaf.failure is not None and leaf.failure.kind == kind
+
+
+def test_a_reward_that_is_no_number_is_refused_where_the_reply_is_made() -> None:
+    wrong: Any = "0.5"
+    with pytest.raises(SpanwiseError, match="must be a number, not str"):
+        Reply(stop="continue", observation="go on", reward=wrong)
