@@ -36,7 +36,7 @@ FAULTS = (
     Fault(
         "the ratio of the update is always over turns",
         LEARNER,
-        "ratio_spans=self.objective.ratio_spans(batch),",
+        "ratio_spans=_by_token(self.objective.ratio_spans, batch),",
         "ratio_spans=batch.turns,",
         LEARN_TESTS,
     ),

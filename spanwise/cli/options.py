@@ -40,10 +40,7 @@ def configured(spec: str, arguments: Sequence[str]) -> TrainConfig:
 
 def parsed(default: C, arguments: Sequence[str], prog: str, *rules: PrimitiveRule) -> C:
     """The settings with the parts and the values that the arguments give them.
-
-    Raises:
-      Exception: what the constructor of a part raises, as it is.
-      SystemExit: behind a message, if the arguments ask for help or cannot be read.
+    What the constructor of a part raises passes as it is.
     """
     import tyro
 

@@ -153,11 +153,8 @@ def still_rising(history: Sequence[float], *, window: int = 6, least: float = 0.
     """True while the newest figures are, on average, above those before them.
 
     Figures near 0 have not begun to rise, and count as rising.
-
-    Args:
-      history: Explained variance of each batch so far, measured before it was trained on.
-      window: Figures that are averaged, so that one batch decides nothing.
-      least: A rise of no more than this is none.
+    ``window`` of them are averaged, so that one batch decides nothing; a rise of no more than
+    ``least`` is none.
 
     Example:
       >>> still_rising([0.0, 0.1, 0.2, 0.3] + [0.4] * 8), still_rising([0.4] * 12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -209,6 +210,9 @@ class Learner:
 
     def _set_rates(self, factor: float) -> dict[str, float]:
         """Multiply the full learning rates by a factor; returns what they are now."""
+        if not 0 <= factor < math.inf:
+            name = type(self._schedule).__name__
+            raise SpanwiseError(f"{name} gave the factor {factor}; at least 0 is needed")
         for name, optimizer in self._optimizers().items():
             for group in optimizer.param_groups:
                 group["lr"] = factor * self._full_rates[name]

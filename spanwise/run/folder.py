@@ -242,9 +242,6 @@ def node_record(node: Node) -> dict[str, Any]:
 def node_of(record: Mapping[str, Any]) -> Node:
     """The node that ``node_record`` was made from; what else the record has is passed over.
 
-    Raises:
-      KeyError, TypeError, ValueError: if the record is damaged.
-
     Example:
       >>> node = Node(path=(0,), observation=(1,), stop="end", reward=1.0)
       >>> node_of(json.loads(json.dumps(node_record(node)))) == node

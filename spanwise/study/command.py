@@ -34,10 +34,6 @@ def run_correlation(
 ) -> None:
     """Study a checkpoint of a run: one table, one JSON file.
     ``run`` is a run folder, for its final checkpoint, or the folder of one of its checkpoints.
-
-    Raises:
-      RunError: if there is no such run, or the results could not be written.
-      ModelError: if it has no finished checkpoint, or no critic.
     """
     if run.parent.name == "checkpoints" and not (run / "checkpoints").is_dir():
         log, path = RunFolder.open(run.parent.parent), run

@@ -62,12 +62,7 @@ def measure(
     context: RolloutContext, rollout: Rollout, evaluation: Evaluation, ranks: Ranks = ALONE
 ) -> dict[str, Any]:
     """Play the held-out tasks twice, sampled and greedily.
-
-    Args:
-      context: Environment and sampler; its seed decides the draws, the same before and after.
-      rollout: The length limits.
-      evaluation: The tasks, and how they are sampled.
-      ranks: The processes that share the tasks out; each gets the whole result.
+    The context's seed decides the draws, the same before and after training.
 
     Returns:
       As JSON values: ``score``, the mean return of the trajectories that were scored;

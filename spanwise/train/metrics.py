@@ -31,6 +31,7 @@ def tree_metrics(trees: Sequence[Tree], batch: Batch | None) -> dict[str, Any]:
 
     ``unique_token_fraction`` is the share of all branches' tokens that is left if each shared one
     counts once; ``row_tokens`` counts the rows to train on, prompts included.
+    ``batch`` holds the trees that are trained on; None if there are none.
     """
     branches = [b for tree in trees for b in tree.branches()]
     returns = [tree.returns(leaf) for tree in trees for leaf in tree.leaves()]

@@ -52,3 +52,14 @@ def test_it_scales_the_rate_of_each_step_and_the_metrics_say_so() -> None:
         assert metrics["learning_rate"] == 1e-3 * schedule(1, 8)
     assert moved[1] == pytest.approx(moved[0] / 4, rel=1e-3)
     assert moved[2] == pytest.approx(moved[0] / 8, rel=1e-3)
+
+
+@pytest.mark.parametrize("factor", [-1.0, math.nan, math.inf])
+def test_a_factor_that_is_no_rate_is_refused(factor: float) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Odd(Schedule):
+        def __call__(self, step: int, num_steps: int) -> float:
+            return factor
+
+    with pytest.raises(ValueError, match="Odd gave the factor"):
+        trained(new_learner(tiny_model(), schedule=Odd()), RANDOM_TREES)
