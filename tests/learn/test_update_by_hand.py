@@ -289,10 +289,10 @@ def test_prompts_come_in_a_new_order_each_epoch_and_step() -> None:
 
     @dataclass(frozen=True, kw_only=True)
     class Watched(Objective):
-        def __call__(self, logprobs: Tensor, batch: Batch, **counts: Any) -> Any:
+        def __call__(self, logprobs: Tensor, batch: Batch, counts: Any, **more: Any) -> Any:
             (prompt,) = batch.groups.unique().tolist()
             seen.append(prompt)
-            return super().__call__(logprobs, batch, **counts)
+            return super().__call__(logprobs, batch, counts, **more)
 
     def orders(seed: int, step: int) -> list[tuple[int, ...]]:
         seen.clear()
