@@ -232,7 +232,7 @@ class NeverEnds(Guess):
         (ObservationOfBytes, "the observation is text, got bytes"),
         (RewardOfNaN, "finite number, got nan"),
         (RewardOnTheWayOfNaN, "finite number, got nan"),
-        (RewardOfText, "finite number, got '1'"),
+        (RewardOfText, "reward must be a number, not str"),
         (OutcomeOfNaN, "cannot be written as JSON"),
         (OutcomeOfObjects, "cannot be written as JSON"),
         (NotAReply, "gives a Reply, got tuple"),
