@@ -135,9 +135,7 @@ def measured(config: TrainConfig, case: str) -> dict[str, Any]:
         "seconds": seconds,
         "step_s": float(f"{sum(seconds.values()):.4g}"),
         "sampled_tokens_per_s": float(f"{sampled / seconds['rollout']:.4g}"),
-        "trained_tokens_per_s": float(
-            f"{trained / (seconds['scoring'] + seconds['credit'] + seconds['update']):.4g}"
-        ),
+        "trained_tokens_per_s": float(f"{trained / (seconds['scoring'] + seconds['update']):.4g}"),
         "peak_mib": int(status.split("VmHWM:")[1].split()[0]) // 1024,
         "peak_gpu_mib": torch.cuda.max_memory_allocated() // 2**20 if gpu else None,
     }

@@ -139,8 +139,8 @@ def test_the_lock_ends_with_its_process_and_no_child_holds_it(tmp_path: Path) ->
         "import os, sys, time; from pathlib import Path\n"
         "from spanwise.run.lock import locked\n"
         "lock = locked(Path(sys.argv[1]))\n"
-        "if not os.fork(): time.sleep(60)\n"  # outlives its parent, which is killed
-        "print('held', flush=True); time.sleep(60)\n"
+        "if not os.fork(): print('held', flush=True)\n"  # outlives its parent, which is killed
+        "time.sleep(60)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
     holder = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)

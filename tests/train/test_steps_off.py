@@ -12,6 +12,7 @@ import pytest
 
 from bench.left_behind import differing, left_behind
 from spanwise.display import Display
+from spanwise.learn import optimizer_step
 from spanwise.learn.critic import NoCritic
 from spanwise.learn.importance_correction import ImportanceCorrection
 from spanwise.learn.update import Update
@@ -101,7 +102,7 @@ def test_a_run_that_ended_in_an_update_goes_on_from_the_checkpoint_before(
 ) -> None:
     config = plain(max_off_policy_steps=1, steps=5, checkpoints=Checkpoints(every=2))
     whole = run(config, tmp_path / "whole")
-    real, calls = Update._apply, [0]
+    real, calls = optimizer_step._apply, [0]
 
     def killed(*args: Any) -> Any:
         calls[0] += 1
@@ -110,7 +111,7 @@ def test_a_run_that_ended_in_an_update_goes_on_from_the_checkpoint_before(
         return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Update, "_apply", killed)
+        patch.setattr(optimizer_step, "_apply", killed)
         with pytest.raises(SystemExit):
             run(config, tmp_path / "run")
     run(config, tmp_path / "run", resume=True)
