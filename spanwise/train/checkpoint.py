@@ -80,15 +80,14 @@ def write_checkpoint(
     """
     ranks, weights, partial = learner.ranks, _Weights.of(learner), partial_path(folder)
     own: dict[str, Any] = {}
-    with _writing_together(folder, ranks):
+    with _writing_together(folder, ranks):  # the others write once all of these are hashed
         if ranks.is_main:
             _begin(folder)
-    with _writing_together(folder, ranks):
-        if ranks.is_main:
             weights.save(partial, tokenizer)
             skips = {"skips_in_a_row": learner.nonfinite.in_a_row}
             _write(partial / STATE, dataclasses.asdict(state) | skips)
             own = {path.name: fingerprint(path) for path in partial.iterdir() if path.is_file()}
+    with _writing_together(folder, ranks):
         file, tensors = partial / state_file(ranks.rank, ranks.size), dict[str, Tensor]()
         for part in _parts(learner):
             tensors |= training_state(*part)

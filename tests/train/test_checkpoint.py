@@ -19,18 +19,23 @@ from bench.left_behind import differing, left_behind
 from spanwise.display import Display
 from spanwise.rollout.journal import StepJournal
 from spanwise.run.folder import RunError, RunFolder
+from spanwise.runtime.distributed import Ranks
 from spanwise.runtime.signals import Stopped, StopSignals
 from spanwise.train import loop, train
 from spanwise.train.checkpoint import (
     CheckpointError,
     checkpoint_folders,
     fingerprint,
+    partial_path,
     remove_old,
+    write_checkpoint,
 )
 from spanwise.train.config import Checkpoints
-from spanwise.train.state import Run
+from spanwise.train.state import Run, RunState
 from spanwise.train.state_files import state_file
 from spanwise.tree import Node
+from tests.learners import new_learner
+from tests.tiny import tiny_model
 from tests.train.letters import LetterTokenizer
 from tests.train.resumable import plain
 
@@ -155,6 +160,23 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path, shift: float) -> None:
     assert [p.name for p in checkpoint_folders(tmp_path)] == [
         "step_00010", "step_00008", "step_00004",
     ]  # fmt: skip
+
+
+def test_the_main_process_has_hashed_its_files_before_another_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[str]] = []
+
+    def gather(self: Ranks, own: Any) -> list[Any]:
+        if (partial := partial_path(tmp_path / "c")).exists():
+            seen.append({path.name for path in partial.iterdir()})
+        return [own]
+
+    learner, letters = new_learner(tiny_model(8)), LetterTokenizer()
+    monkeypatch.setattr(Ranks, "gather", gather)
+    write_checkpoint(tmp_path / "c", learner, letters, RunState(), {})
+    assert {"model.safetensors", "state.json"} <= seen[0] and STATE_FILE not in seen[0]
+    assert STATE_FILE in seen[1]
 
 
 def test_without_scores_only_the_newest_are_kept(finished: Path) -> None:

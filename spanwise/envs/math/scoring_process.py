@@ -101,10 +101,16 @@ def _called(
     deadline_s: float | None,
     max_bytes: int | None,
 ) -> Any:
-    """Make a call in the process of this thread, which replaces one that has died."""
+    """Make a call in the process of this thread, or in a new one in place of it.
+
+    Each package has processes of its own: an import may have to write caches, which a process
+    that has scored an answer is refused.
+    """
     process: _Process | None = getattr(_of_thread, "process", None)
-    if process is None or not process.is_alive:
-        process = _of_thread.process = _Process()
+    if process is None or not process.is_alive or process.package != package:
+        if process is not None and process.is_alive:
+            process.end()
+        process = _of_thread.process = _Process(package)
     try:
         value, error = process.call(_prepare, (package, function), START_S, None)
         if error is None:
@@ -120,7 +126,8 @@ def _called(
 class _Process:
     """A Python process that makes calls, one at a time, until nobody is left to ask."""
 
-    def __init__(self) -> None:
+    def __init__(self, package: str) -> None:
+        self.package = package
         ours, theirs = Pipe()
         code = f"from {__name__} import serve; serve({theirs.fileno()})"
         with theirs:

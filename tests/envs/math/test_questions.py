@@ -322,6 +322,19 @@ def test_processes_are_kept_and_one_past_its_deadline_is_ended(monkeypatch: pyte
 
 
 @pytest.mark.processes
+def test_a_package_may_write_on_import_after_another_packages_answer_was_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cache = tmp_path / "cache"
+    (tmp_path / "writes_a_cache.py").write_text(f"open({str(cache)!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(scoring_process, "_threads", ThreadPoolExecutor(1))
+    assert computed(shouting, "first") == "FIRST"
+    scored = scoring_process.scored(shouting, "q", package="writes_a_cache", deadline_s=30.0)
+    assert asyncio.run(scored) == "Q" and cache.exists()
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("function", "message"),
     [
