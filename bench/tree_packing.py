@@ -175,13 +175,15 @@ def peak_mib(case: str, batch: Batch, packing: str, threads: int) -> int:
         save_file(tensors, file)
         command = [sys.executable, "-m", "bench.tree_packing", "--threads", str(threads)]
         command += ["--case", case, "--peak", packing, "--rows", file]
-        run = subprocess.run(command, capture_output=True, text=True, check=True)
+        run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return int(run.stdout.split()[-1])
 
 
 def print_peak(case: str, packing: str, file: str) -> None:
     tensors: dict[str, Any] = load_file(file)
-    step = Step(CASES[case][0](), Batch(**tensors, num_excluded=0), packing)
+    none: dict[str, Any] = dict.fromkeys(("texts", "observations", "outcomes", "task_ids"), ())
+    batch = Batch(**tensors, **none, num_excluded=0)
+    step = Step(CASES[case][0](), batch, packing)
     if packing != "none":
         step()
         step()
