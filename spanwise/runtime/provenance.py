@@ -20,8 +20,8 @@ def provenance() -> dict[str, Any]:
 
 def commit() -> str:
     """Short hash of the commit that the package is run from; ``unknown`` outside a checkout."""
-    folder = Path(__file__).parent
-    if not (folder.parent / ".git").exists():  # installed, perhaps inside another checkout
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists():  # installed, perhaps inside another checkout
         return "unknown"
     command = ["git", "rev-parse", "--short", "HEAD"]
     try:
