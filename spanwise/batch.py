@@ -90,17 +90,17 @@ class Batch:
     """``[N]`` bool, False where a row counts for its group's baseline and no loss."""
 
     old_logprobs: Tensor | None = None
-    """``[N, T]`` under the policy at the start of the update, which was sampled from."""
+    """``[N, T]`` under the policy at the start of the update, at the temperature of sampling."""
 
     importance: Tensor | None = None
     """``[N, T]`` by how much each token's loss is weighted for where it was drawn from."""
 
     token_entropies: Tensor | None = None
-    """``[N, T]`` of the policy's distribution at each token at the start of the update, at
-    temperature 1, in nats."""
+    """``[N, T]`` of the policy's distribution at each token at the start of the update, at the
+    temperature of sampling, in nats."""
 
     reference_logprobs: Tensor | None = None
-    """``[N, T]`` under the frozen reference policy, if there is one."""
+    """``[N, T]`` under the frozen reference policy, if there is one, at the same temperature."""
 
     token_rewards: Tensor | None = None
     """``[N, T]`` paid for single tokens besides what the environment paid for turns, such as

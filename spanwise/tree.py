@@ -140,11 +140,11 @@ class Node:
     def entropy(self) -> float:
         """``H(n)``: mean negative log-prob of the turn's tokens, in nats; 0 if none.
 
-        One sample's estimate of the turn's entropy per token (AT²PO, arXiv 2601.04767).
+        One sample's estimate of the entropy per token (AT²PO, arXiv 2601.04767) of the
+        distribution that they were drawn from.
         """
-        return (
-            -sum(self.engine_logprobs) / len(self.engine_logprobs) if self.engine_logprobs else 0.0
-        )
+        logprobs = self.sampling_logprobs
+        return -sum(logprobs) / len(logprobs) if logprobs else 0.0
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from spanwise.partitions import Partition, Token, Trajectory, Turn
 class ImportanceCorrection:
     """A correction for tokens that were drawn from another distribution than the policy.
 
-    The correction counts all that differs: kernels, precision, weights of a step before,
-    and a sampling temperature other than 1. It cannot bring back tokens that ``top_p`` or
-    ``top_k`` never let be drawn.
+    The correction counts all that differs: kernels, precision, weights of a step before, and
+    what ``top_p`` or ``top_k`` left out. It cannot bring back tokens that they never let be
+    drawn. A temperature needs no correction: the policy is trained at it.
     """
 
     spans: Partition = Token()
@@ -75,15 +75,15 @@ class ImportanceCorrection:
         """Distances between engine and trainer, and the effect of the correction.
 
         Returns:
-          Of the log-probs at temperature 1, over model tokens: ``engine_mismatch``, the mean
-          absolute difference; ``engine_mismatch_max``; ``engine_kl``, the mean of k3 and
+          Of the log-probs that tokens were drawn by, over model tokens: ``engine_mismatch``, the
+          mean absolute difference; ``engine_mismatch_max``; ``engine_kl``, the mean of k3 and
           ``engine_kl_k1``, that of k1, two estimates of KL(engine || trainer) in nats a
           token; the extremes of the ratio trainer / engine by ``token``, ``turn`` and
           ``trajectory``. With a correction also ``importance/mean``, ``/max`` and
           ``/masked_share``.
         """
         assert batch.old_logprobs is not None
-        mask, trainer, engine = batch.mask, batch.old_logprobs, batch.engine_logprobs
+        mask, trainer, engine = batch.mask, batch.old_logprobs, batch.sampling_logprobs
         figures = {
             "engine_mismatch": (trainer - engine)[mask].abs().mean(),
             "engine_mismatch_max": (trainer - engine)[mask].abs().max(),

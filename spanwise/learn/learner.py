@@ -27,6 +27,7 @@ from spanwise.learn.reward_shaping import KLPenalty, Overlong
 from spanwise.learn.schedule import Constant, Schedule
 from spanwise.learn.update import Update
 from spanwise.models.critic import ValueModel
+from spanwise.models.logit_factor import logit_factor
 from spanwise.models.lora import copy_trainable
 from spanwise.models.scoring import token_scores
 from spanwise.models.sharding import shard
@@ -55,6 +56,8 @@ class Learner:
       overlong: Treatment of answers that the token limit cuts.
       max_response_tokens: That limit.
       importance: Correction for the distribution that tokens were sampled from.
+      temperature: Temperature at which turns are sampled, above 0. The policy that is trained
+        is the one that is sampled: log-probs, entropies and KL are those at this temperature.
       seed: Seed of the run; the order of the prompts follows from it and the step.
       ranks: The processes over which models are split and work is shared out.
     """
@@ -73,15 +76,17 @@ class Learner:
         overlong: Overlong = Overlong(),
         max_response_tokens: int = 0,
         importance: ImportanceCorrection = ImportanceCorrection(),
+        temperature: float = 1.0,
         seed: int = 0,
         ranks: Ranks = ALONE,
     ) -> None:
         self.advantage, self.objective, self.kl = advantage, objective, kl
         self.critic, self.ranks, self.nonfinite = critic, ranks, NonfiniteCounter()
         self._overlong, self._limit = overlong, max_response_tokens
-        self._importance, self._seed = importance, seed
+        self._importance, self._temperature, self._seed = importance, temperature, seed
         self._schedule, self._num_steps = schedule, num_steps
         self._update, self._microbatching = update, None
+        logit_factor(policy)  # a model that cannot be scored is refused before it is sampled from
         self.reference = None
         if kl.coefficient > 0:
             self.reference = copy_trainable(policy).requires_grad_(False)
@@ -123,6 +128,7 @@ class Learner:
             critic=critic,
             reference=self.reference,
             microbatching=self._microbatching,
+            temperature=self._temperature,
             ranks=self.ranks,
         )
 
@@ -152,7 +158,11 @@ class Learner:
         trainees: list[Trainee] = []
         if credited or penalty is not None or self.objective.entropy_bonus:
             policy = TrainedPolicy(
-                model=self.model, optimizer=self.optimizer, objective=self.objective, kl=penalty
+                model=self.model,
+                optimizer=self.optimizer,
+                objective=self.objective,
+                kl=penalty,
+                temperature=self._temperature,
             )
             trainees.append(policy)
             assert batch.token_entropies is not None
@@ -242,6 +252,7 @@ def score_batch(
     critic: ValueModel | None = None,
     reference: Any = None,
     microbatching: Microbatching,
+    temperature: float = 1.0,
     ranks: Ranks = ALONE,
 ) -> Batch:
     """The batch with ``old_logprobs`` and ``token_entropies`` of the policy, the values of a
@@ -253,6 +264,7 @@ def score_batch(
       critic: Predicts the values, if there is one.
       reference: A frozen model for a KL penalty, if there is one.
       microbatching: How many rows go through a model at once.
+      temperature: What policy and reference are scored at.
       ranks: The processes that share the rows out; each gets the scores of all.
     """
     device = next(policy.parameters()).device
@@ -268,11 +280,12 @@ def score_batch(
         part, tree = batch.take(micro.rows).to(device), micro.tree_on(device)
         rows = micro.rows if counts else micro.rows[:0]
         inputs = (part.tokens, part.mask, part.lengths)
-        scores = token_scores(policy, *inputs, tree)
+        scores = token_scores(policy, *inputs, tree, temperature=temperature)
         keep("old_logprobs", rows, scores.logprobs)
         keep("token_entropies", rows, scores.entropies)
         if reference is not None:
-            keep("reference_logprobs", rows, token_scores(reference, *inputs, tree).logprobs)
+            found = token_scores(reference, *inputs, tree, temperature=temperature)
+            keep("reference_logprobs", rows, found.logprobs)
         if critic is not None:
             predicted = critic(*inputs, scores.logprobs, tree)
             keep("values", rows, predicted.values)

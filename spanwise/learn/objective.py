@@ -159,13 +159,17 @@ class TrainedPolicy(Trainee):
     kl: KLPenalty | None = None
     """The penalty that is part of the loss, if there is one."""
 
+    temperature: float = 1.0
+    """Temperature at which the turns were sampled."""
+
     def cost(self) -> TrunkCost:
         return TrunkCost.of(self.model)
 
     def loss(
         self, part: Batch, tree: TokenTree | None, metrics: MetricMeans, counts: Counts
     ) -> Tensor:
-        scores = token_scores(self.model, part.tokens, part.mask, part.lengths, tree)
+        inputs = (part.tokens, part.mask, part.lengths)
+        scores = token_scores(self.model, *inputs, tree, temperature=self.temperature)
         loss, figures = self.objective(
             scores.logprobs, part, counts, entropies=scores.entropies, kl=self.kl
         )

@@ -21,11 +21,16 @@ LEAST = -1e4
 
 
 def logprobs_and_entropies(
-    hidden: Tensor, weight: Tensor, tokens: Tensor, *, bias: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    tokens: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """The log-prob of each token, and the entropy of the distribution it was drawn from.
 
-        z    = W h + b
+        z    = scale (W h + b)
         logp = z_token - log sum over the vocabulary of exp z
         H    = log sum exp z - sum over the vocabulary of p z
 
@@ -37,6 +42,7 @@ def logprobs_and_entropies(
       weight: ``[V, D]`` float, the output embeddings.
       tokens: ``[K]`` int64, in ``[0, V)``.
       bias: ``[V]`` float. Default: none.
+      scale: Factor of the logits: that of the model, over the temperature.
 
     Returns:
       ``[K]`` log-probs and ``[K]`` entropies in nats, float32 or wider. Logits are computed
@@ -67,7 +73,7 @@ def logprobs_and_entropies(
         raise ValueError(f"bias {tuple(bias.shape)} must be [V] = [{len(weight)}]")
     if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < len(weight):
         raise ValueError(f"tokens must lie in [0, {len(weight)}), the rows of weight")
-    outputs = _ChunkedScores.apply(hidden, weight, bias, tokens)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    outputs = _ChunkedScores.apply(hidden, weight, bias, tokens, scale)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     return cast("tuple[Tensor, Tensor]", outputs)
 
 
@@ -76,13 +82,18 @@ class _ChunkedScores(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tokens: Tensor,
+        scale: float,
     ) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         normalisers = torch.empty(len(hidden), 1, dtype=dtype, device=hidden.device)
         logprobs, entropies = torch.empty_like(normalisers), torch.empty_like(normalisers)
         room: Tensor | None = None
-        for rows, logits in _logit_chunks(hidden, weight, bias):
+        for rows, logits in _logit_chunks(hidden, weight, bias, scale):
             room = torch.empty_like(logits) if room is None else room
             picked = logits.gather(1, tokens[rows, None])
             largest = logits.amax(1, keepdim=True)
@@ -95,23 +106,24 @@ class _ChunkedScores(torch.autograd.Function):
             logprobs[rows] = picked - normalisers[rows]
             entropies[rows] = total.log() - weighted / total
         ctx.save_for_backward(hidden, weight, bias, tokens, normalisers, entropies)
+        ctx.scale = scale
         ctx.set_materialize_grads(False)
         return logprobs.squeeze(1), entropies.squeeze(1)
 
     @staticmethod
     def backward(
         ctx: Any, *gradients: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         of_logprobs, of_entropies = gradients
         if of_logprobs is None and of_entropies is None:
-            return None, None, None, None
+            return None, None, None, None, None
         hidden, weight, bias, tokens, normalisers, entropies = ctx.saved_tensors
         sums = [
             torch.zeros_like(x, dtype=normalisers.dtype) if needed else None
             for x, needed in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
         ]
         to_hidden, to_weight, to_bias = sums
-        for rows, logits in _logit_chunks(hidden, weight, bias):
+        for rows, logits in _logit_chunks(hidden, weight, bias, ctx.scale):
             logits -= normalisers[rows]
             gradient = _logit_gradient(
                 logits,
@@ -120,6 +132,8 @@ class _ChunkedScores(torch.autograd.Function):
                 None if of_entropies is None else of_entropies[rows, None],
                 entropies[rows],
             )
+            if ctx.scale != 1:
+                gradient *= ctx.scale
             if to_bias is not None:
                 to_bias += gradient.sum(0)
             gradient = gradient.to(weight.dtype)
@@ -133,7 +147,7 @@ class _ChunkedScores(torch.autograd.Function):
             None if total is None else total.to(x.dtype)
             for x, total in zip((hidden, weight, bias), sums, strict=True)
         )
-        return to_hidden, to_weight, to_bias, None
+        return to_hidden, to_weight, to_bias, None, None
 
 
 def _logit_gradient(
@@ -168,7 +182,7 @@ def _row_products(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _logit_chunks(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float
 ) -> Iterator[tuple[slice, Tensor]]:
     """Logits of a few rows after another, in float32 or wider; each is overwritten by the next."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
@@ -184,4 +198,6 @@ def _logit_chunks(
             logits.copy_(hidden[rows] @ weight.T)
         if bias is not None:
             logits += bias
+        if scale != 1:
+            logits *= scale
         yield rows, logits

@@ -28,6 +28,11 @@ class Sampling:
                 f"sampling needs temperature >= 0, 0 < top_p <= 1 and top_k >= 0, got {self}"
             )
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether some tokens are never drawn, however probable the model finds them."""
+        return self.top_p < 1 or self.top_k > 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:

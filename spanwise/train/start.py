@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,14 @@ def start(
     config.critic.check(config.model, tokenizer)
     check_memory(config, ranks)
     bound = config.bind(tokenizer)
+    if ranks.is_main and config.rollout.sampling.leaves_out:
+        warnings.warn(
+            "with rollout.sampling.top_p or top_k, turns are drawn from fewer tokens than the "
+            "policy that is trained may choose; importance.tis_cap makes up for the odds of those "
+            "drawn, and nothing for the others (docs/mismatch.md)",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     settings = to_json(config)
     for tracker in config.trackers:
         tracker.check()
@@ -93,6 +102,7 @@ def new_learner(config: TrainConfig, policy: Any, ranks: Ranks) -> Learner:
         overlong=config.overlong,
         max_response_tokens=config.rollout.max_response_tokens,
         importance=config.importance,
+        temperature=config.rollout.sampling.temperature,
         seed=config.seed,
         ranks=ranks,
     )

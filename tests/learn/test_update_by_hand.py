@@ -67,6 +67,7 @@ class Settings:
     overlong: Overlong = Overlong()
     importance: ImportanceCorrection = ImportanceCorrection()
     schedule: Schedule = field(default_factory=Constant)
+    temperature: float = 1.0
 
 
 PLAIN = Settings()
@@ -108,6 +109,9 @@ CASES = {
     "overlong.penalty_tokens": replace(PLAIN, overlong=Overlong(penalty_tokens=8)),
     "tis_cap": replace(PLAIN, importance=ImportanceCorrection(tis_cap=1.5)),
     "rejection_bound": replace(PLAIN, importance=ImportanceCorrection(rejection_bound=30.0)),
+    "temperature": replace(
+        objective(entropy_bonus=0.1), temperature=0.6, kl=KLPenalty(coefficient=0.3)
+    ),
     "importance.spans": replace(PLAIN, importance=ImportanceCorrection(spans=Turn(), tis_cap=1.5)),
 }
 
@@ -126,6 +130,7 @@ def by_the_learner(settings: Settings) -> Tensor:
         overlong=settings.overlong,
         max_response_tokens=LIMIT,
         importance=settings.importance,
+        temperature=settings.temperature,
     )
     if learner.reference is not None:
         learner.reference = tiny_model(seed=7, dtype=torch.float64)
@@ -156,10 +161,10 @@ class Row:
             return list(everything)
         return [j for j in everything if self.nodes[j] == self.nodes[k]]
 
-    def scores(self, model: Any) -> tuple[Tensor, Tensor]:
+    def scores(self, model: Any, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies of the model's tokens, of this row alone."""
-        logits = model(input_ids=torch.tensor([self.tokens])).logits[0].log_softmax(-1)
-        before = logits[torch.tensor(self.places) - 1]
+        logits = model(input_ids=torch.tensor([self.tokens])).logits[0] / temperature
+        before = logits.log_softmax(-1)[torch.tensor(self.places) - 1]
         chosen = [before[k, self.tokens[place]] for k, place in enumerate(self.places)]
         return torch.stack(chosen), -(before.exp() * before).sum(-1)
 
@@ -191,8 +196,8 @@ def by_hand(name: str) -> Tensor:
     settings, rows = CASES[name], rows_of(TREES)
     model, reference = (tiny_model(seed=seed, dtype=torch.float64) for seed in (0, 7))
     with torch.no_grad():
-        old = [row.scores(model)[0] for row in rows]
-        held = [row.scores(reference)[0] for row in rows]
+        old = [row.scores(model, settings.temperature)[0] for row in rows]
+        held = [row.scores(reference, settings.temperature)[0] for row in rows]
     for row, was, ref in zip(rows, old, held, strict=True):
         if settings.kl.where == "reward":
             row.returned -= settings.kl.coefficient * float((was - ref).sum())
@@ -232,7 +237,7 @@ def by_hand(name: str) -> Tensor:
 
 def row_losses(settings: Settings, row: Row, model: Any, old: Tensor, held: Tensor) -> list[Any]:
     objective, kl = settings.objective, settings.kl
-    new, entropies = row.scores(model)
+    new, entropies = row.scores(model, settings.temperature)
     losses: list[Any] = []
     for k, place in enumerate(row.places):
         mean = (new - old)[row.span(objective.ratio_spans, k)].mean()
