@@ -51,6 +51,11 @@ def test_log_probs_must_match_the_tokens() -> None:
         )
 
 
+def test_the_entropy_is_that_of_what_was_drawn_from() -> None:
+    node = turn(0, tokens=2, logprobs=[-1.0, -2.0], sampling_logprobs=(-0.5, -0.5))
+    assert node.entropy == 0.5
+
+
 def test_a_node_was_drawn_as_the_engine_says_unless_it_says_otherwise() -> None:
     node = Node(path=(0,), tokens=(1, 2), engine_logprobs=(-1.0, -2.0), stop="continue")
     assert node.sampling_logprobs == (-1.0, -2.0)

@@ -126,15 +126,18 @@ def test_runs_on_a_disturbed_engine(tmp_path: Path) -> None:
     assert of_weights["gradient_norm"] != first["gradient_norm"] != of_mask["gradient_norm"]
 
 
-def test_the_embedded_engine_is_exact_at_temperature_one(
-    tmp_path: Path,
-) -> None:
-    config = letters(critic=NoCritic(), steps=1)
-    warm = replace(config.rollout, sampling=Sampling(temperature=1.5))
-    config = replace(config, rollout=warm, importance=ImportanceCorrection(tis_cap=5.0))
-    (metrics,) = run(config, tmp_path / "warm").read_metrics()
-    assert metrics["engine_mismatch_max"] < 1e-4  # measured at temperature 1 on both sides
-    assert metrics["importance/max"] > 1.05  # corrected for the temperature drawn at
+def test_what_top_k_leaves_out_is_weighted_and_a_temperature_is_not(tmp_path: Path) -> None:
+    config = letters(critic=NoCritic(), steps=1, importance=ImportanceCorrection(tis_cap=5.0))
+
+    def first(name: str, sampling: Sampling) -> dict[str, Any]:
+        rollout = replace(config.rollout, sampling=sampling)
+        return run(replace(config, rollout=rollout), tmp_path / name).read_metrics()[0]
+
+    warm = first("warm", Sampling(temperature=1.5))
+    assert [warm["importance/max"], warm["importance/mean"]] == pytest.approx([1, 1], abs=1e-4)
+    with pytest.warns(RuntimeWarning, match="top_p or top_k"):
+        narrow = first("narrow", Sampling(top_k=2))
+    assert narrow["importance/max"] < 1.0001 and narrow["importance/mean"] < 0.9
     assert (
         RunFolder.open(tmp_path / "warm").read_config()["config"]["importance"]["rejection_bound"]
         == "inf"

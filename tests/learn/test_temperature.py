@@ -45,7 +45,8 @@ class Expected(Advantage):
     chances: tuple[float, ...]
 
     def __call__(self, batch: Batch) -> Tensor:
-        rows = torch.tensor(self.chances).double() * batch.num_rows * (batch.returns - 0.5)
+        chances = torch.tensor(self.chances, dtype=torch.float64)
+        rows = chances * batch.num_rows * (batch.returns - 0.5)
         return torch.where(batch.mask, rows[:, None], 0)
 
 
