@@ -67,7 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for part in ("spanwise", "tests", "bench"):
-            left_out = shutil.ignore_patterns("__pycache__", "assets", "results")
+            left_out = shutil.ignore_patterns("__pycache__", "results")
             shutil.copytree(ROOT / part, folder / part, ignore=left_out)
         shutil.copy(ROOT / "pyproject.toml", folder)
         every = " ".join(sorted({f for fault in faults for f in fault.tests.split()}))
