@@ -213,8 +213,8 @@ FAULTS = (
     Fault(
         "start and end of a boundary are swapped",
         SPANS,
-        'return boundary == "end"',
-        'return boundary == "start"',
+        'return side == "end"',
+        'return side == "start"',
         "tests/test_spans.py",
     ),
     Fault(
