@@ -48,6 +48,12 @@ def vapo_chain() -> TrainConfig:
     return replace(sae_chain(), advantage=advantage)
 
 
+def adaptive_gae_chain() -> TrainConfig:
+    """GAE with λ = 1 - 1 / (0.2 length): "adaptive λ" as SAE's Table 1 compares it."""
+    advantage = SpanAdvantage(spans=Token(), length_alpha=0.2)
+    return replace(sae_chain(), advantage=advantage)
+
+
 def sae_ratio_chain() -> TrainConfig:
     """SAE with the policy ratio, too, over its segments: no paper's, one choice of two."""
     base = sae_chain()
