@@ -37,6 +37,12 @@ def sae_chain() -> TrainConfig:
     )
 
 
+def sae_end_chain() -> TrainConfig:
+    """SAE with the boundary after the unlikely token: the paper's indices to the letter."""
+    spans = LowProbability(threshold=0.2, side="end")
+    return replace(sae_chain(), advantage=SpanAdvantage(spans=spans))
+
+
 def gae_chain() -> TrainConfig:
     """The same with the critic trusted at every token: GAE, λ = 0.95."""
     return replace(sae_chain(), advantage=SpanAdvantage(spans=Token()))
