@@ -328,6 +328,17 @@ def test_no_two_of_these_settings_give_the_same_weights() -> None:
             assert (by_hand(a) - by_hand(b)).abs().max() > 1e-4, (a, b)
 
 
+def test_clip_limits_do_nothing_where_a_step_has_one_update() -> None:
+    def weights(epochs: int, limit: float) -> Tensor:
+        clipped = replace(PLAIN.objective, clip_low=limit, clip_high=limit)
+        return by_the_learner(
+            replace(PLAIN, objective=clipped, update=replace(PLAIN.update, epochs=epochs))
+        )
+
+    assert torch.equal(weights(1, 0.02), weights(1, 0.2))
+    assert (weights(2, 0.02) - weights(2, 0.2)).abs().max() > 1e-4
+
+
 def test_prompts_come_in_a_new_order_each_epoch_and_step() -> None:
     seen: list[int] = []
 
