@@ -13,7 +13,6 @@ import torch
 from bench.bias_bound import PICTURE, biases, bound, errors, exact_values, picture
 from bench.record import RESULTS
 from spanwise.batch import Batch
-from tests.test_docs_pages import DOCS
 from tests.trees import of_probabilities
 
 RESULT: dict[str, Any] = json.loads((RESULTS / "bias_bound.json").read_text(encoding="utf-8"))
@@ -75,7 +74,7 @@ def test_values_and_biases_by_hand() -> None:
 
 
 def test_page_and_picture_show_the_results() -> None:
-    page = (DOCS / "critic.md").read_text(encoding="utf-8")
+    page = (PICTURE.parent.parent / "critic.md").read_text(encoding="utf-8")
     for row in RESULT["rows"]:
         cells = " | ".join(f"{row[name]:.3f}" for name in COLUMNS)
         assert f"| {row['length']} | {cells} |" in page
