@@ -304,9 +304,23 @@ FAULTS = (
     Fault(
         "start and end of a boundary are swapped",
         SPANS,
-        'return boundary == "end"',
-        'return boundary == "start"',
+        'return side == "end"',
+        'return side == "start"',
         "tests/test_spans.py",
+    ),
+    Fault(
+        "segments are by the model's log-probs, whichever decide",
+        "partitions.py",
+        '"sampling": batch.sampling_logprobs',
+        '"sampling": batch.engine_logprobs',
+        "tests/test_credit.py",
+    ),
+    Fault(
+        "spans of a mean length always have their boundary before the unlikely token",
+        "partitions.py",
+        "mean_length=self.length, side=self.side",
+        "mean_length=self.length",
+        "tests/learn/test_update_by_hand.py",
     ),
     Fault(
         "a token at the threshold is below it",

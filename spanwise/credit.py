@@ -126,7 +126,7 @@ class SpanAdvantage(Advantage):
     needs_values: ClassVar[bool] = True
 
     spans: Partition = LowProbability()
-    """Spans at whose borders the critic is trusted."""
+    """Spans at whose boundaries the critic is trusted."""
 
     lam: float = 0.95
     """Trace decay from one span to the next, from 0 to 1."""

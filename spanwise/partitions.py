@@ -1,7 +1,7 @@
 """Kinds of span: where one decision of the model ends and the next begins.
 
 A ``Partition`` cuts the model tokens of a batch into spans. The same object serves in three
-places: as the spans at whose borders *credit* is bootstrapped (``SpanAdvantage.spans``), as
+places: as the spans at whose boundaries *credit* is bootstrapped (``SpanAdvantage.spans``), as
 the spans over which the policy *ratio* is averaged (``Objective.ratio_spans``), and as those
 of the *importance* correction (``ImportanceCorrection.spans``). What people call different
 algorithms are pairs of the first two:
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -76,16 +76,35 @@ class Trajectory(Partition):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LowProbability(Partition):
-    """Spans border on tokens that were unlikely when they were sampled: the segments of SAE
-    (arXiv 2601.07320).
+class _ByLogprob(Partition):
+    """Spans by how unlikely their tokens were when they were sampled."""
+
+    side: spans.Side = "start"
+    """Whether an unlikely token opens a span (Eq. 9 as code reads it) or closes one (``end``: Eq. 5
+    and 6 to the letter)."""
+
+    logprobs: Literal["engine", "sampling"] = "engine"
+    """Log-probs that decide: the model's, at temperature 1, or those of the distribution that was
+    drawn from, with temperature, ``top_p`` and ``top_k``."""
+
+    def _logprobs(self, batch: Batch) -> Tensor:
+        return {"engine": batch.engine_logprobs, "sampling": batch.sampling_logprobs}[self.logprobs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowProbability(_ByLogprob):
+    """Boundaries at tokens that were unlikely when they were sampled: the segments of SAE
+    (arXiv 2601.07320, Eq. 5).
+
+    The paper tests ``P_model(s_t | s_<t) < p`` and samples at temperature 0.6, without a word on
+    whose probability is meant. We read the model's own, at temperature 1 (``logprobs="engine"``):
+    the formula names the model, and where it hesitates does not depend on how it is sampled. Code
+    whose log-probs are all tempered, as verl's are, would give ``"sampling"``. At temperature 1
+    the two are one.
     """
 
     threshold: float = 0.2
-    """Probability below which a token is a border; 0: one span a row, above 1: every token."""
-
-    side: spans.Boundary = "start"
-    """The unlikely token opens a span or closes one."""
+    """Probability below which a token is at a boundary; 0: one span a row, above 1: every token."""
 
     def __post_init__(self) -> None:
         if not self.threshold >= 0:
@@ -95,19 +114,16 @@ class LowProbability(Partition):
 
     def __call__(self, batch: Batch) -> Tensor:
         return spans.by_probability(
-            batch.engine_logprobs, batch.mask, threshold=self.threshold, boundary=self.side
+            self._logprobs(batch), batch.mask, threshold=self.threshold, side=self.side
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanLength(Partition):
+class MeanLength(_ByLogprob):
     """As ``LowProbability``, with the threshold that gives a batch spans of this mean length."""
 
     length: float = 8.0
     """Mean length of the batch's spans, in model tokens."""
-
-    side: spans.Boundary = "start"
-    """The unlikely token opens a span or closes one."""
 
     def __post_init__(self) -> None:
         if not self.length >= 1:
@@ -115,7 +131,7 @@ class MeanLength(Partition):
 
     def __call__(self, batch: Batch) -> Tensor:
         return spans.by_mean_length(
-            batch.engine_logprobs, batch.mask, mean_length=self.length, boundary=self.side
+            self._logprobs(batch), batch.mask, mean_length=self.length, side=self.side
         )
 
 

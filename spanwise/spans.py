@@ -23,7 +23,7 @@ from spanwise.kernels import kernels_for
 
 NAN_SCORE = "{} is NaN at a token sampled by the model; leave that row out"
 
-Boundary = Literal["start", "end"]
+Side = Literal["start", "end"]
 """On which side of a low-probability token the boundary lies.
 
 ``start``: before it, so that it opens a span. ``end``: after it, so that it closes one.
@@ -115,20 +115,20 @@ def fixed_length(mask: Tensor, length: int) -> Tensor:
 
 
 def by_probability(
-    logprobs: Tensor, mask: Tensor, *, threshold: float = 0.2, boundary: Boundary = "start"
+    logprobs: Tensor, mask: Tensor, *, threshold: float = 0.2, side: Side = "start"
 ) -> Tensor:
-    """A boundary at every token that was unlikely when it was sampled.
+    """A boundary at every token that was unlikely when it was sampled: the segments of SAE.
 
-    The partition of SAE: a token below the threshold is where the model chose, the
-    likely tokens after it only carry the choice out.
+    A token below the threshold is where the model chose, the likely tokens after it only
+    carry the choice out.
 
     Limits: ``threshold=0`` is ``whole``; a threshold above 1 is ``by_token``.
 
     Args:
-      logprobs: ``[N, T]`` float, log-probs at sampling time; ignored where masked.
+      logprobs: ``[N, T]`` float, log-probs of the sampled tokens; ignored where masked.
       mask: ``[N, T]`` bool, True on tokens sampled by the model.
       threshold: Probability, at least 0; a token strictly below it makes a boundary.
-      boundary: The unlikely token opens a span (``start``) or closes one (``end``).
+      side: The unlikely token opens a span (``start``) or closes one (``end``).
         The first model token of a row opens span 0 in either case.
 
     Returns:
@@ -142,12 +142,18 @@ def by_probability(
       >>> mask = torch.tensor([[True, True, False, True]])
       >>> by_probability(logprobs, mask, threshold=0.2).tolist()
       [[0, 1, -1, 1]]
-      >>> by_probability(logprobs, mask, threshold=0.2, boundary="end").tolist()
+      >>> by_probability(logprobs, mask, threshold=0.2, side="end").tolist()
       [[0, 0, -1, 1]]
 
+    The paper's indices are off by one, so the side can be read in two ways. Its recurrence
+    (Eq. 9 and 10) has the trace decay between ``t`` and ``t + 1`` where token ``t + 1`` is
+    unlikely. In code, where ``V_t`` is read before token ``t``, that is ``start``: the value
+    before the choice is trusted. But it counts tokens from 1 (Eq. 5) and states from 0 (Eq. 3, 6,
+    11): taken literally, state ``t`` comes after token ``t``, the value once the choice is made
+    is trusted, and that is ``end``. ``docs/conventions.md`` computes both.
+
     References:
-      Gong et al., Segmental Advantage Estimation, arXiv:2601.07320. The paper does not
-      state the side of the boundary; ``start`` is our reading.
+      Gong et al., Segmental Advantage Estimation, arXiv:2601.07320, Eq. 5, 6, 9, 10.
     """
     _check_mask(mask)
     require_same_shape(logprobs=logprobs, mask=mask)
@@ -157,18 +163,18 @@ def by_probability(
     kernels = kernels_for(logprobs)
     if kernels is None:
         _check_scores("logprobs", logprobs, mask)
-        return _bounded(logprobs < limit, mask, boundary)
+        return _bounded(logprobs < limit, mask, side)
     # In the precision of the log-probs, as torch would compare them.
     limit = torch.tensor(limit, dtype=logprobs.dtype).item()
     wide = logprobs.detach().to(torch.promote_types(logprobs.dtype, torch.float32))
-    spans = kernels.spans_below(wide, mask, limit=limit, closes=_closes(boundary))
+    spans = kernels.spans_below(wide, mask, limit=limit, closes=_closes(side))
     if spans is None:
         raise ValueError(NAN_SCORE.format("logprobs"))
     return spans
 
 
 def by_mean_length(
-    logprobs: Tensor, mask: Tensor, *, mean_length: float, boundary: Boundary = "start"
+    logprobs: Tensor, mask: Tensor, *, mean_length: float, side: Side = "start"
 ) -> Tensor:
     """Boundaries at the least likely tokens of the batch, as many as give a mean length.
 
@@ -179,11 +185,11 @@ def by_mean_length(
     Limits: ``mean_length=1`` is ``by_token``; ``math.inf`` is ``whole`` (without ties).
 
     Args:
-      logprobs: ``[N, T]`` float, log-probs at sampling time; ignored where masked.
+      logprobs: ``[N, T]`` float, log-probs of the sampled tokens; ignored where masked.
       mask: ``[N, T]`` bool, True on tokens sampled by the model.
       mean_length: Model tokens per span over the batch, at least 1. A row has at least
         one span, so no mean above that of ``whole`` can be had.
-      boundary: As in ``by_probability``.
+      side: As in ``by_probability``.
 
     Returns:
       ``[N, T]`` int64 span numbers, -1 where ``mask`` is False.
@@ -200,14 +206,14 @@ def by_mean_length(
     if not mean_length >= 1:
         raise ValueError(f"a span holds at least 1 token, got mean_length={mean_length}")
     order = mask.cumsum(1)
-    at_edge = order == (1 if boundary == "start" else order[:, -1:])  # no span boundary there
+    at_edge = order == (1 if side == "start" else order[:, -1:])  # no span boundary there
     candidates = logprobs[mask & ~at_edge]
     num_tokens, num_rows = int(mask.sum()), int(mask.any(1).sum())
     num_boundaries = max(0, round(num_tokens / mean_length) - num_rows)
     if num_boundaries >= candidates.numel():
         return by_token(mask)
     limit = torch.kthvalue(candidates, num_boundaries + 1).values
-    return _bounded(logprobs < limit, mask, boundary)
+    return _bounded(logprobs < limit, mask, side)
 
 
 def by_entropy(entropies: Tensor, mask: Tensor, *, quantile: float) -> Tensor:
@@ -402,19 +408,19 @@ def _scattered_means(x: Tensor, spans: Tensor) -> Tensor:
     return torch.where(mask, sums / span_lengths(spans).clamp(min=1), 0)
 
 
-def _bounded(marked: Tensor, mask: Tensor, boundary: Boundary) -> Tensor:
+def _bounded(marked: Tensor, mask: Tensor, side: Side) -> Tensor:
     """Spans with a boundary before (``start``) or after (``end``) each marked token."""
     marked = marked & mask
-    if _closes(boundary):
+    if _closes(side):
         return torch.where(mask, marked.cumsum(1) - marked.to(torch.int64), -1)
     return _numbered(marked | (mask.cumsum(1) == 1), mask)
 
 
-def _closes(boundary: Boundary) -> bool:
+def _closes(side: Side) -> bool:
     """Whether a marked token closes its span, once it is known to do that or open one."""
-    if boundary not in ("start", "end"):
-        raise ValueError(f'boundary must be "start" or "end", got {boundary!r}')
-    return boundary == "end"
+    if side not in ("start", "end"):
+        raise ValueError(f'side must be "start" or "end", got {side!r}')
+    return side == "end"
 
 
 def _numbered(opens: Tensor, mask: Tensor) -> Tensor:

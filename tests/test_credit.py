@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -69,6 +70,18 @@ def over(partition: Partition) -> SpanAdvantage:
 )
 def test_partitions_by_hand(advantage: SpanAdvantage, expected: list[float]) -> None:
     assert credit(advantage) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", [LowProbability, partial(MeanLength, length=2)])
+def test_the_probabilities_that_decide_are_the_models_or_those_that_were_drawn_from(
+    kind: Any,
+) -> None:
+    drawn = torch.tensor([[0.0, 0.0, 0.9, 0.1, 0.8, 0.7]]).log()
+    batch = replace(BATCH, sampling_logprobs=torch.where(BATCH.mask, drawn, 0))
+    assert credit(over(kind(logprobs="engine")), batch) == credit(over(kind()))
+    # boundary before token 2: A_3 = 0.4, A_2 = 0.2 + 0.4, A_1 = -0.1 + 0.3
+    found = credit(over(kind(logprobs="sampling")), batch)
+    assert found == pytest.approx([0.2, 0.6, 0.4, 0.1], abs=1e-6)
 
 
 def test_discount_by_hand() -> None:

@@ -118,7 +118,7 @@ def test_every_term_stands_once_and_in_its_place() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_links_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    for target, place in re.findall(r"\]\(([\w./]*\.(?:md|png))?#?([\w-]*)\)", text):
+    for target, place in re.findall(r"\]\(([\w./]*\.(?:md|png|svg))?#?([\w-]*)\)", text):
         file = page.parent / target if target else page
         assert file.is_file(), target
         headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.M) if place else []

@@ -49,8 +49,8 @@ def test_the_recurrence_equals_the_scan(batch, gamma):
 def test_spans_below_equal_the_torch_form(batch, limit, closes):
     scores, mask = batch[1], batch[2] >= 0
     got = cpu.spans_below(scores, mask, limit=limit, closes=closes)
-    boundary = "end" if closes else "start"
-    assert torch.equal(got, spans._bounded(scores < limit, mask, boundary))
+    side = "end" if closes else "start"
+    assert torch.equal(got, spans._bounded(scores < limit, mask, side))
 
 
 def test_spans_below_find_a_score_that_is_not_there():

@@ -26,7 +26,7 @@ def random_logprobs(mask, seed):
     return torch.rand(mask.shape, generator=generator, dtype=torch.float64).log()
 
 
-def loop_by_mark(marked, mask, boundary):
+def loop_by_mark(marked, mask, side):
     """Number spans one token at a time; ``marked`` tokens open or close a span."""
     result = torch.full(mask.shape, -1)
     for i in range(mask.shape[0]):
@@ -34,7 +34,7 @@ def loop_by_mark(marked, mask, boundary):
         for t in range(mask.shape[1]):
             if not mask[i, t]:
                 continue
-            opens = marked[i, t] if boundary == "start" else close_before
+            opens = marked[i, t] if side == "start" else close_before
             if opens and not first:
                 number += 1
             first, close_before = False, bool(marked[i, t])
@@ -44,23 +44,23 @@ def loop_by_mark(marked, mask, boundary):
 
 @settings(max_examples=60)
 @given(masks, seeds, st.floats(0, 1), st.sampled_from(["start", "end"]))
-def test_by_probability_is_the_loop(mask, seed, threshold, boundary):
+def test_by_probability_is_the_loop(mask, seed, threshold, side):
     logprobs = random_logprobs(mask, seed)
-    expected = loop_by_mark(logprobs.exp() < threshold, mask, boundary)
-    got = spans.by_probability(logprobs, mask, threshold=threshold, boundary=boundary)
+    expected = loop_by_mark(logprobs.exp() < threshold, mask, side)
+    got = spans.by_probability(logprobs, mask, threshold=threshold, side=side)
     assert torch.equal(got, expected)
 
 
 @given(masks, seeds, st.sampled_from(["start", "end"]))
-def test_by_probability_limits(mask, seed, boundary):
+def test_by_probability_limits(mask, seed, side):
     logprobs = random_logprobs(mask, seed)
     logprobs[:, 0] = -math.inf  # even an impossible token is not below probability 0
     logprobs[:, -1] = 0.0  # and even a certain one is below 1.5
     assert torch.equal(
-        spans.by_probability(logprobs, mask, threshold=0.0, boundary=boundary), spans.whole(mask)
+        spans.by_probability(logprobs, mask, threshold=0.0, side=side), spans.whole(mask)
     )
     assert torch.equal(
-        spans.by_probability(logprobs, mask, threshold=1.5, boundary=boundary),
+        spans.by_probability(logprobs, mask, threshold=1.5, side=side),
         spans.by_token(mask),
     )
 
@@ -73,7 +73,7 @@ def test_by_probability_hand_worked():
     # start: a | b c | d e, the span b c goes on across the observation
     assert spans.by_probability(logprobs, mask).tolist() == [[0, 1, -1, 1, 2, 2]]
     # end: a b | c d | e
-    assert spans.by_probability(logprobs, mask, boundary="end").tolist() == [[0, 0, -1, 1, 1, 2]]
+    assert spans.by_probability(logprobs, mask, side="end").tolist() == [[0, 0, -1, 1, 1, 2]]
 
 
 def test_probability_equal_to_the_threshold_is_not_below_it():
@@ -89,9 +89,9 @@ def test_scores_at_masked_tokens_change_nothing(mask, seed):
     garbage = torch.where(mask, logprobs, torch.nan)
     for partition in (
         lambda x: spans.by_probability(x, mask, threshold=0.5),
-        lambda x: spans.by_probability(x, mask, threshold=0.5, boundary="end"),
+        lambda x: spans.by_probability(x, mask, threshold=0.5, side="end"),
         lambda x: spans.by_mean_length(x, mask, mean_length=2),
-        lambda x: spans.by_mean_length(x, mask, mean_length=2, boundary="end"),
+        lambda x: spans.by_mean_length(x, mask, mean_length=2, side="end"),
         lambda x: spans.by_entropy(x, mask, quantile=0.5),
     ):
         assert torch.equal(partition(logprobs), partition(garbage))
@@ -109,7 +109,7 @@ def test_a_longer_observation_changes_no_span(mask, seed, extra):
         lambda x, m: spans.whole(m),
         lambda x, m: spans.fixed_length(m, 2),
         lambda x, m: spans.by_probability(x, m, threshold=0.5),
-        lambda x, m: spans.by_probability(x, m, threshold=0.5, boundary="end"),
+        lambda x, m: spans.by_probability(x, m, threshold=0.5, side="end"),
         lambda x, m: spans.by_mean_length(x, m, mean_length=1.7),
         lambda x, m: spans.by_entropy(-x, m, quantile=0.5),
         lambda x, m: spans.by_delimiter((x > -0.7).long(), m, delimiters=[1]),
@@ -155,18 +155,18 @@ def test_fixed_length_counts_model_tokens(mask, length):
 
 
 @given(masks, seeds, st.floats(1, 20), st.sampled_from(["start", "end"]))
-def test_by_mean_length_hits_the_mean(mask, seed, mean_length, boundary):
+def test_by_mean_length_hits_the_mean(mask, seed, mean_length, side):
     logprobs = random_logprobs(mask, seed)  # distinct, so there are no ties
-    result = spans.by_mean_length(logprobs, mask, mean_length=mean_length, boundary=boundary)
+    result = spans.by_mean_length(logprobs, mask, mean_length=mean_length, side=side)
     num_tokens, num_rows = int(mask.sum()), int(mask.any(1).sum())
     wanted = max(round(num_tokens / mean_length), num_rows)
     assert spans.span_statistics(result)["num_spans"] == wanted
     assert torch.equal(
-        spans.by_mean_length(logprobs, mask, mean_length=1, boundary=boundary),
+        spans.by_mean_length(logprobs, mask, mean_length=1, side=side),
         spans.by_token(mask),
     )
     assert torch.equal(
-        spans.by_mean_length(logprobs, mask, mean_length=math.inf, boundary=boundary),
+        spans.by_mean_length(logprobs, mask, mean_length=math.inf, side=side),
         spans.whole(mask),
     )
 
@@ -268,7 +268,7 @@ X = torch.zeros(1, 2)
         (lambda: spans.by_probability(X, MASK, threshold=math.nan), "threshold"),
         (lambda: spans.by_probability(X / 0, MASK), "logprobs is NaN"),
         (lambda: spans.by_probability(X[:, :1], MASK), r"logprobs \(1, 1\), mask \(1, 2\)"),
-        (lambda: spans.by_probability(X, MASK, boundary="middle"), '"start" or "end"'),
+        (lambda: spans.by_probability(X, MASK, side="middle"), '"start" or "end"'),
         (lambda: spans.by_mean_length(X, MASK, mean_length=0.5), "mean_length=0.5"),
         (lambda: spans.by_entropy(X, MASK, quantile=1.5), "quantile"),
         (lambda: spans.mask_of(MASK), "spans must be int64"),

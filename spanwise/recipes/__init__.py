@@ -19,8 +19,9 @@ SHIPPED = {
     name: f"spanwise.recipes.{module}:{name}"
     for module, found in {
         "chain": [
-            *("dapo_chain", "drgrpo_chain", "gae_chain", "grpo_chain", "gspo_chain"),
-            *("reinforce_chain", "rloo_chain", "sae_chain", "sae_ratio_chain", "vapo_chain"),
+            *("adaptive_gae_chain", "dapo_chain", "drgrpo_chain", "gae_chain", "grpo_chain"),
+            *("gspo_chain", "reinforce_chain", "rloo_chain", "sae_chain", "sae_end_chain"),
+            *("sae_ratio_chain", "vapo_chain"),
         ],
         "math": ["sae_gym", "sae_math"],
         "search": ["at2po_search", "at2po_search_paper", "grpo_search", "turn_gae_search"],

@@ -37,6 +37,12 @@ def sae_chain() -> TrainConfig:
     )
 
 
+def sae_end_chain() -> TrainConfig:
+    """SAE with the boundary after the unlikely token: the paper's indices to the letter."""
+    spans = LowProbability(threshold=0.2, side="end")
+    return replace(sae_chain(), advantage=SpanAdvantage(spans=spans))
+
+
 def gae_chain() -> TrainConfig:
     """The same with the critic trusted at every token: GAE, λ = 0.95."""
     return replace(sae_chain(), advantage=SpanAdvantage(spans=Token()))
@@ -45,6 +51,12 @@ def gae_chain() -> TrainConfig:
 def vapo_chain() -> TrainConfig:
     """GAE with VAPO's λ = 1 - 1 / (0.05 length): arXiv 2504.05118."""
     advantage = SpanAdvantage(spans=Token(), length_alpha=0.05)
+    return replace(sae_chain(), advantage=advantage)
+
+
+def adaptive_gae_chain() -> TrainConfig:
+    """GAE with λ = 1 - 1 / (0.2 length): "adaptive λ" as SAE's Table 1 compares it."""
+    advantage = SpanAdvantage(spans=Token(), length_alpha=0.2)
     return replace(sae_chain(), advantage=advantage)
 
 

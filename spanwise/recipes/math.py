@@ -22,32 +22,47 @@ from spanwise.train.evaluate import Evaluation
 def sae_math() -> TrainConfig:
     """SAE as published: arXiv 2601.07320, on DAPO-Math-17k. For a GPU, with files of your own.
 
-    From the paper: Qwen3-8B-Base, 512 prompts x 8 rollouts, responses of up to 8,192 tokens,
-    p = 0.2, γ = 1, a critic that is pretrained, no KL penalty, no entropy bonus, evaluation at
-    temperature 0.6. The 600 steps are from a reader's notes on it.
+    From the paper (sections 3 to 5): Qwen3-8B-Base; 512 prompts x 8 rollouts a step at
+    temperature 0.6, responses of up to 8,192 tokens; one update a step with all 4,096 of them;
+    learning rates of 1e-6 and, for the critic, 1e-5; p = 0.2; γ = 1, and 1 for a right answer at
+    its last token; one symmetric clip limit (Eq. 1); no KL penalty, no entropy bonus; a critic
+    that is pretrained; 600 steps.
 
-    What it leaves open is taken from the work that it builds on. VAPO (arXiv 2504.05118), as
-    others report it: learning rates of 1e-6 and, for the critic, 2e-6; 50 batches of value
-    pretraining; λ = 1 for the critic's targets; 0.2 and 0.28 as clip limits; a mean over the
-    batch's tokens.
-    DAPO (arXiv 2503.14476), with the same policy's rate and limits: 512 trajectories a
-    minibatch, here 64 prompts.
+    The loss of Eq. 1 is a plain sum over tokens. Ours is that sum divided by a constant, 8,192
+    times the number of rollouts: AdamW takes the same steps on both but for its epsilon, and the
+    limit on the gradient's norm sees a smaller gradient. A mean over the batch's tokens is
+    further off: its divisor changes from step to step.
 
-    Nobody states the clip of the values, or SAE's λ: 0.95 is that of VAPO's plain PPO.
-    Unlike theirs, the learning rate has no warm-up (DAPO: 20 steps), and the critic starts
-    from the policy, where VAPO's starts from a reward model.
+    What the paper leaves open, our choice, and why:
+
+    - the clip limit: 0.2, PPO's. With one update a step every ratio is 1, and nothing is clipped;
+      for the same reason the clip of the values does nothing.
+    - λ at boundaries: 0.95, that of the plain PPO that VAPO (arXiv 2504.05118) compares with.
+    - the critic's λ: 1, VAPO's, which the paper follows in pretraining the critic.
+    - how long the critic is pretrained, and from which model: 50 batches, as others report VAPO's;
+      from a copy of the policy.
+    - the temperature of the probability that is compared with p: 1, see ``LowProbability``; the
+      side of a boundary: ``start``, see ``spans.by_probability``.
+    - whether advantages are whitened: they are, as is usual in PPO.
+    - schedule, weight decay and the gradient's norm: a constant rate, none, and at most 1.
+    - the temperature of the evaluation: that of training.
     """
     return TrainConfig(
         env=Questions(dataset="BytedTsinghua-SIA/DAPO-Math-17k"),
         model=Model(path="Qwen/Qwen3-8B-Base", dtype="bfloat16"),
         sampler=TransformersEngine(),
-        rollout=Chains(num_chains=8, max_turn_tokens=8192, max_response_tokens=8192),
-        advantage=SpanAdvantage(spans=LowProbability(threshold=0.2)),
-        critic=ValueHead(learning_rate=2e-6, pretraining_steps=50),
-        objective=Objective(
-            ratio_spans=Token(), loss_aggregation="token", clip_low=0.2, clip_high=0.28
+        rollout=Chains(
+            num_chains=8,
+            sampling=Sampling(temperature=0.6),
+            max_turn_tokens=8192,
+            max_response_tokens=8192,
         ),
-        update=Update(learning_rate=1e-6, prompts_per_minibatch=64),
+        advantage=SpanAdvantage(spans=LowProbability(threshold=0.2)),
+        critic=ValueHead(learning_rate=1e-5, pretraining_steps=50),
+        objective=Objective(
+            ratio_spans=Token(), loss_aggregation=8192, clip_low=0.2, clip_high=0.2
+        ),
+        update=Update(learning_rate=1e-6, prompts_per_minibatch=512),
         evaluation=Evaluation(sampling=Sampling(temperature=0.6)),
         steps=600,
         prompts_per_step=512,
@@ -61,11 +76,14 @@ def sae_gym() -> TrainConfig:
     The settings of ``sae_math``, but for a smaller model and batch and shorter answers; nothing
     is published for these tasks.
     """
+    base = sae_math()
     return replace(
-        sae_math(),
+        base,
         env=ReasoningGym(),
         model=Model(path="Qwen/Qwen3-0.6B", dtype="bfloat16"),
-        rollout=Chains(num_chains=8, max_turn_tokens=1024, max_response_tokens=1024),
+        rollout=replace(base.rollout, max_turn_tokens=1024, max_response_tokens=1024),
+        objective=replace(base.objective, loss_aggregation=1024),
+        update=replace(base.update, prompts_per_minibatch=64),
         steps=200,
         prompts_per_step=64,
     )

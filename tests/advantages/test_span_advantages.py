@@ -76,18 +76,16 @@ def test_sae_ends_in_gae(seed, gamma, lam):
     mask = torch.rand(3, 30, generator=generator) < 0.7
     bootstrap = torch.zeros(3)
 
-    def sae(threshold, boundary):
-        segments = spans.by_probability(
-            probabilities.log(), mask, threshold=threshold, boundary=boundary
-        )
+    def sae(threshold, side):
+        segments = spans.by_probability(probabilities.log(), mask, threshold=threshold, side=side)
         return span_advantages(rewards, values, segments, gamma=gamma, lam=lam)
 
     per_token = spans.by_token(mask)
     gae_1 = loop_advantages(rewards, values, per_token, gamma, [1.0] * 3, bootstrap)
     gae_lam = loop_advantages(rewards, values, per_token, gamma, [lam] * 3, bootstrap)
-    for boundary in ("start", "end"):
-        torch.testing.assert_close(sae(0.0, boundary), gae_1, rtol=0, atol=1e-12)
-        torch.testing.assert_close(sae(1.1, boundary), gae_lam, rtol=0, atol=1e-12)
+    for side in ("start", "end"):
+        torch.testing.assert_close(sae(0.0, side), gae_1, rtol=0, atol=1e-12)
+        torch.testing.assert_close(sae(1.1, side), gae_lam, rtol=0, atol=1e-12)
 
 
 @given(batches())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -341,6 +342,18 @@ def test_a_branch_is_read_with_its_segments(served: Any) -> None:
     assert served.count("#branch .observation") == 2  # the task, and what the tool said
 
 
+def test_segments_are_by_the_log_probs_that_decided_in_the_run(page: Any, tmp_path: Path) -> None:
+    spans = {"class": "LowProbability", "threshold": 0.2, "side": "start", "logprobs": "sampling"}
+    advantage = {"class": "SpanAdvantage", "lam": 0.95, "gamma": 1.0, "spans": spans}
+    tree = small_tree()
+    certain = [replace(n, sampling_logprobs=(0.0,) * len(n.tokens)) for n in tree.nodes]
+    log = make_run(tmp_path / "certain", trees_at=(), advantage=advantage)
+    log.write_trees(1, [record(replace(tree, nodes=tuple(certain)))])
+    page.serve(tmp_path / "certain")
+    page.open("#/tokens/0/1/0/0.0")
+    assert "6 model tokens in 1 segment" in page.text("#segments")
+
+
 def test_the_sliders_change_the_estimates(served: Any) -> None:
     served.open("#/tokens/0/2/0/0.0?p=0.2&lam=0.95")
 
@@ -381,7 +394,7 @@ def test_the_estimators_are_those_of_the_library(page: Any, side: Any, lam: floa
             "byToken(n)": spans.by_token(mask),
             "whole(n)": spans.whole(mask),
             f"lowProbability(logprobs, 0.4, '{side}')": spans.by_probability(
-                logprobs, mask, threshold=0.4, boundary=side
+                logprobs, mask, threshold=0.4, side=side
             ),
         }
         for call, partition in partitions.items():

@@ -20,7 +20,14 @@ from spanwise.learn.objective import Objective
 from spanwise.learn.reward_shaping import KLPenalty, Overlong
 from spanwise.learn.schedule import Constant, Linear, Schedule
 from spanwise.learn.update import Update
-from spanwise.partitions import Partition, Token, Trajectory, Turn
+from spanwise.partitions import (
+    LowProbability,
+    MeanLength,
+    Partition,
+    Token,
+    Trajectory,
+    Turn,
+)
 from spanwise.tree import Path, Tree
 from tests.learners import trained
 from tests.tiny import tiny_model
@@ -33,7 +40,12 @@ NUM_STEPS = 8
 def drawn_elsewhere(tree: Tree) -> Tree:
     """Sampled from another distribution than the policy's, and some answers cut."""
     nodes = [
-        replace(node, sampling_logprobs=tuple(6 * p for p in node.engine_logprobs))
+        replace(
+            node,
+            sampling_logprobs=tuple(
+                (2 + t % 3 * 4) * p for t, p in enumerate(node.engine_logprobs)
+            ),
+        )
         for node in truncated(tree, every=3).nodes
     ]
     return replace(tree, nodes=tuple(nodes))
@@ -71,6 +83,7 @@ class Settings:
 
 
 PLAIN = Settings()
+UNLIKELY, SHORT = LowProbability(threshold=0.6), MeanLength(length=2.5)
 
 
 def objective(**changes: Any) -> Settings:
@@ -86,6 +99,14 @@ CASES = {
     "ratio_spans turn": objective(ratio_spans=Turn()),
     "ratio_spans trajectory": objective(ratio_spans=Trajectory()),
     "gradient": objective(ratio_spans=Turn(), gradient="span"),
+    "ratio_spans low_probability": objective(ratio_spans=UNLIKELY),
+    "ratio_spans.threshold": objective(ratio_spans=replace(UNLIKELY, threshold=0.4)),
+    "ratio_spans.side": objective(ratio_spans=replace(UNLIKELY, side="end")),
+    "ratio_spans.logprobs": objective(ratio_spans=replace(UNLIKELY, logprobs="sampling")),
+    "ratio_spans mean_length": objective(ratio_spans=SHORT),
+    "ratio_spans.length": objective(ratio_spans=replace(SHORT, length=4.0)),
+    "ratio_spans mean_length, side": objective(ratio_spans=replace(SHORT, side="end")),
+    "ratio_spans mean_length, logprobs": objective(ratio_spans=replace(SHORT, logprobs="sampling")),
     "clip_low": objective(clip_low=0.2),
     "clip_high": objective(clip_high=0.28),
     "dual_clip": replace(
@@ -148,7 +169,8 @@ class Row:
     places: list[int]
     """Of the model's tokens."""
     nodes: list[tuple[str, Path]]
-    drawn: Tensor
+    logprobs: dict[str, Tensor]
+    """Of the model's tokens, by the engine and as they were drawn."""
     returned: float
     cut: bool
 
@@ -159,6 +181,11 @@ class Row:
         everything = range(len(self.places))
         if isinstance(partition, Trajectory):
             return list(everything)
+        if isinstance(partition, LowProbability | MeanLength):
+            unlikely = (self.logprobs[partition.logprobs] < limit_of(partition)).tolist()
+            before = 1 if partition.side == "end" else 0
+            cuts = [j for j in everything if j > 0 and unlikely[j - before]]
+            return [j for j in everything if not any(min(j, k) < cut <= max(j, k) for cut in cuts)]
         return [j for j in everything if self.nodes[j] == self.nodes[k]]
 
     def scores(self, model: Any, temperature: float) -> tuple[Tensor, Tensor]:
@@ -183,12 +210,29 @@ def rows_of(trees: Sequence[Tree]) -> list[Row]:
                     tokens=tokens,
                     places=places,
                     nodes=[(tree.task_id, n.path) for n in branch.turns for _ in n.tokens],
-                    drawn=torch.tensor([p for n in branch.turns for p in n.sampling_logprobs]),
+                    logprobs={
+                        "engine": torch.tensor(
+                            [p for n in branch.turns for p in n.engine_logprobs]
+                        ),
+                        "sampling": torch.tensor(
+                            [p for n in branch.turns for p in n.sampling_logprobs]
+                        ),
+                    },
                     returned=branch.leaf.reward or 0.0,
                     cut=branch.leaf.stop == "length",
                 )
             )
     return rows
+
+
+def limit_of(partition: LowProbability | MeanLength) -> float:
+    """The log-prob below which a token is at a boundary."""
+    if isinstance(partition, LowProbability):
+        return math.log(partition.threshold)
+    rows = [row.logprobs[partition.logprobs].tolist() for row in rows_of(TREES)]
+    inner = [row[1:] if partition.side == "start" else row[:-1] for row in rows]
+    num_boundaries = round(sum(map(len, rows)) / partition.length) - len(rows)
+    return sorted(x for row in inner for x in row)[max(0, num_boundaries)]
 
 
 @cache
@@ -270,7 +314,7 @@ def shared(objective: Objective, rows: list[Row], kept: list[int], i: int, k: in
 def importance(settings: Settings, row: Row, old: Tensor, k: int) -> float:
     correction = settings.importance
     span = row.span(correction.spans, k)
-    ratio = math.exp(float((old - row.drawn)[span].sum()))
+    ratio = math.exp(float((old - row.logprobs["sampling"])[span].sum()))
     bound = correction.rejection_bound
     weight = 1.0 if math.isinf(correction.tis_cap) else min(ratio, correction.tis_cap)
     return weight * (1 / bound <= ratio <= bound)
@@ -287,6 +331,17 @@ def test_no_two_of_these_settings_give_the_same_weights() -> None:
     for i, a in enumerate(names):
         for b in names[:i]:
             assert (by_hand(a) - by_hand(b)).abs().max() > 1e-4, (a, b)
+
+
+def test_clip_limits_do_nothing_where_a_step_has_one_update() -> None:
+    def weights(epochs: int, limit: float) -> Tensor:
+        clipped = replace(PLAIN.objective, clip_low=limit, clip_high=limit)
+        return by_the_learner(
+            replace(PLAIN, objective=clipped, update=replace(PLAIN.update, epochs=epochs))
+        )
+
+    assert torch.equal(weights(1, 0.02), weights(1, 0.2))
+    assert (weights(2, 0.02) - weights(2, 0.2)).abs().max() > 1e-4
 
 
 def test_prompts_come_in_a_new_order_each_epoch_and_step() -> None:

@@ -59,6 +59,8 @@ def test_grpo_chain_has_no_critic(grpo: RunFolder) -> None:
     [
         "gae_chain",
         "vapo_chain",
+        "adaptive_gae_chain",
+        "sae_end_chain",
         "sae_ratio_chain",
         "dapo_chain",
         "drgrpo_chain",

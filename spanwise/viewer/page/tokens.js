@@ -23,7 +23,7 @@ const Tokens = (() => {
       return;
     }
     const recorded = run.config.config.advantage;
-    const spans = recorded.spans?.class === "LowProbability" ? recorded.spans : { threshold: 0.2, side: "start" };
+    const spans = recorded.spans?.class === "LowProbability" ? recorded.spans : { threshold: 0.2, side: "start", logprobs: "engine" };
     state = {
       step: step === undefined ? run.steps[0] : Number(step), number: Number(number ?? 0),
       tint: query.get("tint") ?? "probability",
@@ -31,6 +31,7 @@ const Tokens = (() => {
       gamma: recorded.gamma ?? 1,
       threshold: Number(query.get("p") ?? spans.threshold),
       side: query.get("side") ?? spans.side,
+      logprobs: `${spans.logprobs ?? "engine"}_logprobs`,
       at: query.has("at") ? Number(query.get("at")) : null,
     };
     tree = await Data.tree(run.id, state.step, state.number);
@@ -67,7 +68,7 @@ const Tokens = (() => {
     const toGo = Credit.returnsToGo(tree.nodes);
     tokens = turns.flatMap((node) => node.tokens.map((id, t) => ({
       node, t, piece: node.pieces?.[t] ?? `#${id} `,
-      logprob: node.engine_logprobs[t],
+      logprob: node.engine_logprobs[t], decides: node[state.logprobs][t],
       entropy: node.entropies?.[t] ?? null, ratio: node.ratio?.[t] ?? null,
       value: node.values?.[t] ?? null, advantage: node.advantages?.[t] ?? node.advantage,
       estimate: toGo.get(node.parent).after,
@@ -79,7 +80,7 @@ const Tokens = (() => {
   const valueOf = (token) => (tokens.hasValues ? token.value : token.estimate);
 
   function recompute() {
-    const spans = Credit.lowProbability(tokens.map((token) => token.logprob), state.threshold, state.side);
+    const spans = Credit.lowProbability(tokens.map((token) => token.decides), state.threshold, state.side);
     credit = { spans, recorded: tokens.map((token) => token.advantage) };
     if (leaf.return !== null && (tokens.hasValues || tokens.hasEstimates)) {
       const [rewards, values] = [Credit.tokenRewards(turns), tokens.map(valueOf)];
@@ -133,7 +134,7 @@ const Tokens = (() => {
 
   function drawSegments() {
     const { count, meanLength } = Credit.spanStatistics(credit.spans);
-    const unlikely = tokens.filter((token) => Math.exp(token.logprob) < state.threshold).length;
+    const unlikely = tokens.filter((token) => Math.exp(token.decides) < state.threshold).length;
     document.getElementById("segments").textContent =
       `${tokens.length} model tokens in ${count} ${count === 1 ? "segment" : `segments of ${Scales.number(meanLength)} on average`}; ` +
       `${unlikely} less likely than p = ${state.threshold.toFixed(2)}. A bar before a token opens a segment.`;

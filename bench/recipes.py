@@ -1,0 +1,152 @@
+"""What every recipe sets, read from the recipe, and where it is from: writes ``docs/recipes.md``.
+
+Run ``python -m bench.recipes``. A recipe that is new needs one line in ``recipe_sources.txt``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from spanwise import recipes
+from spanwise.credit import Advantage, GroupAdvantage, SpanAdvantage, TreeAdvantage
+from spanwise.errors import SpanwiseError
+from spanwise.learn.critic import ValueHead
+from spanwise.partitions import Partition
+from spanwise.rollout.chains import Chains
+from spanwise.rollout.tree_search import TreeSearch
+from spanwise.train.config import TrainConfig
+
+PAGE = Path(__file__).parent.parent / "docs" / "recipes.md"
+SOURCES = Path(__file__).with_name("recipe_sources.txt")
+COLUMNS = ("credit", "ratio", "average", "clip", "rates", "batch", "temperature")
+
+TEXT = """\
+# Recipes and where their settings are from
+
+<!-- Written by `python -m bench.recipes`; change that script or its recipe_sources.txt. -->
+
+Every recipe that ships. The values are read from the recipes; what stands in italics below a value
+is its source: an equation, section or table of the paper, a line of its published code, or *ours*
+where nobody states it for the task, or where we depart from the paper; *ours (DAPO)* is a value of
+DAPO's in a method that is not DAPO. A recipe without a source for each value fails a test.
+
+- **credit**: the spans at whose boundaries credit is bootstrapped, or over which returns are
+  compared.
+- **ratio**: the spans over which the policy ratio is averaged.
+- **average**: over tokens, over samples, or each sample's sum over a constant number of tokens.
+- **clip**: how far below and above 1 the ratio is clipped.
+- **rates**: learning rate of the policy and of the critic.
+- **batch**: prompts a step × trajectories of each; prompts of a minibatch; passes over the batch.
+- **temperature**: of the rollouts.
+
+{table}
+
+The recipes on the embedded tasks (`_chain`, `_search`) take a method's credit and ratio and share
+as much of the rest as they can, so that they can be compared; batch and learning rates fit a model
+of 1 M parameters and two cores. `sae_math` and `at2po_search_paper` follow their papers, and their
+docstrings say what stays open.
+"""
+
+
+def sources() -> dict[str, list[str]]:
+    """Of each recipe the paper and the source of every column.
+
+    Raises:
+      SpanwiseError: if a line has not one cell for each, or a recipe is listed twice.
+    """
+    found: dict[str, list[str]] = {}
+    for line in SOURCES.read_text(encoding="utf-8").splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, *cells = (cell.strip() for cell in line.split("|"))
+        if len(cells) != 1 + len(COLUMNS) or not all(cells) or name in found:
+            raise SpanwiseError(
+                f"{SOURCES.name}: {name} needs one line, and in it a paper and a source for each "
+                f"of {', '.join(COLUMNS)}"
+            )
+        found[name] = cells
+    return found
+
+
+def spans_text(partition: Partition) -> str:
+    """A kind of span with its settings.
+
+    Example:
+      >>> from spanwise.partitions import LowProbability, Token
+      >>> spans_text(Token()), spans_text(LowProbability())
+      ('Token', 'LowProbability (side start, logprobs engine, threshold 0.2)')
+    """
+    settings = [f"{field.name} {getattr(partition, field.name)}" for field in fields(partition)]
+    return type(partition).__name__ + (f" ({', '.join(settings)})" if settings else "")
+
+
+def credit_text(advantage: Advantage) -> str:
+    """Spans and rule of the credit."""
+    if isinstance(advantage, SpanAdvantage):
+        alpha = advantage.length_alpha
+        lam = f"{advantage.lam:g}" if alpha is None else f"1 − 1/({alpha:g} · length)"
+        return f"{spans_text(advantage.spans)}, λ {lam}"
+    kinds = {GroupAdvantage: "Trajectory", TreeAdvantage: "Turn, over a tree"}
+    settings = [str(getattr(advantage, field.name)) for field in fields(advantage)]
+    return ", ".join([kinds.get(type(advantage), type(advantage).__name__), *settings])
+
+
+def batch_text(config: TrainConfig) -> str:
+    """Prompts and trajectories of a step, prompts of a minibatch, passes."""
+    rollout, update = config.rollout, config.update
+    assert isinstance(rollout, Chains | TreeSearch)
+    leaves = rollout.num_chains
+    if isinstance(rollout, TreeSearch):
+        leaves += rollout.num_rounds * rollout.num_expansions
+    return (
+        f"{config.prompts_per_step} × {leaves}; minibatch {update.prompts_per_minibatch}; "
+        f"{update.epochs} pass{'es' if update.epochs > 1 else ''}"
+    )
+
+
+def settings(config: TrainConfig) -> dict[str, str]:
+    """What a configuration has in every column."""
+    objective, critic = config.objective, config.critic
+    averages: dict[Any, str] = {"token": "tokens", "sample": "samples"}
+    constant = f"constant {objective.loss_aggregation}"
+    rates = f"{config.update.learning_rate:g}"
+    if isinstance(critic, ValueHead):
+        rates += f", critic {critic.learning_rate:g}"
+    return {
+        "credit": credit_text(config.advantage),
+        "ratio": spans_text(objective.ratio_spans),
+        "average": averages.get(objective.loss_aggregation, constant),
+        "clip": f"{objective.clip_low:g} / {objective.clip_high:g}",
+        "rates": rates,
+        "batch": batch_text(config),
+        "temperature": f"{config.rollout.sampling.temperature:g}",
+    }
+
+
+def page() -> str:
+    """The whole page.
+
+    Raises:
+      SpanwiseError: if a recipe that ships has no sources, or there are sources of no recipe.
+    """
+    known = sources()
+    if odd := sorted(set(recipes.names()) ^ set(known)):
+        raise SpanwiseError(f"{SOURCES.name} and the recipes that ship differ in {', '.join(odd)}")
+    lines = [f"| recipe | paper | {' | '.join(COLUMNS)} |", "|---" * (2 + len(COLUMNS)) + "|"]
+    for name in recipes.names():
+        paper, *of_columns = known[name]
+        values = settings(recipes.find(name)())
+        cells = [f"{values[c]}<br>*{s}*" for c, s in zip(COLUMNS, of_columns, strict=True)]
+        lines.append(f"| `{name}` | {paper} | {' | '.join(cells)} |")
+    return TEXT.format(table="\n".join(lines))
+
+
+def main() -> None:
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote docs/{PAGE.name}")
+
+
+if __name__ == "__main__":
+    main()
