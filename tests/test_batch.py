@@ -205,3 +205,10 @@ def test_token_rewards_add_up_to_the_return(chains: list[list[tuple[int, int, bo
     batch = Batch.from_trees([grown(*nodes)])
     assert torch.equal(batch.rewards_by_token.sum(1), batch.returns)
     assert batch.returns.tolist() == [sum(r for _, r, _ in turns) / 4 for turns in chains]
+
+
+def test_the_token_limit_cuts_a_branch_and_a_spent_budget_does_not() -> None:
+    stops = ("end", "length", "budget", "malformed")
+    turns = [trees.turn(i, stop=stop, reward=0.0) for i, stop in enumerate(stops)]
+    batch = Batch.from_trees([grown(root(5), *turns)])
+    assert batch.truncated.tolist() == [False, True, False, False]

@@ -82,6 +82,14 @@ def test_groups_that_are_all_alike_get_exactly_zero(function, dtype):
     assert got.tolist() == [0.0] * 8 and got.dtype == dtype
 
 
+def test_a_large_group_of_bfloat16_rewards_has_its_true_mean():
+    # 256 is as far as bfloat16 counts in steps of 1.
+    rewards = torch.ones(400, dtype=torch.bfloat16)
+    rewards[:200] = 0
+    got = centred_advantages(rewards, torch.zeros(400, dtype=torch.int64))
+    assert got.tolist() == [-0.5] * 200 + [0.5] * 200
+
+
 @pytest.mark.parametrize("function", BASELINES)
 @given(rows=rows, shift=st.integers(-3, 3), seed=st.integers(0, 99))
 def test_shift_order_and_names_of_groups_do_not_matter(function, rows, shift, seed):

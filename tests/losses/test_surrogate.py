@@ -56,6 +56,13 @@ def test_the_four_corners_by_hand():
     assert not any(value.requires_grad for value in metrics.values())
 
 
+def test_the_divergence_is_that_of_the_old_policy_from_the_trained_one():
+    x, old = torch.tensor([[2.0]], dtype=torch.float64).log(), torch.zeros(1, 1).double()
+    spans = torch.zeros(1, 1, dtype=torch.int64)
+    _, metrics = clipped_surrogate(x, old, old, spans, clip_low=0.2, clip_high=0.3)
+    assert metrics["approx_kl"].item() == pytest.approx(1 - math.log(2))
+
+
 def test_dual_clip_bounds_the_loss_of_bad_tokens_alone():
     x = torch.tensor([[9.0, 9.0, 2.0, 0.5]], dtype=torch.float64).log().requires_grad_()
     advantages = torch.tensor([[-2.0, 2.0, -2.0, -2.0]], dtype=torch.float64)
