@@ -33,7 +33,7 @@ def test_a_tree_is_shown_with_its_credit_and_why_a_turn_was_forked() -> None:
     text = shown(tree_view(record))
     assert "who ?" in text and "Bo Lin" in text
     call = next(line for line in text.splitlines() if "search q" in line)
-    assert "H 0.17" in call and "V +0.50" in call and "A +0.50" in call  # (0.1 + 0.25) / 2
+    assert "H 0.30" in call and "V +0.50" in call and "A +0.50" in call  # (0.1 + 0.5) / 2
     fork = next(line for line in text.splitlines() if "+r1" in line)
     assert (
         "0.1 " in fork and "beside 0.0 (0.25)" in fork and "reward 1" in fork and "A -1.25" in fork

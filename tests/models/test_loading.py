@@ -22,6 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from spanwise.models.critic import SeparateCritic
 from spanwise.models.execution import checkpoint_gradients, compile_layers
 from spanwise.models.loading import SHIPPED, Model, ModelError
+from spanwise.models.logit_factor import logit_factor
 from spanwise.models.scoring import token_scores
 from tests.models.compiling import on_backend
 from tests.tiny import tiny_model
@@ -46,6 +47,7 @@ def test_checkpointed_gradients_are_the_same_and_dropout_stays_off() -> None:
         layer.self_attn.attention_dropout = 0.5
     checkpoint_gradients(model)
     calls: list[int] = []
+    assert logit_factor(model) == 1  # this runs the model once
     model.model.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
     scores, found = gradients(model)
     assert len(calls) == 2  # forward, and again for the backward pass

@@ -316,7 +316,7 @@ def test_without_a_tree_the_model_is_what_it_was() -> None:
 
 
 def sliding(**more: Any) -> Any:
-    return MistralForCausalLM(MistralConfig(sliding_window=4, head_dim=8, **more))
+    return MistralForCausalLM(MistralConfig(sliding_window=4, num_key_value_heads=2, **more))
 
 
 def alibi(**more: Any) -> Any:

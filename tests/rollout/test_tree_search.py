@@ -93,10 +93,10 @@ def test_siblings_share_an_observation_and_its_tool_is_called_once() -> None:
 
 def test_the_choice_falls_on_entropy_less_the_penalty_for_siblings() -> None:
     def call(*path: int, entropy: float) -> Node:
-        return turn(*path, logprobs=-entropy, stop="continue", sampling_logprobs=(0.0,))
+        return turn(*path, logprobs=-9.0, stop="continue", sampling_logprobs=(-entropy,))
 
     def answer(*path: int, entropy: float) -> Node:
-        return turn(*path, logprobs=-entropy, sampling_logprobs=(0.0,))
+        return turn(*path, logprobs=-9.0, sampling_logprobs=(-entropy,))
 
     nodes = [
         root(1),
