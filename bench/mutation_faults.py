@@ -73,7 +73,7 @@ FAULTS = (
         LEARNER,
         "explained = explained_variance(batch.values, batch.value_targets, batch.loss_mask)",
         "explained = explained_variance(batch.values, batch.value_targets, batch.mask)",
-        LEARN_TESTS,
+        "tests/train/test_ppo.py",
     ),
     Fault(
         "tokens are rejected by the ratio to the model at temperature 1",

@@ -60,6 +60,9 @@ class Learner:
         is the one that is sampled: log-probs, entropies and KL are those at this temperature.
       seed: Seed of the run; the order of the prompts follows from it and the step.
       ranks: The processes over which models are split and work is shared out.
+
+    Raises:
+      SpanwiseError: if the temperature is not above 0, or the policy cannot be scored.
     """
 
     def __init__(
@@ -80,6 +83,8 @@ class Learner:
         seed: int = 0,
         ranks: Ranks = ALONE,
     ) -> None:
+        if not temperature > 0:
+            raise SpanwiseError(f"a policy is trained at a temperature above 0, got {temperature}")
         self.advantage, self.objective, self.kl = advantage, objective, kl
         self.critic, self.ranks, self.nonfinite = critic, ranks, NonfiniteCounter()
         self._overlong, self._limit = overlong, max_response_tokens

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spanwise.batch import Batch
 from spanwise.credit import Advantage
+from spanwise.errors import SpanwiseError
 from spanwise.learn.objective import Objective
 from spanwise.learn.update import Update
 from spanwise.partitions import Token
@@ -48,6 +49,12 @@ class Expected(Advantage):
         chances = torch.tensor(self.chances, dtype=torch.float64)
         rows = chances * batch.num_rows * (batch.returns - 0.5)
         return torch.where(batch.mask, rows[:, None], 0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_a_temperature_that_nothing_is_sampled_at_is_refused(temperature: float) -> None:
+    with pytest.raises(SpanwiseError, match="temperature above 0"):
+        new_learner(tiny_model(2), temperature=temperature)
 
 
 @pytest.mark.parametrize("temperature", [0.3, 0.6, 1.0, 1.5])

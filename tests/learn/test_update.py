@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -112,6 +112,20 @@ def test_a_gradient_that_is_not_finite_is_counted_and_not_applied() -> None:
     advantages[0, batch.mask[0].nonzero()[0]] = float("inf")
     update = Update(learning_rate=1e-3, prompts_per_minibatch=4)
     metrics = trained(new_learner(model, Objective(), update), TREES, advantages)
+    assert metrics["skipped_steps"] == 1.0
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_a_loss_that_is_not_finite_is_not_stepped_on_though_its_gradient_is() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Endless(Objective):
+        def __call__(self, *rows: Any, **more: Any) -> Any:
+            loss, metrics = super().__call__(*rows, **more)
+            return loss + math.inf, metrics
+
+    model = tiny_model()
+    before = copy.deepcopy(model.state_dict())
+    metrics = trained(new_learner(model, Endless(), Update(learning_rate=1e-3)), TREES)
     assert metrics["skipped_steps"] == 1.0
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 

@@ -119,6 +119,12 @@ def test_cuts_repeat_as_little_as_any(seed: int, budget: int) -> None:
     assert sum(size[c.start, c.stop] for c in cuts) == least[n]
 
 
+def test_one_part_more_costs_less_than_one_token_repeated() -> None:
+    shared, lengths = torch.tensor([0, 0, 1, 1, 0]), torch.full((5,), 4)
+    # In two parts, row 2 would repeat a token; rows 1 and 4 share nothing with the row above.
+    assert budget_cuts(shared, lengths, budget=11) == [slice(0, 1), slice(1, 4), slice(4, 5)]
+
+
 @given(st.integers(0, 10**6), st.integers(1, 4))
 @settings(max_examples=30, deadline=None)
 def test_even_cuts_have_the_smallest_largest_part(seed: int, most: int) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from spanwise.envs.base import Task, Turn
 from spanwise.rollout import Chains, FailurePolicy, Rollout, RolloutContext, TreeSearch
 from spanwise.rollout.tree_search import by_entropy, cycle
 from spanwise.samplers.base import EngineError, Request
-from spanwise.tree import Node, Tree
+from spanwise.tree import Node, Path, Tree
 from tests.trees import root, turn
 from tests.word_game import CharTokenizer, PathSampler, WordGame
 
@@ -20,7 +21,11 @@ TASK = Task(id="task", question="Q:", answers=("win",))
 
 
 def grow(
-    rollout: Rollout, sampler: PathSampler, env: WordGame | None = None, seed: int = 0
+    rollout: Rollout,
+    sampler: PathSampler,
+    env: WordGame | None = None,
+    seed: int = 0,
+    task: Task = TASK,
 ) -> Tree:
     context = RolloutContext(
         env=env or WordGame(),
@@ -29,7 +34,7 @@ def grow(
         seed=seed,
         failures=FailurePolicy(backoff_s=0.0),
     )
-    return asyncio.run(asyncio.wait_for(rollout(context, TASK, step=1), timeout=20))
+    return asyncio.run(asyncio.wait_for(rollout(context, task, step=1), timeout=20))
 
 
 def one_call_then_win(prompt: str, request: Request) -> str:
@@ -136,6 +141,17 @@ def test_random_choice_is_uniform_over_turns_that_called() -> None:
         counts[search.rank(nodes, seed)[0][0][0]] += 1
     # 1000 expected each, standard deviation sqrt(4000 * 1/4 * 3/4) = 27
     assert all(abs(count - 1000) < 5 * 27 for count in counts)
+
+
+def test_random_choice_is_drawn_for_each_prompt() -> None:
+    search = TreeSearch(num_chains=4, num_rounds=1, num_expansions=1, choose="random")
+
+    def forked(name: str) -> Path:
+        tree = grow(search, PathSampler(one_call_then_win), task=replace(TASK, id=name))
+        (expansion,) = (node.expansion for node in tree.nodes if node.expansion)
+        return expansion.of
+
+    assert {forked(f"task {i}") for i in range(40)} == {(0,), (1,), (2,), (3,)}
 
 
 def test_no_rounds_is_the_same_as_chains() -> None:

@@ -250,6 +250,17 @@ def test_without_signal_the_policy_stays_and_the_critic_learns() -> None:
         assert torch.equal(weights(learner.model), weights(tiny_model(dtype=torch.float64)))
 
 
+def test_what_the_critic_explains_is_of_the_rows_that_are_trained_on() -> None:
+    learner = of_config(config(overlong=Overlong(on_truncation="mask")), tiny_model())
+    torch.nn.init.normal_(learner.critic.model.head.weight, std=0.1)
+    batch = learner.score(CUT)
+    assert 0 < int(batch.loss_mask.sum()) < int(batch.mask.sum())
+    targets = batch.value_targets[batch.loss_mask]
+    left = (targets - batch.values[batch.loss_mask]).var() / targets.var()
+    explained = learner.update(batch, step=1)["explained_variance"]
+    assert explained == pytest.approx(1 - float(left), abs=1e-5)
+
+
 def test_rows_that_are_masked_out_are_as_if_not_there() -> None:
     """Those left have the same loss as without the others, given the same credit."""
     model = tiny_model(dtype=torch.float64)
