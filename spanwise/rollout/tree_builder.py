@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spanwise.envs.base import Environment, Reply, Task, Turn
 from spanwise.errors import one_line
 from spanwise.models.tokenizer import Tokenizer
-from spanwise.rollout.base import Rollout
 from spanwise.rollout.calls import CallRunner
 from spanwise.rollout.context import RolloutContext
 from spanwise.rollout.failures import RunStopped
 from spanwise.runtime.seeds import seed_of
 from spanwise.samplers.base import Completion, Request
 from spanwise.tree import Expansion, Failure, Node, Path, Tree
+
+if TYPE_CHECKING:
+    from spanwise.rollout.base import Rollout
 
 
 class TreeBuilder:
@@ -82,7 +84,15 @@ class TreeBuilder:
             faults = tuple(caller.faults)
             return Node(path=path, stop="failure", failure=completion, faults=faults)
         text = self.context.tokenizer.decode(completion.tokens, skip_special_tokens=False)
-        turns = [Turn(text=n.text, outcome=n.outcome) for n in before[1:]]
+        turns = [
+            Turn(
+                text=n.text,
+                truncated=n.truncated,
+                observation=n.observation_text,
+                outcome=n.outcome,
+            )
+            for n in before[1:]
+        ]
         turns.append(Turn(text=text, truncated=completion.finish == "length"))
         reply = await caller.reply(turns)
         reply, observation = self._rendered(reply)
@@ -99,7 +109,7 @@ class TreeBuilder:
         if turns[-1].truncated and reply.stop != "continue" and reply.reward is not None:
             reply = replace(reply, stop="length")  # whatever the environment calls it
         node = _node(path, completion, text, reply, observation)
-        return replace(node, faults=tuple(caller.faults))
+        return replace(node, faults=tuple(caller.faults), truncated=completion.finish == "length")
 
     def _rendered(self, reply: Reply) -> tuple[Reply, tuple[int, ...]]:
         """The reply and its observation's tokens, or a failure if it cannot be rendered."""
