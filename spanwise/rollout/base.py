@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from spanwise.envs.base import Task
 from spanwise.errors import SpanwiseError
 from spanwise.rollout.context import RolloutContext
-from spanwise.rollout.tree_builder import TreeBuilder
 from spanwise.samplers.base import Sampling
 from spanwise.tree import Tree
 
@@ -31,15 +30,6 @@ class Rollout(ABC):
                 f"{self.max_turn_tokens} and {self.max_response_tokens}"
             )
 
+    @abstractmethod
     async def __call__(self, context: RolloutContext, task: Task, *, step: int) -> Tree:
         """Sample one tree. The same context, task and step give the same tree."""
-        builder = TreeBuilder(self, context, task, step)
-        try:
-            await self.grow(builder)
-        finally:
-            await context.env.release(task)
-        return builder.freeze()
-
-    @abstractmethod
-    async def grow(self, builder: TreeBuilder) -> None:
-        """Add all trajectories to a tree that holds the prompt alone."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import Any
 
 from spanwise.envs.base import Environment, Reply, Task, Turn
 from spanwise.errors import one_line
 from spanwise.models.tokenizer import Tokenizer
+from spanwise.rollout.base import Rollout
 from spanwise.rollout.calls import CallRunner
 from spanwise.rollout.context import RolloutContext
 from spanwise.rollout.failures import RunStopped
@@ -17,15 +19,13 @@ from spanwise.runtime.seeds import seed_of
 from spanwise.samplers.base import Completion, Request
 from spanwise.tree import Expansion, Failure, Node, Path, Tree
 
-if TYPE_CHECKING:
-    from spanwise.rollout.base import Rollout
-
 
 class TreeBuilder:
     """One tree while it grows: chains are added to it until it is frozen.
 
     Chains grow at the same time and each writes only its own nodes, so a slow tool
-    holds up its own chain alone.
+    holds up its own chain alone. As a context it releases, at its end, what the environment
+    holds for the task.
     """
 
     def __init__(self, rollout: Rollout, context: RolloutContext, task: Task, step: int) -> None:
@@ -39,6 +39,17 @@ class TreeBuilder:
         self.nodes: dict[Path, Node] = {
             (): Node(path=(), observation=prompt, stop="prompt", observation_text=task.question)
         }
+
+    async def __aenter__(self) -> TreeBuilder:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.context.env.release(self.task)
 
     async def chains(self, starts: Sequence[tuple[Path, Expansion | None]]) -> None:
         """Grow a chain from each start, all at once."""

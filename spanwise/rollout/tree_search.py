@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
+from spanwise.envs.base import Task
 from spanwise.errors import SpanwiseError
 from spanwise.rollout.base import Rollout
+from spanwise.rollout.context import RolloutContext
 from spanwise.rollout.tree_builder import TreeBuilder
 from spanwise.runtime.seeds import seed_of
-from spanwise.tree import Expansion, Node, Path
+from spanwise.tree import Expansion, Node, Path, Tree
 
 Ranked = list[tuple[Path, float]]
 """Nodes to sample anew with the score of each, best first."""
@@ -60,12 +62,15 @@ class TreeSearch(Rollout):
     def num_leaves(self) -> int:
         return self.num_chains + self.num_rounds * self.num_expansions
 
-    async def grow(self, builder: TreeBuilder) -> None:
-        await builder.chains([((i,), None) for i in range(self.num_chains)])
-        for number in range(1, self.num_rounds + 1):
-            seed = seed_of(builder.context.seed, builder.step, builder.task.id, "choose", number)
-            ranked = self.rank(list(builder.nodes.values()), seed)
-            await builder.chains(_siblings(builder, cycle(ranked, self.num_expansions), number))
+    async def __call__(self, context: RolloutContext, task: Task, *, step: int) -> Tree:
+        async with TreeBuilder(self, context, task, step) as builder:
+            await builder.chains([((i,), None) for i in range(self.num_chains)])
+            for number in range(1, self.num_rounds + 1):
+                seed = seed_of(context.seed, step, task.id, "choose", number)
+                ranked = self.rank(list(builder.nodes.values()), seed)
+                starts = _siblings(builder, cycle(ranked, self.num_expansions), number)
+                await builder.chains(starts)
+        return builder.freeze()
 
     def rank(self, nodes: Sequence[Node], seed: int) -> Ranked:
         """The turns that may be sampled anew, best first."""
