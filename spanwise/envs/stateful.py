@@ -133,10 +133,10 @@ class StatefulEnvironment(Environment, Generic[State]):
         releases = live.releases(task.id)
         state = await self._state(task, before, releases)
         try:
-            reply = await _awaited(self.step(state, turn))
+            reply = await awaited(self.step(state, turn))
             goes_on = isinstance(cast("object", reply), Reply) and reply.stop == "continue"
             saves = goes_on and "snapshot" in self.fork_ways
-            snapshot = await _awaited(self.snapshot(state)) if saves else None
+            snapshot = await awaited(self.snapshot(state)) if saves else None
         except BaseException:
             await live.end(state)
             raise
@@ -157,10 +157,10 @@ class StatefulEnvironment(Environment, Generic[State]):
     @cached_property
     def _live(self) -> LiveStatesByLoop[State]:
         async def close(state: State) -> None:
-            await _awaited(self.close(state))
+            await awaited(self.close(state))
 
         async def discard(snapshot: str) -> None:
-            await _awaited(self.discard(snapshot))
+            await awaited(self.discard(snapshot))
 
         return LiveStatesByLoop(lambda: LiveStates(self.max_live_states, close, discard))
 
@@ -177,11 +177,11 @@ class StatefulEnvironment(Environment, Generic[State]):
         if (state := live.taken(key)) is not None:
             return state
         if (snapshot := live.snapshot(key)) is not None:
-            return live.opened(await _awaited(self.restore(task, snapshot)))
+            return live.opened(await awaited(self.restore(task, snapshot)))
         return await self._played(task, turns)
 
     async def _copied(self, state: State) -> State:
-        return await _awaited(self.copy(state))
+        return await awaited(self.copy(state))
 
     async def _played(self, task: Task, turns: Sequence[Turn]) -> State:
         """The game from its start through some recorded turns.
@@ -190,10 +190,10 @@ class StatefulEnvironment(Environment, Generic[State]):
           ReplayDiverged: if an observation is not the recorded one.
         """
         live = self._live.here()
-        state = live.opened(await _awaited(self.start(task, seed_of("start", task.id))))
+        state = live.opened(await awaited(self.start(task, seed_of("start", task.id))))
         try:
             for number, turn in enumerate(turns, start=1):
-                reply = await _awaited(self.step(state, replace(turn, observation="", outcome={})))
+                reply = await awaited(self.step(state, replace(turn, observation="", outcome={})))
                 seen = shown_text(shortened_text(reply.observation))
                 if reply.stop != "continue" or seen != turn.observation:
                     raise ReplayDiverged(
@@ -206,7 +206,8 @@ class StatefulEnvironment(Environment, Generic[State]):
         return state
 
 
-async def _awaited(result: T | Awaitable[T]) -> T:
+async def awaited(result: T | Awaitable[T]) -> T:
+    """What a method of the user's gave, or what it is to give."""
     return cast("T", await result if isawaitable(result) else result)
 
 
