@@ -80,9 +80,10 @@ class GroupAdvantage(Advantage):
 class TreeAdvantage(Advantage):
     """One advantage for each turn, from its return to go (AT²PO, arXiv 2601.04767)."""
 
-    value: Literal["child_softmax", "child_mean", "leaf_mean"] = "child_softmax"
-    """Mean that is a turn's value: over its children, weighted by the softmax of their entropy
-    (the paper) or alike, or over all leaves below."""
+    value: Literal["child_softmax", "child_entropy", "child_mean", "leaf_mean"] = "child_softmax"
+    """Mean that is a turn's value: over its children, weighted by the softmax of their entropies
+    (what the official code runs), by their share of the entropy (another reading of the paper)
+    or alike, or over all leaves below."""
 
     advantage: Literal["node_value", "over_parent", "over_root", "over_both"] = "node_value"
     """Advantage of a turn: its value (the paper's best), or its value less the parent's, less
@@ -106,6 +107,7 @@ class TreeAdvantage(Advantage):
         """Values of whole trajectories through each node, and what was paid before it."""
         function = {
             "child_softmax": adv.child_softmax_values,
+            "child_entropy": adv.child_entropy_values,
             "child_mean": adv.child_mean_values,
             "leaf_mean": adv.leaf_mean_values,
         }[self.value]

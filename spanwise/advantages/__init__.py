@@ -15,6 +15,7 @@ from spanwise.advantages.group import (
 )
 from spanwise.advantages.recurrence import length_adaptive_lambda, span_advantages, span_returns
 from spanwise.advantages.tree import (
+    child_entropy_values,
     child_mean_values,
     child_softmax_values,
     gather_nodes,
@@ -29,6 +30,7 @@ from spanwise.advantages.tree_arrays import leaf_counts, paid_before
 
 __all__ = [
     "centred_advantages",
+    "child_entropy_values",
     "child_mean_values",
     "child_softmax_values",
     "explained_variance",
