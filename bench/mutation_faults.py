@@ -734,7 +734,7 @@ FAULTS = (
     Fault(
         "a shared turn is shared among all branches of the batch",
         "losses/weights.py",
-        "1.0 / counts[nodes.clamp(min=0)].clamp(min=1)",
+        "1.0 / _num_branches(nodes)",
         "1.0 / len(nodes)",
         "tests/losses/test_weights.py",
     ),

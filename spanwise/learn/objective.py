@@ -52,8 +52,9 @@ class Objective:
     """Mean that the loss is: over samples, over tokens (DAPO), or a number that the sum over
     each sample's tokens is divided by, such as the limit of an answer (Dr. GRPO)."""
 
-    shared_turns: Literal["per_leaf", "once", "mean"] = "per_leaf"
-    """Weight of a turn that stands in several branches (see ``losses.weights``)."""
+    shared_turns: Literal["per_leaf", "sqrt", "mean", "once"] = "per_leaf"
+    """Weight of a turn in each of its c branches: 1, TreeRL's 1/sqrt(c), or 1/c; or 1 in the
+    first of them alone."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.clip_low <= 1 or not self.clip_high >= 0:
@@ -81,8 +82,9 @@ class Objective:
         """``[N, T]`` float32 weight of each token that a loss is taken of."""
         function = {
             "per_leaf": losses.weight_per_leaf,
-            "once": losses.weight_once,
+            "sqrt": losses.weight_sqrt,
             "mean": losses.weight_mean,
+            "once": losses.weight_once,
         }[self.shared_turns]
         weights = function(torch.where(batch.loss_mask, batch.nodes, -1))
         return weights if batch.importance is None else weights * batch.importance

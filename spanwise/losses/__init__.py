@@ -9,7 +9,7 @@ from spanwise.losses.kl import kl_k1, kl_k2, kl_k3
 from spanwise.losses.ratio import Ratio, span_ratio, token_gradient_ratio
 from spanwise.losses.surrogate import clipped_surrogate
 from spanwise.losses.value import value_loss
-from spanwise.losses.weights import weight_mean, weight_once, weight_per_leaf
+from spanwise.losses.weights import weight_mean, weight_once, weight_per_leaf, weight_sqrt
 
 __all__ = [
     "Ratio",
@@ -28,5 +28,6 @@ __all__ = [
     "weight_mean",
     "weight_once",
     "weight_per_leaf",
+    "weight_sqrt",
     "within_bound",
 ]

@@ -118,8 +118,11 @@ CASES = {
     "loss_aggregation number": objective(loss_aggregation=10**6),
     "shared_turns once": objective(shared_turns="once"),
     "shared_turns mean": objective(shared_turns="mean"),
+    "shared_turns sqrt": objective(shared_turns="sqrt"),
     "learning_rate": update(learning_rate=1e-3),
     "weight_decay": update(weight_decay=0.5),
+    "betas, of the gradient": update(betas=(0.5, 0.95)),
+    "betas, of its square": update(betas=(0.9, 0.999)),
     "epochs": update(epochs=2),
     "max_gradient_norm": update(max_gradient_norm=0.1),
     "schedule": replace(PLAIN, schedule=Linear(warmup_steps=4)),
@@ -253,7 +256,7 @@ def by_hand(name: str) -> Tensor:
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=settings.update.learning_rate * settings.schedule(1, NUM_STEPS),
-        betas=(0.9, 0.95),
+        betas=settings.update.betas,
         weight_decay=settings.update.weight_decay,
     )
     num_tokens = sum(len(rows[i].places) for i in kept)
@@ -308,6 +311,7 @@ def shared(objective: Objective, rows: list[Row], kept: list[int], i: int, k: in
         "per_leaf": 1.0,
         "once": float(through[0] == i),
         "mean": 1 / len(through),
+        "sqrt": len(through) ** -0.5,
     }[objective.shared_turns]
 
 
