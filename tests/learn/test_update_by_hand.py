@@ -122,7 +122,7 @@ CASES = {
     "learning_rate": update(learning_rate=1e-3),
     "weight_decay": update(weight_decay=0.5),
     "betas, of the gradient": update(betas=(0.5, 0.95)),
-    "betas, of its square": update(betas=(0.9, 0.999)),
+    "betas, of its square": update(betas=(0.9, 0.5)),
     "epochs": update(epochs=2),
     "max_gradient_norm": update(max_gradient_norm=0.1),
     "schedule": replace(PLAIN, schedule=Linear(warmup_steps=4)),
