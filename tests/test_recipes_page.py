@@ -59,7 +59,11 @@ def test_the_published_settings() -> None:
     at2po = settings(at2po_search_paper())
     assert at2po["ratio"] == "Turn" and at2po["average"] == "samples"
     assert (at2po["clip"], at2po["temperature"]) == ("0.003 / 0.004", "1")
-    assert at2po["batch"].startswith("64 × 22; minibatch 8;")
+    assert at2po["batch"] == "64 × 22; minibatch 8; 1 pass"
+    update, rollout = at2po_search_paper().update, at2po_search_paper().rollout
+    assert (update.betas, update.weight_decay, update.max_gradient_norm) == ((0.9, 0.999), 0.01, 1)
+    assert rollout.max_turn_tokens == rollout.max_response_tokens == 6192
+    assert rollout.sampling == Sampling(temperature=1.0, top_p=1.0, top_k=0)
     lams = [
         settings(recipes.find(name)())["credit"] for name in ("vapo_chain", "adaptive_gae_chain")
     ]

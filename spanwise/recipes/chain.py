@@ -79,7 +79,7 @@ def dapo_chain() -> TrainConfig:
     return replace(grpo_chain(), dynamic_sampling_rounds=2, overlong=Overlong(penalty_tokens=16))
 
 
-def drgrpo_chain() -> TrainConfig:
+def dr_grpo_chain() -> TrainConfig:
     """Dr. GRPO (arXiv 2503.20783): no division by the group's deviation or the row's length."""
     base = grpo_chain()
     return replace(
