@@ -38,7 +38,8 @@ DAPO's in a method that is not DAPO. A recipe without a source for each value fa
 - **average**: over tokens, over samples, or each sample's sum over a constant number of tokens.
 - **clip**: how far below and above 1 the ratio is clipped.
 - **rates**: learning rate of the policy and of the critic.
-- **batch**: prompts a step × trajectories of each; prompts of a minibatch; passes over the batch.
+- **batch**: prompts a step × trajectories of each, and where a tree of them forks; prompts of a
+  minibatch; passes over the batch.
 - **temperature**: of the rollouts.
 
 {table}
@@ -97,11 +98,12 @@ def batch_text(config: TrainConfig) -> str:
     """Prompts and trajectories of a step, prompts of a minibatch, passes."""
     rollout, update = config.rollout, config.update
     assert isinstance(rollout, Chains | TreeSearch)
-    leaves = rollout.num_chains
+    leaves, forks = rollout.num_chains, ""
     if isinstance(rollout, TreeSearch):
         leaves += rollout.num_rounds * rollout.num_expansions
+        forks = {"entropy": ", forked by entropy", "random": ", forked at random"}[rollout.choose]
     return (
-        f"{config.prompts_per_step} × {leaves}; minibatch {update.prompts_per_minibatch}; "
+        f"{config.prompts_per_step} × {leaves}{forks}; minibatch {update.prompts_per_minibatch}; "
         f"{update.epochs} pass{'es' if update.epochs > 1 else ''}"
     )
 

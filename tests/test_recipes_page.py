@@ -59,7 +59,7 @@ def test_the_published_settings() -> None:
     at2po = settings(at2po_search_paper())
     assert at2po["ratio"] == "Turn" and at2po["average"] == "samples"
     assert (at2po["clip"], at2po["temperature"]) == ("0.003 / 0.004", "1")
-    assert at2po["batch"] == "64 × 22; minibatch 8; 1 pass"
+    assert at2po["batch"] == "64 × 22, forked by entropy; minibatch 8; 1 pass"
     update, rollout = at2po_search_paper().update, at2po_search_paper().rollout
     assert (update.betas, update.weight_decay, update.max_gradient_norm) == ((0.9, 0.999), 0.01, 1)
     assert rollout.max_turn_tokens == rollout.max_response_tokens == 6192
