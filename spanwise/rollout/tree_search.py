@@ -72,7 +72,7 @@ class TreeSearch(Rollout):
         return builder.freeze()
 
     def rank(self, nodes: Sequence[Node], seed: int) -> Ranked:
-        """The turns that may be sampled anew, best first."""
+        """The turns that may be sampled anew, best first; the root is none (see ``by_entropy``)."""
         if self.choose == "entropy":
             return by_entropy(nodes, self.sibling_penalty)
         candidates = sorted(n.path for n in nodes if n.stop == "continue")

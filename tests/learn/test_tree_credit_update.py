@@ -1,20 +1,22 @@
-"""The gradient of an update under each credit of a tree, against a recursion over its nodes."""
+"""The update under each credit and weight of shared turns, against their definitions."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from statistics import fmean, pstdev
 from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 
+from spanwise.advantages import leaf_counts
 from spanwise.credit import TreeAdvantage
 from spanwise.learn.objective import Objective
 from spanwise.learn.update import Update
 from spanwise.partitions import Token
 from spanwise.tree import Node, Path, Tree
-from tests.learners import new_learner, trained
+from tests.learners import new_learner, scored, trained
 from tests.tiny import tiny_model
 from tests.trees import random_tree
 
@@ -83,3 +85,22 @@ def test_no_two_values_give_the_same_gradient() -> None:
     for i, a in enumerate(found):
         for b in found[:i]:
             assert (a - b).abs().max() > 1e-3
+
+
+def test_the_weight_sqrt_is_treerls_division_of_the_advantage() -> None:
+    """By the root of the number of leaves below; clipped steps included."""
+    update = Update(learning_rate=3e-3, epochs=3, prompts_per_minibatch=3)
+    found: list[torch.Tensor] = []
+    for weighting in ("sqrt", "per_leaf"):
+        model = tiny_model(dtype=torch.float64)
+        objective = Objective(ratio_spans=Token(), shared_turns=weighting, clip_high=0.02)
+        learner = new_learner(model, objective, update, advantage=TreeAdvantage())
+        batch = scored(learner, TREES)
+        assert batch.advantages is not None
+        counts = leaf_counts(batch.parents, batch.leaves)[batch.nodes.clamp(min=0)]
+        assert int(counts.max()) > 2
+        if weighting == "per_leaf":
+            batch = replace(batch, advantages=batch.advantages / counts.double().sqrt())
+        assert learner.update(batch, step=1)["clip_frac/span_high"] > 0
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-6)
