@@ -11,7 +11,7 @@ That is one choice of four, and they are different objectives. With ``c`` branch
 
 TreeRL (arXiv 2506.11902) divides the advantage of a step by the square root of the number of
 leaves below it, which is ``sqrt``: between a turn that counts as often as it is shared, and
-one that counts once.
+one that counts once. (Its code divides the values, before it takes their differences.)
 """
 
 from __future__ import annotations
