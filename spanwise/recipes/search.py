@@ -116,8 +116,8 @@ def at2po_search_paper() -> TrainConfig:
         max_turn_tokens, no limit of its own      vllm_rollout_with_tools_tree_offline.py, 841
         sampling: temperature, top_p, top_k       Y 124 to 126, none of them in S
         max_calls=6                               Y 200
-        num_documents=3                           rollout/tools/search_tool.py, 410
-        reward: -1, 0, 1                          S 92; reward_score/deep_research_em.py
+        num_documents=3                           workers/rollout/tools/search_tool.py, 410
+        reward: -1, 0, 1                          S 92; utils/reward_score/deep_research_em.py
         value, advantage, normalised leaves       S 176 to 178
         ratio_spans, gradient, "sample"           S 148; core_algos.py, 970
         clip_low, clip_high; no dual clip         S 149, 150; core_algos.py, 970
