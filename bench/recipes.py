@@ -36,7 +36,8 @@ DAPO's in a method that is not DAPO. A recipe without a source for each value fa
   compared.
 - **ratio**: the spans over which the policy ratio is averaged.
 - **average**: over tokens, over samples, or each sample's sum over a constant number of tokens.
-- **clip**: how far below and above 1 the ratio is clipped.
+- **clip**: how far below and above 1 the ratio is clipped; *detached* and *soft* where that bounds
+  the weight of a gradient or lets it fade instead of cutting it.
 - **rates**: learning rate of the policy and of the critic.
 - **batch**: prompts a step × trajectories of each; prompts of a minibatch; passes over the batch.
 - **temperature**: of the rollouts.
@@ -47,6 +48,22 @@ The recipes on the embedded tasks (`_chain`, `_search`) take a method's credit a
 as much of the rest as they can, so that they can be compared; batch and learning rates fit a model
 of 1 M parameters and two cores. `sae_math` and `at2po_search_paper` follow their papers, and their
 docstrings say what stays open.
+
+## Not here, and why
+
+A method is here if it is a rule of credit, two spans and a clip. These, which verl or TRL offer,
+need something besides:
+
+- [GMPO](https://arxiv.org/abs/2507.20673): a clip of every token's log-ratio inside the mean over
+  the answer, one clip in the other. Without the inner one its ratio is that of `gspo_chain`.
+- [Clip-Cov, KL-Cov](https://arxiv.org/abs/2505.22617): a draw, or a ranking, of the batch's tokens
+  by the covariance of log-prob and advantage, before the loss.
+- DPPO: a second measure of distance, that of probabilities, which masks tokens.
+- DRO, VESPO: no clip, but a penalty or a weight with constants of its own.
+- GPG's α: one factor on the loss of a step, rows / rows with a signal. It is 1 where prompts
+  without a signal are replaced by others, as `gpg_chain` does.
+- ReMax: a greedy rollout of each prompt. The optimal token baseline: norms of each token's gradient.
+- GDPO, TRL's `normalize_then_sum`: rewards in several columns, normalised one by one.
 """
 
 
@@ -118,7 +135,12 @@ def settings(config: TrainConfig) -> dict[str, str]:
         "credit": credit_text(config.advantage),
         "ratio": spans_text(objective.ratio_spans),
         "average": averages.get(objective.loss_aggregation, constant),
-        "clip": f"{objective.clip_low:g} / {objective.clip_high:g}",
+        "clip": " ".join(
+            [
+                *([objective.clip] if objective.clip != "hard" else []),
+                f"{objective.clip_low:g} / {objective.clip_high:g}",
+            ]
+        ),
         "rates": rates,
         "batch": batch_text(config),
         "temperature": f"{config.rollout.sampling.temperature:g}",

@@ -67,6 +67,13 @@ def test_grpo_chain_has_no_critic(grpo: RunFolder) -> None:
         "rloo_chain",
         "reinforce_chain",
         "gspo_chain",
+        "cispo_chain",
+        "gpg_chain",
+        "lite_ppo_chain",
+        "luspo_chain",
+        "opo_chain",
+        "reinforce_plain_chain",
+        "sapo_chain",
         "turn_gae_search",
     ],
 )
