@@ -62,7 +62,8 @@ need something besides:
 - DRO, VESPO: no clip, but a penalty or a weight with constants of its own.
 - GPG's α: one factor on the loss of a step, rows / rows with a signal. It is 1 where prompts
   without a signal are replaced by others, as `gpg_chain` does.
-- ReMax: a greedy rollout of each prompt. The optimal token baseline: norms of each token's gradient.
+- ReMax: a greedy rollout of each prompt.
+- The optimal token baseline: the norm of each token's gradient.
 - GDPO, TRL's `normalize_then_sum`: rewards in several columns, normalised one by one.
 """
 

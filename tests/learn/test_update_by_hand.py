@@ -274,7 +274,7 @@ def by_hand(name: str) -> Tensor:
                 * importance(settings, rows[i], old[i], k)
                 for k in range(len(losses))
             ]
-            total = sum(w * loss for w, loss in zip(weights, losses, strict=True))
+            total: Any = sum(w * loss for w, loss in zip(weights, losses, strict=True))
             aggregation = settings.objective.loss_aggregation
             if aggregation == "token":
                 total = total / num_tokens
