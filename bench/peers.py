@@ -3,8 +3,8 @@
 Run ``python -m bench.peers`` in an environment that has a peer; each that can be imported is
 compared, and its table goes to ``bench/results/peers_verl.json`` or ``peers_trl.json``:
 
-    pip install verl==0.9.1 torch==2.13.0 numba
-    pip install trl==1.16.0 torch==2.13.0 transformers==5.19.0 numba
+    pip install -e . verl==0.9.1 torch==2.13.0
+    pip install -e . trl==1.16.0 torch==2.13.0 transformers==5.19.0
 
 Batches are random, in float64: turns with gaps, turns of one token, rows of unequal length,
 groups of four, one of them with equal rewards. The peer's advantages are compared with ours, and
@@ -39,6 +39,8 @@ from spanwise.tree import Node, Tree
 
 NUM_BATCHES, NUM_GROUPS, GROUP_SIZE = 20, 5, 4
 RESULTS = Path(__file__).parent / "results"
+
+ROUNDING = 1e-12
 
 Found = tuple[str, Callable[[Batch], Tensor], str]
 """A peer's function by name, the call, and what may differ."""
@@ -92,9 +94,9 @@ def our_loss(objective: Objective, batch: Batch, logprobs: Tensor) -> Tensor:
     return objective(logprobs, batch, Counts(batch.num_rows, batch.num_model_tokens))[0]
 
 
-def apart(got: Tensor, theirs: Tensor) -> float:
-    """The largest difference, in units of the largest number."""
-    return float((got - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12))
+def apart(got: Tensor, theirs: Tensor, unit: Tensor) -> float:
+    """The largest difference, in units of a number that tells the size."""
+    return float((got - theirs).abs().max() / unit.clamp(min=1e-12))
 
 
 class Verl:
@@ -114,20 +116,22 @@ class Verl:
             def gae(batch: Batch) -> Tensor:
                 rewards, mask = batch.rewards_by_token, batch.mask.double()
                 gamma, lam = advantage.gamma, advantage.lam
-                return algos.compute_gae_advantage_return(rewards, batch.values, mask, gamma, lam)[
-                    0
-                ]
+                found = algos.compute_gae_advantage_return(rewards, batch.values, mask, gamma, lam)
+                return found[0] * mask  # its whitening leaves a number at masked places
 
             return "compute_gae_advantage_return", gae, "eps of the whitening"
         if not isinstance(advantage, GroupAdvantage):
             return "no counterpart: credit over a tree"
         names = {
-            "group_normalised": ("grpo", "eps of a group whose rewards are alike: ours is exactly 0"),
+            "group_normalised": (
+                "grpo",
+                "eps",
+            ),
             "group_mean": ("grpo", ""),
             "leave_one_out": ("rloo", ""),
             "batch_normalised": (
                 "reinforce_plus_plus_baseline",
-                "theirs whitens over tokens, ours scales over rows",
+                "theirs takes mean and deviation over tokens, ours the deviation over rows",
             ),
             "batch_whitened": ("reinforce_plus_plus", "eps of the whitening"),
             "length_weighted": ("opo", ""),
@@ -136,7 +140,7 @@ class Verl:
             return "no counterpart: group mean with the batch's deviation"
         name, note = names[advantage.baseline]
         if recipe == "gpg_chain":
-            name, note = "gpg", "theirs has α, rows / rows with a reward other than 0; ours 1"
+            name, note = "gpg", "its α is float32"
 
         def grouped(batch: Batch) -> Tensor:
             options: dict[str, Any] = {"config": SimpleNamespace(gamma=1.0)}
@@ -145,9 +149,11 @@ class Verl:
             if name != "reinforce_plus_plus":
                 options["index"] = batch.groups.numpy()
             estimator = algos.get_adv_estimator_fn(name)
-            return estimator(batch.rewards_by_token, batch.mask.double(), **options)[0]
+            found = estimator(batch.rewards_by_token, batch.mask.double(), **options)[0]
+            # Its α, which ours leaves out, is rows / rows with a reward other than 0.
+            return found * (batch.returns != 0).double().mean() if name == "gpg" else found
 
-        return name, grouped, note
+        return "gpg, divided by its α" if name == "gpg" else name, grouped, note
 
     def loss(self, objective: Objective, recipe: str) -> LossFound | str:
         from verl.trainer.ppo import core_algos as algos  # pyright: ignore
@@ -180,7 +186,7 @@ class Verl:
             rows = batch.old_logprobs, logprobs, batch.advantages, batch.mask.double()
             return algos.get_policy_loss_fn(kind)(*rows, loss_agg_mode=mode, config=config)[0]
 
-        return f"{kind}, {mode}", loss, "1e-8 beside the length" if mode.endswith("n-mean") else ""
+        return f"{kind}, {mode}", loss, "its 1e-8 beside the length"
 
 
 class Trl:
@@ -235,11 +241,15 @@ class Trl:
         if level == "sequence" and isinstance(length, int):
             kind, scale, note = "luspo", 1 / length, "times our constant, a number"
         elif objective.clip == "soft":
-            kind = "sapo"
+            kind, note = "sapo", "its temperatures are float32"
         elif objective.clip == "detached":
             if objective.clip_low != 1 or length != "token":
                 return "no counterpart: a weight that stays 1"
-            kind, high, note = "cispo", 1 + high, "its epsilon_high is the bound, ours 1 + clip_high"
+            kind, high, note = (
+                "cispo",
+                1 + high,
+                "its bound is epsilon_high itself",
+            )
 
         def loss(batch: Batch, logprobs: Tensor) -> Tensor:
             tokens, mask = batch.tokens, batch.mask
@@ -254,6 +264,7 @@ class Trl:
                     None,
                 ),
                 args=SimpleNamespace(
+                    steps_per_generation=1,
                     delta=None,
                     sapo_temperature_pos=1 / (objective.clip_high or 1),
                     sapo_temperature_neg=1 / (objective.clip_low or 1),
@@ -311,15 +322,18 @@ def compared(peer: Verl | Trl, recipe: str) -> dict[str, Any]:
         batch = replace(batch, advantages=advantage(batch).double())
         assert batch.advantages is not None
         if not isinstance(of_credit, str):
-            found = apart(batch.advantages, of_credit[1](batch))
+            theirs = of_credit[1](batch)
+            found = apart(batch.advantages, theirs, theirs.abs().max())
             row["credit_difference"] = max(row["credit_difference"], found)
         if not isinstance(of_loss, str):
             ours, theirs = (
                 loss_and_gradient(loss, batch, logprobs)
                 for loss in (lambda b, x: our_loss(objective, b, x), of_loss[1])
             )
-            for name, a, b in zip(("value", "gradient"), ours, theirs, strict=True):
-                row[f"{name}_difference"] = max(row[f"{name}_difference"], apart(a, b))
+            # The value is a sum of signed terms that may be near 0; these add up to this size.
+            units = theirs[1].abs().sum(), theirs[1].abs().max()
+            for name, a, b, unit in zip(("value", "gradient"), ours, theirs, units, strict=True):
+                row[f"{name}_difference"] = max(row[f"{name}_difference"], apart(a, b, unit))
     return row
 
 
@@ -332,14 +346,16 @@ def loss_and_gradient(
 
 
 def text_of(row: dict[str, Any]) -> str:
-    parts = [row["recipe"], row["credit"]]
+    """One line of the table; a note only where there is a difference to explain."""
+    credit, loss = row["credit"], row["loss"]
     if "credit_difference" in row:
-        parts.append(f"{row['credit_difference']:.1e} {row['credit_note']}".strip())
-    parts.append(row["loss"])
+        difference = row["credit_difference"]
+        credit += f" {difference:.1e}" + (difference > ROUNDING) * f" ({row['credit_note']})"
     if "value_difference" in row:
-        parts.append(f"{row['value_difference']:.1e} / {row['gradient_difference']:.1e}")
-        parts.append(row["loss_note"])
-    return " | ".join(parts)
+        value, gradient = row["value_difference"], row["gradient_difference"]
+        loss += f" {value:.1e}, gradient {gradient:.1e}"
+        loss += (max(value, gradient) > ROUNDING) * f" ({row['loss_note']})"
+    return " | ".join([row["recipe"], credit, loss])
 
 
 def main() -> None:

@@ -49,6 +49,25 @@ as much of the rest as they can, so that they can be compared; batch and learnin
 of 1 M parameters and two cores. `sae_math` and `at2po_search_paper` follow their papers, and their
 docstrings say what stays open.
 
+## Beside verl and TRL
+
+`python -m bench.peers` runs every recipe's credit, loss and gradient on random batches in float64
+against verl 0.9.1 and TRL 1.16.0, with a row for each in `bench/results/peers_verl.json` and
+`peers_trl.json`, or the reason why there is no counterpart. Where there is one, all agree to 1e-15
+of their size but for these:
+
+- **eps**: TRL adds 1e-4 to a group's or the batch's deviation, we add 1e-6, as verl does: up to
+  7e-4 of the advantages. verl's whitening has 1e-8 under the root, ours 1e-6 beside it: 4e-6.
+- **mean over samples**: verl adds 1e-8 to a row's length: 1e-8.
+- **SAPO**: TRL keeps the two temperatures in float32: 5e-8.
+- **REINFORCE++-baseline**: verl takes mean and deviation over tokens, so that a long row counts
+  more; ours, over rows, up to 22% of the largest advantage elsewhere.
+- **GPG**: verl's α counts rewards other than 0, not prompts with a signal. Compared without
+  it, which is float32: 5e-8.
+- **caps**: verl cuts a log-ratio at 20, for GSPO at 10, and its gradient with it; TRL has no cap.
+  Ours is cut at 20 and keeps the gradient it has there. No batch above comes near.
+- **CISPO**: TRL's `epsilon_high` is the bound of the weight itself, `clip_high` that less 1.
+
 ## Not here, and why
 
 A method is here if it is a rule of credit, two spans and a clip. These, which verl or TRL offer,

@@ -61,7 +61,7 @@ def test_f1_and_match_agree(prediction: str, answer: str):
 
 @pytest.mark.parametrize("closed", ["yes", "No!", "noanswer"])
 def test_a_closed_answer_shares_words_with_itself_alone(closed: str):
-    """HotpotQA's script: 0 whenever one side is yes, no or noanswer and the other is not the same."""
+    """HotpotQA's script: 0 whenever exactly one side is yes, no or noanswer."""
     longer = f"{closed} way home"
     assert f1(longer, [closed]) == f1(closed, [longer]) == f1(closed, ["maybe"]) == 0.0
     assert f1("yes", ["no"]) == f1("noanswer", ["no"]) == 0.0
