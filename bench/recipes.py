@@ -66,6 +66,7 @@ of their size but for these:
   it, which is float32: 5e-8.
 - **caps**: verl cuts a log-ratio at 20, for GSPO at 10, and its gradient with it; TRL has no cap.
   Ours is cut at 20 and keeps the gradient it has there. No batch above comes near.
+- **k3**: the same cap. verl and OpenRLHF also bound the estimate at 10, and cut its gradient.
 - **CISPO**: TRL's `epsilon_high` is the bound of the weight itself, `clip_high` that less 1.
 
 ## Not here, and why

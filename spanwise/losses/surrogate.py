@@ -107,7 +107,7 @@ def clipped_surrogate(
     require_spans(ratio_spans)
     ratios = ratio(logprobs, old_logprobs, ratio_spans)
     with torch.no_grad():
-        estimates = (old_logprobs - logprobs.to(ratios.dtype)).clamp(min=-MAX_LOG_RATIO)
+        estimates = (old_logprobs - logprobs.to(ratios.dtype)).clamp_(min=-MAX_LOG_RATIO)
         estimates = torch.expm1(-estimates) + estimates  # k3, see ``losses.kl``
     limits = (1 - clip_low, 1 + clip_high, math.inf if dual_clip is None else dual_clip)
     form = None
