@@ -61,19 +61,34 @@ class Advantage(ABC):
 class GroupAdvantage(Advantage):
     """One advantage for a whole trajectory: its return against those of the same prompt."""
 
-    baseline: Literal["group_normalised", "group_mean", "leave_one_out", "batch_normalised"] = (
-        "group_normalised"
-    )
-    """Baseline of GRPO, Dr. GRPO, RLOO or REINFORCE++ (with the group's mean)."""
+    baseline: Literal[
+        "group_normalised",
+        "group_mean",
+        "leave_one_out",
+        "batch_normalised",
+        "batch_scaled",
+        "length_weighted",
+        "batch_whitened",
+    ] = "group_normalised"
+    """Baseline of GRPO, Dr. GRPO, RLOO, REINFORCE++-baseline (the group's mean), Lite PPO, OPO, or
+    plain REINFORCE++ (no group: whitened over the batch's tokens)."""
 
     def __call__(self, batch: Batch) -> Tensor:
+        returns, groups = batch.returns, batch.groups
+        if self.baseline == "batch_whitened":
+            return adv.whiten(adv.to_tokens(returns, batch.mask), batch.loss_mask)
+        if self.baseline == "length_weighted":
+            lengths = batch.mask.sum(1)
+            per_row = adv.length_weighted_advantages(returns, groups, lengths)
+            return adv.to_tokens(per_row, batch.mask)
         function = {
             "group_normalised": adv.group_advantages,
             "group_mean": adv.centred_advantages,
             "leave_one_out": adv.leave_one_out_advantages,
             "batch_normalised": adv.global_advantages,
+            "batch_scaled": adv.batch_scaled_advantages,
         }[self.baseline]
-        return adv.to_tokens(function(batch.returns, batch.groups), batch.mask)
+        return adv.to_tokens(function(returns, groups), batch.mask)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,17 @@ def test_every_column_follows_its_setting() -> None:
     for column, config in changed.items():
         after = settings(config)
         assert [c for c in COLUMNS if after[c] != before[c]] == [column]
+
+
+@pytest.mark.parametrize("peer", ["verl", "trl"])
+def test_every_recipe_was_set_beside_the_peers_and_no_difference_is_unexplained(peer: str) -> None:
+    """Run ``python -m bench.peers`` where each is installed once a recipe is new or renamed."""
+    rows = json.loads((SOURCES.parent / "results" / f"peers_{peer}.json").read_text())["rows"]
+    assert [row["recipe"] for row in rows] == recipes.names()
+    for row in rows:
+        for kind, figures in {"credit": ["credit"], "loss": ["value", "gradient"]}.items():
+            apart = [row.get(f"{figure}_difference") for figure in figures]
+            if None in apart:
+                assert row[kind].startswith("no counterpart: "), row
+            else:
+                assert max(apart) < 1e-12 or row[f"{kind}_note"], row

@@ -22,6 +22,8 @@ SHIPPED = {
             *("adaptive_gae_chain", "dapo_chain", "dr_grpo_chain", "gae_chain", "grpo_chain"),
             *("gspo_chain", "reinforce_chain", "rloo_chain", "sae_chain", "sae_end_chain"),
             *("sae_ratio_chain", "vapo_chain"),
+            *("cispo_chain", "gpg_chain", "lite_ppo_chain", "luspo_chain", "opo_chain"),
+            *("reinforce_plain_chain", "sapo_chain"),
         ],
         "math": ["sae_gym", "sae_math"],
         "search": [
