@@ -22,7 +22,7 @@ from spanwise.envs.math.scoring import (
     math_verify_is_installed,
     reference_answer,
 )
-from spanwise.envs.math.scoring_process import ScoringError, scored
+from spanwise.envs.math.scoring_process import ScoringError, scored_or_none
 from spanwise.envs.question_files import Columns, Row, dataset_rows, file_rows
 from spanwise.errors import SpanwiseError
 from spanwise.models.tokenizer import Tokenizer
@@ -36,8 +36,9 @@ class Questions(Environment):
 
     The answer is what the last ``\boxed{...}`` of the turn holds, compared by
     ``math-verify``. A turn without one, or with one that cannot be read as mathematics,
-    is malformed and scores 0; so does one cut by the token limit. A comparison that raises
-    or misses its deadline ends the trajectory without a reward.
+    is malformed and scores 0; so does one cut by the token limit, and one whose comparison
+    raises, dies or misses its deadline where that of the reference with itself does not. Where
+    that does too, the trajectory ends without a reward.
 
     All rows are read by ``check``, before a run loads its model, or by ``tasks``. A
     question that was there before is left out, so that no question is both trained on and
@@ -155,11 +156,12 @@ class Questions(Environment):
         if answer is None:
             return Reply(stop="malformed", reward=0.0, success=False)
         try:
-            verdict = await scored(
+            verdict = await scored_or_none(
                 math_verdict,
                 answer,
                 task.answers,
-                package="math_verify",
+                sound=(task.answers[0], task.answers),
+                preload=(math_verdict, r"\frac{x}{2}", ("x+1",)),
                 deadline_s=self.deadline_s,
             )
         except ScoringError as error:
