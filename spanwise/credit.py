@@ -36,6 +36,9 @@ class Advantage(ABC):
     needs_values: ClassVar[bool] = False
     """True if it reads ``batch.values``: the recipe then needs a critic."""
 
+    compares: ClassVar[bool] = False
+    """True if it compares the trajectories of a prompt: each then needs two or more."""
+
     @abstractmethod
     def __call__(self, batch: Batch) -> Tensor:
         """``[N, T]`` advantages, 0 where ``batch.mask`` is False."""
@@ -61,6 +64,8 @@ class Advantage(ABC):
 class GroupAdvantage(Advantage):
     """One advantage for a whole trajectory: its return against those of the same prompt."""
 
+    compares: ClassVar[bool] = True
+
     baseline: Literal["group_normalised", "group_mean", "leave_one_out", "batch_normalised"] = (
         "group_normalised"
     )
@@ -79,6 +84,8 @@ class GroupAdvantage(Advantage):
 @dataclass(frozen=True, kw_only=True)
 class TreeAdvantage(Advantage):
     """One advantage for each turn, from its return to go (AT²PO, arXiv 2601.04767)."""
+
+    compares: ClassVar[bool] = True
 
     value: Literal["child_softmax", "child_mean", "leaf_mean"] = "child_softmax"
     """Mean that is a turn's value: over its children, weighted by the softmax of their entropy
