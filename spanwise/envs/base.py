@@ -115,7 +115,7 @@ def _real(reward: object) -> float:
     try:
         return float(reward)
     except OverflowError:
-        return math.inf if reward > 0 else -math.inf
+        return math.inf if cast(Any, reward) > 0 else -math.inf
 
 
 class Environment(ABC):
