@@ -9,15 +9,15 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from spanwise.envs.base import Environment, Reply, Split, Task, Turn
+from spanwise.envs.math.answer_forms import AnswerForm, asked_forms, stated_answer
 from spanwise.envs.math.scoring import (
     INSTALL_HINT,
-    last_boxed_answer,
     math_verdict,
     math_verify_is_installed,
     reference_answer,
@@ -35,7 +35,10 @@ class Questions(Environment):
     r"""Questions answered in one turn; 1 for a right final answer, 0 for anything else.
 
     The answer is what the last ``\boxed{...}`` of the turn holds, compared by
-    ``math-verify``. A turn without one, or with one that cannot be read as mathematics,
+    ``math-verify``. Where the row itself says in which form to answer, as those of
+    DAPO-Math-17k do (a last line ``Answer: ...``), it is not told otherwise, and an answer in
+    that form counts as well, the last of all: see ``answer_forms``.
+    A turn without one, or with one that cannot be read as mathematics,
     is malformed and scores 0; so does one cut by the token limit, and one whose comparison
     raises, dies or misses its deadline where that of the reference with itself does not. Where
     that does too, the trajectory ends without a reward.
@@ -77,7 +80,8 @@ class Questions(Environment):
     ``solution`` or ``reward_model.ground_truth``. A worked solution's final answer counts."""
 
     instructions: str = INSTRUCTIONS
-    """Text put after the question, or after the last message."""
+    """Text put after the question, or after the last message; the default is left out where the
+    row itself says in which form to answer."""
 
     deadline_s: float = 5.0
     """Deadline of a comparison of answers, in seconds."""
@@ -144,15 +148,18 @@ class Questions(Environment):
     def messages(self, task: Task) -> list[dict[str, str]]:
         """The question's messages, the instructions behind the last."""
         earlier = [dict(message) for message in task.info.get("earlier_messages", ())]
-        content = f"{task.question}\n\n{self.instructions}" if self.instructions else task.question
-        return [*earlier, {"role": "user", "content": content}]
+        row = [*earlier, {"role": "user", "content": task.question}]
+        told = self.instructions == INSTRUCTIONS and _asked(row)
+        if self.instructions and not told:
+            row[-1]["content"] = f"{task.question}\n\n{self.instructions}"
+        return row
 
     async def reply(self, task: Task, turns: Sequence[Turn]) -> Reply:
         """Score the one turn there is."""
         turn = turns[-1]
         if turn.truncated:
             return Reply(stop="length", reward=0.0, success=False)
-        answer = last_boxed_answer(turn.text)
+        answer = stated_answer(turn.text, _asked(self.messages(task)))
         if answer is None:
             return Reply(stop="malformed", reward=0.0, success=False)
         try:
@@ -168,6 +175,10 @@ class Questions(Environment):
             return Reply(stop="failure", failure=error.failure(), label=f"answer {answer}")
         right, stop = bool(verdict), "malformed" if verdict is None else "end"
         return Reply(stop=stop, reward=float(right), success=right, label=f"answer {answer}")
+
+
+def _asked(messages: Sequence[Mapping[str, str]]) -> tuple[AnswerForm, ...]:
+    return asked_forms("\n".join(message["content"] for message in messages))
 
 
 def _new(rows: Sequence[Row], seen: set[str]) -> list[Row]:

@@ -57,6 +57,56 @@ def with_answer(folder: Path, answer: object, **options: Any) -> Questions:
     return checked(written(folder, {"question": "q ?", "answer": answer}), **options)
 
 
+# Forms of an answer
+
+LINE = (
+    "Solve the following math problem step by step. The last line of your response should be of "
+    "the form Answer: $Answer (without quotes) where $Answer is the answer to the problem."
+)
+REMINDER = 'Remember to put your answer on its own line after "Answer:".'
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        (f"{LINE}\n\n17 + 17 ?\n\n{REMINDER}", "so\n\nAnswer: 34"),
+        (f"{LINE}\n\n17 + 17 ?", "Answer: 5? No.\n**Answer:** $34$.<|im_end|>"),
+        (f"{LINE}\n\n17 + 17 ?", "Answer:\n34</s>"),
+        (f"{LINE}\n\n17 + 17 ?", "Answer: \\(34\\)"),
+        (f"{LINE}\n\n17 + 17 ?", r"Answer: 5, no, rather \boxed{34}"),
+        (f"{LINE}\n\n17 + 17 ?", r"\boxed{5}, no. Answer: $\boxed{34}$"),
+        ("17 + 17 ?\nEnd with 'ANSWER: X', as in a line like ANSWER: 3", "ANSWER: 34"),
+        ('17 + 17 ? Output the final answer after "####".', "17 + 17 = 34\n#### 34"),
+        ("17 + 17 ? Write it as <answer> number </answer>", "<answer>34</answer>"),
+        (r"17 + 17 ? Put your final answer within \boxed{}.", r"it is \boxed{34}"),
+    ],
+)
+def test_a_right_answer_in_the_form_that_the_row_asks_for_is_right(
+    tmp_path: Path, row: str, answer: str
+):
+    env = checked(written(tmp_path, {"question": row, "answer": "34"}), deadline_s=30.0)
+    assert env.messages(env.tasks("train")[0]) == [{"role": "user", "content": row}]
+    assert (replied(env, answer).stop, replied(env, answer).reward) == ("end", 1.0)
+    assert replied(env, answer.replace("34", "35")).reward == 0.0
+
+
+@pytest.mark.parametrize("row", ["17 + 17 ? Answer:", r"17 + \boxed{?} = 51", "The answer: what?"])
+def test_a_row_that_asks_for_no_form_is_told_of_the_box_and_scored_by_it(tmp_path: Path, row: str):
+    env = checked(written(tmp_path, {"question": row, "answer": "34"}), deadline_s=30.0)
+    assert env.messages(env.tasks("train")[0])[-1]["content"] == f"{row}\n\n{INSTRUCTIONS}"
+    assert replied(env, "Answer: 34").stop == "malformed"
+    assert replied(env, r"\boxed{34} Answer: 35").reward == 1.0
+
+
+def test_instructions_of_ones_own_are_always_given_and_may_ask_for_a_form(tmp_path: Path):
+    file = written(tmp_path, {"question": LINE, "answer": "34"}, {"question": "q", "answer": "3"})
+    own = "Give it in the form Answer: X"
+    env = checked(file, instructions=own, deadline_s=30.0)
+    assert all(env.messages(t)[-1]["content"].endswith(f"\n\n{own}") for t in env.tasks("train"))
+    turn = [Turn(text="Answer: 3")]
+    assert asyncio.run(env.reply(env.tasks("train")[1], turn)).reward == 1.0
+
+
 # Rows
 
 
