@@ -9,6 +9,7 @@ References:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,8 +19,10 @@ from spanwise.envs.base import Environment, Reply, Split, Task, Turn
 from spanwise.envs.math.answer_forms import AnswerForm, asked_forms, stated_answer
 from spanwise.envs.math.scoring import (
     INSTALL_HINT,
+    is_sentence,
     math_verdict,
     math_verify_is_installed,
+    may_be_right,
     reference_answer,
 )
 from spanwise.envs.math.scoring_process import ScoringError, scored_or_none
@@ -111,12 +114,13 @@ class Questions(Environment):
             raise SpanwiseError(
                 "no train questions: set train_file, to .jsonl or .parquet, or dataset"
             )
+        source = self.dataset or self.train_file
         splits: dict[Split, tuple[Task, ...]] = {}
         seen: set[str] = set()
         for split, file in files.items():
             if file is not None:
                 own = _new(file_rows(file, columns), seen)
-                splits[split] = tuple(_task(split, row) for row in own)
+                splits[split] = _tasks_of(split, own, file)
         train = _new(rows, seen)
         for split, file in files.items():
             if file is None and self.num_held_out:
@@ -127,11 +131,11 @@ class Questions(Environment):
                         f"hold out {self.num_held_out} for {split}; lower num_held_out or set "
                         f"{split}_file"
                     )
-                splits[split] = tuple(_task(split, row) for row in train[cut:])
+                splits[split] = _tasks_of(split, train[cut:], source)
                 train = train[:cut]
         if not train:
             raise SpanwiseError(f"all questions of {self.dataset or self.train_file} are held out")
-        return {"train": tuple(_task("train", row) for row in train), **splits}
+        return {"train": _tasks_of("train", train, source), **splits}
 
     def tasks(self, split: Split) -> Sequence[Task]:
         """The different questions of a split, in the order of their rows."""
@@ -191,10 +195,32 @@ def _new(rows: Sequence[Row], seen: set[str]) -> list[Row]:
     return new
 
 
-def _task(split: Split, row: Row) -> Task:
-    return Task(
-        id=f"{split}-{row.number}",
-        question=row.question,
-        answers=tuple(reference_answer(answer) for answer in row.answers),
-        info={"earlier_messages": row.earlier_messages} if row.earlier_messages else {},
-    )
+def _tasks_of(split: Split, rows: Sequence[Row], source: object) -> tuple[Task, ...]:
+    """The rows of a split; says how many answers are sentences.
+
+    Raises:
+      ValueError: for a row whose answer cannot be right, with its number.
+    """
+    tasks: list[Task] = []
+    sentences: list[Task] = []
+    for row in rows:
+        answers = tuple(reference_answer(answer) for answer in row.answers)
+        if unreadable := [answer for answer in answers if not may_be_right(answer)]:
+            raise SpanwiseError(
+                f"{source}, row {row.number}: no answer can be compared with "
+                f"{unreadable[0][:80]!r}, the answer that it gives"
+            )
+        info = {"earlier_messages": row.earlier_messages} if row.earlier_messages else {}
+        task_id = f"{split}-{row.number}"
+        tasks.append(Task(id=task_id, question=row.question, answers=answers, info=info))
+        if all(map(is_sentence, answers)):
+            sentences.append(tasks[-1])
+    if sentences:
+        warnings.warn(
+            f"{source}: {len(sentences)} of {len(rows)} {split} answers are sentences, which "
+            f"mathematics cannot compare, the first that of {sentences[0].id}: "
+            f"{sentences[0].answers[0][:80]!r}; leave such rows out",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return tuple(tasks)

@@ -1,13 +1,16 @@
 import asyncio
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from spanwise.envs.base import Reply, Turn
@@ -171,6 +174,15 @@ def test_the_chat_is_kept_and_the_instructions_go_behind_the_last_message(tmp_pa
         ({"question": "q", "answers": []}, "row 2, column 'answers': must hold an answer"),
         ({"question": "q", "answers": ["a", ""]}, "row 2, column 'answers'"),
         ({"question": "q", "answer": True}, "row 2, column 'answer'"),
+        ({"question": "q", "answer": math.nan}, "row 2: none of the columns answer"),
+        ({"question": "q", "answer": math.inf}, "row 2, column 'answer': must hold an answer"),
+        ({"question": "q", "answer": "NaN"}, "row 2, column 'answer': .* empty or NaN"),
+        ({"question": "q", "answers": ["1", math.nan]}, "row 2, column 'answers'"),
+        ({"question": "q", "answers": ["1", None]}, "row 2, column 'answers'"),
+        ({"question": math.nan, "answer": "1"}, "row 2: none of the columns question"),
+        ({"question": "q", "answer": "?"}, "row 2: no answer can be compared with '\\?'"),
+        ({"question": "q", "answer": "#### "}, "row 2: no answer can be compared with ''"),
+        ({"question": "q", "answer": "}{"}, "row 2: no answer can be compared with '}{'"),
         ({"prompt": [{"role": "user"}], "answer": "a"}, "row 2, column 'prompt': every message"),
         ({"prompt": [], "answer": "a"}, "row 2, column 'prompt': must hold a question"),
         (
@@ -201,6 +213,28 @@ def test_wrong_rows_of_parquet_are_named_too(tmp_path: Path):
     (tmp_path / "no.parquet").write_bytes(b"PAR1 and nothing else")
     with pytest.raises(ValueError, match=r"no.parquet, row 1 or later: not parquet"):
         checked(tmp_path / "no.parquet")
+
+
+def test_numbers_are_read_as_what_they_mean(tmp_path: Path):
+    values = [2.0, 2.5, 10**20, Decimal("1.50"), np.int64(3), np.float32(0.5), [np.float64(4.0)]]
+    rows = [{"question": f"{n} ?", "answer": v, "solution": "9"} for n, v in enumerate(values)]
+    rows.append({"question": "the next column ?", "answer": math.nan, "solution": "9"})
+    fake = SimpleNamespace(load_dataset=lambda name, split: rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "datasets", fake)
+        tasks = Questions(dataset="OWNER/math", num_held_out=0).tasks("train")
+    found = [task.answers for task in tasks]
+    texts = ["2", "2.5", "100000000000000000000", "1.50", "3", "0.5", "4", "9"]
+    assert found == [(text,) for text in texts]
+    floats = parquet(tmp_path, *numbered(2), {"question": "3 ?", "answer": math.nan})
+    with pytest.raises(ValueError, match="row 2: none of the columns answer"):
+        checked(floats)
+
+
+def test_answers_that_are_sentences_are_reported_with_their_number(tmp_path: Path):
+    rows = [*numbered(1), {"question": "which ?", "answer": "all of the even numbers"}]
+    with pytest.warns(RuntimeWarning, match=r"1 of 2 train answers .* train-2: 'all of the even"):
+        checked(written(tmp_path, *rows))
 
 
 def test_a_row_that_is_not_utf_8_is_named(tmp_path: Path):
