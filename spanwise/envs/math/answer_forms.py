@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from spanwise.envs.math.scoring import last_boxed_answer, tagged_answer
 
+MAX_END = 200
+"""Characters of a line in which its end markers are looked for."""
+
 _LEAD = r"\b(?:form|format|after|with|within|in|by|as|write|line|like|using|between|inside)\b"
 _END_MARKERS = re.compile(r"(?:<[^<>\s]+>|\[/?[A-Z_]+\])+\s*$")
 
@@ -87,5 +90,6 @@ def _content(stated: str) -> str | None:
         return inner and (last_boxed_answer(inner) or inner)
     said = re.sub(r"\A(?:####|answer\s*:)", "", stated, flags=re.I)
     line = said.strip(" \t\r\n*_").partition("\n")[0]
-    line = _END_MARKERS.sub("", line).strip(" \t\r*_")
+    # an end is short: a search through a long line of markers takes quadratic time
+    line = (line[:-MAX_END] + _END_MARKERS.sub("", line[-MAX_END:])).strip(" \t\r*_")
     return last_boxed_answer(line) or line or None
