@@ -3,6 +3,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -15,6 +16,7 @@ import pytest
 
 from spanwise.envs.base import Reply, Turn
 from spanwise.envs.math import scoring_process
+from spanwise.envs.math.answer_forms import asked_forms, stated_answer
 from spanwise.envs.math.questions import INSTRUCTIONS, Questions
 from spanwise.envs.math.scoring import last_boxed_answer, reference_answer, tagged_answer
 
@@ -99,6 +101,14 @@ def test_a_row_that_asks_for_no_form_is_told_of_the_box_and_scored_by_it(tmp_pat
     assert env.messages(env.tasks("train")[0])[-1]["content"] == f"{row}\n\n{INSTRUCTIONS}"
     assert replied(env, "Answer: 34").stop == "malformed"
     assert replied(env, r"\boxed{34} Answer: 35").reward == 1.0
+
+
+def test_long_text_is_searched_in_linear_time():
+    forms = asked_forms(LINE)
+    for text in ("<a>" * 30_000 + "x", "Answer: " * 30_000, "<answer>" * 30_000, "[A" * 50_000):
+        begun = time.perf_counter()
+        stated_answer(f"Answer: {text}", forms)
+        assert time.perf_counter() - begun < 1.0, text[:9]
 
 
 def test_instructions_of_ones_own_are_always_given_and_may_ask_for_a_form(tmp_path: Path):
