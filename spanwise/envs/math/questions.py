@@ -30,6 +30,9 @@ from spanwise.envs.question_files import Columns, Row, dataset_rows, file_rows
 from spanwise.errors import SpanwiseError
 from spanwise.models.tokenizer import Tokenizer
 
+WARM_UP = "10", (r"\frac{x}{2}", "-98765.43210", "x+1=2", r"\sqrt{2}\pi", "(1,2]")
+"""A comparison that has the package read what answers are made of, once and for all scores."""
+
 INSTRUCTIONS = r"Reason step by step, and put the final answer in \boxed{}."
 
 
@@ -172,7 +175,7 @@ class Questions(Environment):
                 answer,
                 task.answers,
                 sound=(task.answers[0], task.answers),
-                preload=(math_verdict, r"\frac{x}{2}", ("x+1",)),
+                preload=(math_verdict, *WARM_UP),
                 deadline_s=self.deadline_s,
             )
         except ScoringError as error:

@@ -17,7 +17,7 @@ import pytest
 from spanwise.envs.base import Reply, Turn
 from spanwise.envs.math import scoring_process
 from spanwise.envs.math.answer_forms import asked_forms, stated_answer
-from spanwise.envs.math.questions import INSTRUCTIONS, Questions
+from spanwise.envs.math.questions import INSTRUCTIONS, WARM_UP, Questions
 from spanwise.envs.math.scoring import last_boxed_answer, reference_answer, tagged_answer
 
 DAPO_ROW = {
@@ -373,11 +373,11 @@ def raising(*_: object) -> bool:
 
 
 def raising_but_for_34(answer: str, references: object) -> bool:
-    return answer in ("34", r"\frac{x}{2}") or raising()
+    return answer in ("34", WARM_UP[0]) or raising()
 
 
 def dying_but_for_34(answer: str, references: object) -> bool:
-    return answer in ("34", r"\frac{x}{2}") or dying()
+    return answer in ("34", WARM_UP[0]) or dying()
 
 
 def dying(*_: object) -> bool:
@@ -385,11 +385,11 @@ def dying(*_: object) -> bool:
 
 
 def raising_later(answer: str, references: object) -> bool:
-    return answer == r"\frac{x}{2}" or raising()
+    return answer == WARM_UP[0] or raising()
 
 
 def dying_later(answer: str, references: object) -> bool:
-    return answer == r"\frac{x}{2}" or dying()
+    return answer == WARM_UP[0] or dying()
 
 
 def shouting(text: str) -> str:
