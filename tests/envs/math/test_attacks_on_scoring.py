@@ -476,6 +476,36 @@ def test_a_score_past_its_deadline_is_ended_and_the_next_needs_no_new_start(
     assert computed(origin_id) not in (origin, os.getpid())
 
 
+@linux
+def test_a_score_that_runs_ends_with_the_process_that_it_was_forked_from(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(scoring_process, "_threads", ThreadPoolExecutor(1))
+    origin = computed(origin_id)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(computed, endless, deadline_s=60.0)
+        children = Path(f"/proc/{origin}/task/{origin}/children")
+        while not (found := children.read_text().split()):
+            time.sleep(0.01)
+        time.sleep(0.5)  # until it computes
+        os.kill(origin, signal.SIGKILL)
+        with pytest.raises(scoring_process.ScoringError, match="died of SIGKILL"):
+            running.result(timeout=10)
+    deadline = time.monotonic() + 10
+    while (alive := _is_alive(int(found[0]))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive
+
+
+def session_and_process() -> list[int]:
+    return [os.getsid(0), os.getpid()]
+
+
+def test_a_score_leads_a_session_so_that_what_it_starts_is_ended_with_it():
+    session, process = scoring_process.generated(session_and_process, preload=(len, ""))
+    assert session == process != os.getsid(0)
+
+
 def test_the_processes_end_with_the_one_that_asks(tmp_path: Path):
     script = (
         "import asyncio, os, sys\n"
