@@ -36,6 +36,9 @@ class Advantage(ABC):
     needs_values: ClassVar[bool] = False
     """True if it reads ``batch.values``: the recipe then needs a critic."""
 
+    compares: ClassVar[bool] = False
+    """True if it compares the trajectories of a prompt: each then needs two or more."""
+
     @abstractmethod
     def __call__(self, batch: Batch) -> Tensor:
         """``[N, T]`` advantages, 0 where ``batch.mask`` is False."""
@@ -73,6 +76,11 @@ class GroupAdvantage(Advantage):
     """Baseline of GRPO, Dr. GRPO, RLOO, REINFORCE++-baseline (the group's mean), Lite PPO, OPO, or
     plain REINFORCE++ (no group: whitened over the batch's tokens)."""
 
+    @property
+    def compares(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """True but for plain REINFORCE++."""
+        return self.baseline != "batch_whitened"
+
     def __call__(self, batch: Batch) -> Tensor:
         returns, groups = batch.returns, batch.groups
         if self.baseline == "batch_whitened":
@@ -94,6 +102,8 @@ class GroupAdvantage(Advantage):
 @dataclass(frozen=True, kw_only=True)
 class TreeAdvantage(Advantage):
     """One advantage for each turn, from its return to go (AT²PO, arXiv 2601.04767)."""
+
+    compares: ClassVar[bool] = True
 
     value: Literal["child_softmax", "child_entropy", "child_mean", "leaf_mean"] = "child_softmax"
     """Mean that is a turn's value: over its children, weighted by the softmax of their entropies

@@ -78,6 +78,8 @@ def show_results(log: RunFolder, console: Console, *, group_by: str) -> None:
     """Print the scores of a finished run, one of its trees, and the commands to go on with."""
     folder, summary = log.folder, log.read_summary()
     console.print(results_table(summary, group_by=group_by))
+    if line := signal_line(log.read_metrics()):
+        console.print(line, highlight=False, markup=False)
     if summary.get("row_tokens"):
         console.print(packing_line(summary), highlight=False)
     if steps := log.tree_steps():
@@ -102,6 +104,30 @@ def results_table(summary: Mapping[str, Any], *, group_by: str = "") -> Table:
         return f"{' → '.join(ends)}  {change:>6}"
 
     return _scores_table(title, group_by, columns, [before, after], cell)
+
+
+def signal_line(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """What to say of a run in which no step moved the policy; empty of any other.
+
+    Example:
+      >>> signal_line([{"step": 1, "success": 1.0, "no_signal": 1.0}])
+      'nothing was trained in any of 1 steps: every branch succeeded; take harder tasks'
+      >>> signal_line([{"step": 1, "no_signal": 1.0}, {"step": 2}])
+      ''
+    """
+    steps = [line for line in metrics if line["step"] > 0]
+    if not steps or not all(line.get("no_signal") for line in steps):
+        return ""
+    successes = {line["success"] for line in steps if "success" in line}
+    if not any("score" in line for line in steps) and not successes:
+        why = "no branch had a reward; the failures say why"
+    elif successes == {1.0}:
+        why = "every branch succeeded; take harder tasks"
+    elif successes == {0.0}:
+        why = "no branch succeeded; take easier tasks, or a model that can do some"
+    else:
+        why = "the branches of each prompt were paid alike; take more of them, or other tasks"
+    return f"nothing was trained in any of {len(steps)} steps: {why}"
 
 
 def packing_line(summary: Mapping[str, Any]) -> str:
