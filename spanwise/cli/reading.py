@@ -74,10 +74,9 @@ def view_command(arguments: list[str]) -> None:
         print(f"page  {options.export} ({options.export.stat().st_size / 1e6:.1f} MB)")
         return
     with serve(viewer, options.port) as server:
-        address = f"http://127.0.0.1:{server.server_address[1]}/"
-        print(f"page  {address}   (Ctrl-C ends it)", flush=True)
+        print(f"page  {server.address}   (Ctrl-C ends it)", flush=True)
         if options.browser:
-            open_page(address)
+            open_page(server.address)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
