@@ -16,13 +16,12 @@ from typing import Any
 HIDDEN = "…"
 
 _SECRET_NAME = re.compile(
-    r"(?:^|[._-]|(?<=[a-z])(?=[KTSPA]))(?:key|token|secret|password|passwd|passphrase|credentials?|auth"
-    r"|authorization|cookie|dsn)$",
-    re.IGNORECASE,
+    r"(?:^|[._-]|(?<=[a-z])(?=[A-Z]))(?i:key|token|auth|cookie|dsn|pat)$"
+    r"|(?i:api_?key|secret|passw|passphrase|credential|authorization)"
 )
 _SECRET = re.compile(
     r"\b(?:sk|pk|rk|hf|gh[pousr]|github_pat|glpat|xox[abprs]|wandb_v1|AKIA|AIza|ya29|Bearer)"
-    r"[-_. ]?[\w.-]{12,}|\b[0-9a-f]{40}\b"
+    r"[-_. ]?[\w.-]{12,}|\beyJ[\w-]{8,}\.[\w.-]+|\b[0-9a-f]{40}\b"
 )
 _IN_ADDRESS = re.compile(r"(?<=://)[^\s/@\"']+@")
 _ADDRESS = re.compile(

@@ -93,7 +93,13 @@ def test_what_is_private_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
             "proxy": "see http://box.secret.local:3128 and ../../secret-place/x on node17",
             "windows": "C:\\Users\\annika\\secret-place\\x.jsonl",
         },
-        "tracker": {"api_key": "hunter2", "token": "hunter2", "wandbApiKey": "hunter2"},
+        "tracker": {
+            "api_key": "hunter2",
+            "token": "hunter2",
+            "wandbApiKey": "hunter2",
+            "clientSecretValue": "hunter2",
+            "db-password-1": ["hunter2"],
+        },
         "headers": {"Authorization": "hunter2", "note": "Bearer hunter2hunter2"},
         "hub": ["hf_hunter2hunter2hunter2", "ghp_hunter2hunter2hunter2"],
         "seed": 3,
@@ -132,7 +138,7 @@ def test_ordinary_settings_are_left_as_they_are() -> None:
         "advantage": {"class": "SpanAdvantage", "spans": {"class": "Token"}}, "lam": 0.95,
         "objective": {"ratio_spans": {"class": "Turn"}}, "loss": "token", "stop": ["</search>"],
         "arguments": ["--objective.ratio-spans", "token", "--rollout.choose", "random", "--x=a/b"],
-        "version": "0.3.1", "env": {"data": "runs/data.jsonl", "name": "spanwise.envs.chain:Chain"},
+        "version": "0.3.1", "monkey": "x", "env": {"data": "runs/data.jsonl", "name": "spanwise.envs.chain:Chain"},
     }  # fmt: skip
     assert settings_without_private(settings) == settings
 
