@@ -138,7 +138,8 @@ def test_ordinary_settings_are_left_as_they_are() -> None:
         "advantage": {"class": "SpanAdvantage", "spans": {"class": "Token"}}, "lam": 0.95,
         "objective": {"ratio_spans": {"class": "Turn"}}, "loss": "token", "stop": ["</search>"],
         "arguments": ["--objective.ratio-spans", "token", "--rollout.choose", "random", "--x=a/b"],
-        "version": "0.3.1", "monkey": "x", "env": {"data": "runs/data.jsonl", "name": "spanwise.envs.chain:Chain"},
+        "version": "0.3.1", "monkey": "x",
+        "env": {"data": "runs/data.jsonl", "name": "spanwise.envs.chain:Chain"},
     }  # fmt: skip
     assert settings_without_private(settings) == settings
 
