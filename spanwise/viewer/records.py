@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +12,9 @@ from spanwise.run.folder import RunError
 PER_TOKEN = ("values", "advantages", "ratio", "entropies")
 """Arrays that may stand beside a node's ``tokens``; the page shows those that are there."""
 
-_HUGE = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{300}")
-"""Where a number may be too large for a browser, such as 1e999."""
+_DIGITS = bytes.maketrans(b"123456789E", b"000000000e")
+_HUGE = b"e000", b"0" * 300
+"""Where a number may be too large for a browser, such as 1e999, once all digits are 0."""
 
 DAMAGED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 """What reading a record raises that is none of ours."""
@@ -27,7 +27,8 @@ def parsed(text: bytes) -> dict[str, Any]:
       RunError: if it is damaged.
     """
     try:
-        if _HUGE.search(text):
+        digits = text.translate(_DIGITS, b"+")
+        if any(huge in digits for huge in _HUGE):
             value = json.loads(text, parse_constant=_none, parse_float=_finite, parse_int=_finite)
         else:
             value = json.loads(text, parse_constant=_none)
