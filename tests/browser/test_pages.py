@@ -611,7 +611,7 @@ def test_trees_of_many_leaves(page: Any, tmp_path: Path, num_leaves: int) -> Non
 
 def poison(folder: Path) -> None:
     """Make a run that was well say what no run says."""
-    first, second = metrics(1), metrics(2)
+    first, second = {**metrics(1), "own/far": 1e16}, {**metrics(2), "own/far": 1e16 + 2}
     lines = [
         '{"step": 1e999, "unforked/score": 1e999, "entropy": -1e999, "seconds/rollout": 1e999}',
         '{"step": 3, "unforked/score": 1.7e308}',
