@@ -20,13 +20,14 @@ _SECRET_NAME = re.compile(
     r"|(?i:api_?key|secret|passw|passphrase|credential|authorization)"
 )
 _SECRET = re.compile(
-    r"\b(?:sk|pk|rk|hf|gh[pousr]|github_pat|glpat|xox[abprs]|wandb_v1|AKIA|AIza|ya29|Bearer)"
-    r"[-_. ]?[\w.-]{12,}|\beyJ[\w-]{8,}\.[\w.-]+|\b[0-9a-f]{40}\b"
+    r"\b(?:(?:sk|pk|rk|hf|gh[pousr]|github_pat|glpat|xox[abprs]|wandb_v1)[-_](?=[a-zA-Z_-]{0,40}\d)"
+    r"|AKIA|AIza|ya29\.|Bearer )[\w.-]{12,}|\beyJ[\w-]{8,300}\.[\w.-]+"
 )
+_WANDB_KEY = re.compile(r"\b[0-9a-f]{40}\b")  # or a commit: among settings no loss
 _IN_ADDRESS = re.compile(r"(?<=://)[^\s/@\"']+@")
-_ADDRESS = re.compile(
-    r"([a-z][a-z0-9+.-]*://)[^\s\"'<>]+"  # http://box:8000/
-    r"|[^\s\"'=/]+:[^\s\"'/]+@\S+|[\w.+-]+@[\w.-]+",  # ann:password@box, ann@box
+_ADDRESS = re.compile(  # what is of any length would take for ever on a text that is made for it
+    r"([a-z][a-z0-9+.-]{0,30}://)[^\s\"'<>]+"  # http://box:8000/
+    r"|[^\s\"'=/:@]{1,60}:[^\s\"'/@]{1,200}@\S+|[\w.+-]{1,60}@[\w.-]+",  # ann:password@box, ann@box
     re.IGNORECASE,
 )
 _HOST = re.compile(
@@ -85,7 +86,7 @@ def _words(words: Sequence[Any], name: str) -> list[Any]:
 
 
 def _setting(text: str) -> str:
-    text = _SECRET.sub(HIDDEN, text)
+    text = _WANDB_KEY.sub(HIDDEN, _SECRET.sub(HIDDEN, text))
     if re.match(r"/|~|\.\./|[A-Za-z]:[/\\]", text):  # as a whole, with the spaces in it
         return _place(text)
     text = _ADDRESS.sub(lambda found: (found[1] or "") + HIDDEN, text)

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from spanwise.run.folder import RunError
 from spanwise.viewer import Viewer, export, single_file
-from spanwise.viewer.private import settings_without_private
+from spanwise.viewer.private import settings_without_private, text_without_private
 from tests.viewer.made_runs import IMAGE, SCRIPT, make_run, record, small_tree
 
 
@@ -101,7 +102,11 @@ def test_what_is_private_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
             "db-password-1": ["hunter2"],
         },
         "headers": {"Authorization": "hunter2", "note": "Bearer hunter2hunter2"},
-        "hub": ["hf_hunter2hunter2hunter2", "ghp_hunter2hunter2hunter2"],
+        "hub": [
+            "0123456789abcdef0123456789abcdef01234567",
+            "hf_hunter2hunter2hunter2",
+            "ghp_hunter2hunter2hunter2",
+        ],
         "seed": 3,
     }
     words = ["--folder=/home/annika/secret-place/run", "--own.api-key", "hunter2",
@@ -120,7 +125,16 @@ def test_what_is_private_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
     tree["nodes"][2]["text"] = "see /home/annika/x"
     log.write_trees(1, [tree])
     page, data = exported(tmp_path, tmp_path / "run")
-    for private in ("annika", "node17", "hunter2", "secret", "box7", "10.1.2.3", str(tmp_path)):
+    for private in (
+        "annika",
+        "node17",
+        "hunter2",
+        "secret",
+        "box7",
+        "10.1.2.3",
+        "abcdef0123",
+        str(tmp_path),
+    ):
         assert private not in page, private
     (run,) = data["runs"]
     told = run["state"]["config"]
@@ -142,6 +156,28 @@ def test_ordinary_settings_are_left_as_they_are() -> None:
         "env": {"data": "runs/data.jsonl", "name": "spanwise.envs.chain:Chain"},
     }  # fmt: skip
     assert settings_without_private(settings) == settings
+
+
+def test_ordinary_words_are_left_as_they_are() -> None:
+    words = (
+        "sketch-based-modelling pkg_resources_extern sk-learn-contrib-extras hf-datasets-library"
+    )
+    code = (
+        "0123456789abcdef0123456789abcdef01234567 a@b.c /etc/passwd http://en.wikipedia.org/wiki/A"
+    )
+    assert text_without_private([words, code]) == [words, code]
+    assert settings_without_private(words) == words
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["a", "a:", "a.", "a@", "~", "/", "://", "eyJ-", "sk-", "a-", "/home/", "1.", "\\", "..", "é"],
+)
+def test_no_text_takes_for_ever(part: str) -> None:
+    began = time.process_time()
+    settings_without_private(part * (200_000 // len(part)))
+    text_without_private(part * (200_000 // len(part)))
+    assert time.process_time() - began < 5.0
 
 
 def test_runs_are_told_apart_by_number_not_by_the_folders_above(tmp_path: Path) -> None:
