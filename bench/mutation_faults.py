@@ -62,6 +62,59 @@ FAULTS = (
         "tests/models/test_scoring.py",
     ),
     Fault(
+        "a game that is played again may go another way",
+        "envs/stateful.py",
+        'if reply.stop != "continue" or seen != turn.observation:',
+        'if reply.stop != "continue":',
+        "tests/envs/test_stateful.py",
+    ),
+    Fault(
+        "a turn whose step failed is played again",
+        "envs/stateful.py",
+        'before = [turn for turn in turns[:-1] if "failure" not in turn.outcome]',
+        "before = turns[:-1]",
+        "tests/envs/test_stateful.py",
+    ),
+    Fault(
+        "a state that was out when its task was released is kept",
+        "envs/live_states.py",
+        "if releases != self._releases[key[0]]:",
+        "if False:",
+        "tests/envs/test_stateful.py",
+    ),
+    Fault(
+        "states are kept without a limit",
+        "envs/live_states.py",
+        "> self._limit:",
+        "> 10**9:",
+        "tests/envs/test_stateful.py",
+    ),
+    Fault(
+        "a state that is being copied is closed",
+        "envs/live_states.py",
+        "        if kept.users:\n            return\n",
+        "",
+        "tests/envs/test_stateful.py",
+    ),
+    Fault(
+        "a trajectory goes on with a state that others copy",
+        "envs/stateful.py",
+        """                if (state := await live.copied(key, self._copied)) is not None:
+                    return state
+                await live.put""",
+        """                if (state := live.taken(key)) is not None:
+                    return state
+                await live.put""",
+        "tests/envs/test_stateful.py",
+    ),
+    Fault(
+        "a turn that was cut is played again as a whole one",
+        "rollout/tree_builder.py",
+        "                truncated=n.truncated,\n",
+        "",
+        "tests/envs/test_stateful.py",
+    ),
+    Fault(
         "a loss that is not finite is stepped on if its gradient is",
         "learn/optimizer_step.py",
         "finite = math.isfinite(norm) and math.isfinite(loss)",

@@ -35,7 +35,7 @@ no turn or tool call was left. ``failure``: see ``Node.failure``.
 FailureKind = Literal[
     "tool_timeout", "tool_error", "tool_crash", "overlong_output",
     "malformed_call", "length_limit", "budget_spent",
-    "reward_timeout", "reward_error", "reward_nan",
+    "reward_timeout", "reward_error", "reward_nan", "replay_diverged",
     "engine_timeout", "engine_error",
 ]  # fmt: skip
 """What can go wrong.
@@ -97,6 +97,9 @@ class Node:
 
     observation: tuple[int, ...] = ()
     """Tokens that the environment put after the turn; at the root, the prompt."""
+
+    truncated: bool = False
+    """Whether the limit of a turn cut it."""
 
     stop: Stop
     reward: float | None = None

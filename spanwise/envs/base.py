@@ -47,6 +47,9 @@ class Turn:
     truncated: bool = False
     """The token limit cut it, or leaves no token for a turn after it."""
 
+    observation: str = ""
+    """Observation that followed, as the model was shown it; empty for the newest turn."""
+
     outcome: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Outcome in the environment's reply; empty for the newest turn."""
 
@@ -121,6 +124,8 @@ def _real(reward: object) -> float:
 class Environment(ABC):
     """A family of tasks. Holds no trajectory: a search may fork at any turn.
 
+    A game that does hold a state is a ``StatefulEnvironment``, which sees to that.
+
     Subclasses are frozen keyword-only dataclasses whose fields are the options.
     """
 
@@ -142,6 +147,9 @@ class Environment(ABC):
         What it raises is a failure of the rollout's, a ``ToolError`` one of the tool: see
         ``rollout.failures.FailurePolicy``.
         """
+
+    async def release(self, task: Task) -> None:
+        """The tree of a task is complete, or given up: free what is held for it."""
 
     def failure_text(self, failure: Failure) -> str:
         """The observation that tells the model that its tool call failed."""

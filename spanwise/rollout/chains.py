@@ -29,6 +29,6 @@ class Chains(Rollout):
         return self.num_chains
 
     async def __call__(self, context: RolloutContext, task: Task, *, step: int) -> Tree:
-        builder = TreeBuilder(self, context, task, step)
-        await builder.chains([((i,), None) for i in range(self.num_chains)])
+        async with TreeBuilder(self, context, task, step) as builder:
+            await builder.chains([((i,), None) for i in range(self.num_chains)])
         return builder.freeze()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from types import TracebackType
 from typing import Any
 
 from spanwise.envs.base import Environment, Reply, Task, Turn
@@ -23,7 +24,8 @@ class TreeBuilder:
     """One tree while it grows: chains are added to it until it is frozen.
 
     Chains grow at the same time and each writes only its own nodes, so a slow tool
-    holds up its own chain alone.
+    holds up its own chain alone. As a context it releases, at its end, what the environment
+    holds for the task.
     """
 
     def __init__(self, rollout: Rollout, context: RolloutContext, task: Task, step: int) -> None:
@@ -37,6 +39,17 @@ class TreeBuilder:
         self.nodes: dict[Path, Node] = {
             (): Node(path=(), observation=prompt, stop="prompt", observation_text=task.question)
         }
+
+    async def __aenter__(self) -> TreeBuilder:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.context.env.release(self.task)
 
     async def chains(self, starts: Sequence[tuple[Path, Expansion | None]]) -> None:
         """Grow a chain from each start, all at once."""
@@ -82,7 +95,15 @@ class TreeBuilder:
             faults = tuple(caller.faults)
             return Node(path=path, stop="failure", failure=completion, faults=faults)
         text = self.context.tokenizer.decode(completion.tokens, skip_special_tokens=False)
-        turns = [Turn(text=n.text, outcome=n.outcome) for n in before[1:]]
+        turns = [
+            Turn(
+                text=n.text,
+                truncated=n.truncated,
+                observation=n.observation_text,
+                outcome=n.outcome,
+            )
+            for n in before[1:]
+        ]
         turns.append(Turn(text=text, truncated=completion.finish == "length"))
         reply = await caller.reply(turns)
         reply, observation = self._rendered(reply)
@@ -99,7 +120,7 @@ class TreeBuilder:
         if turns[-1].truncated and reply.stop != "continue" and reply.reward is not None:
             reply = replace(reply, stop="length")  # whatever the environment calls it
         node = _node(path, completion, text, reply, observation)
-        return replace(node, faults=tuple(caller.faults))
+        return replace(node, faults=tuple(caller.faults), truncated=completion.finish == "length")
 
     def _rendered(self, reply: Reply) -> tuple[Reply, tuple[int, ...]]:
         """The reply and its observation's tokens, or a failure if it cannot be rendered."""

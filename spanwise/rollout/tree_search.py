@@ -63,12 +63,13 @@ class TreeSearch(Rollout):
         return self.num_chains + self.num_rounds * self.num_expansions
 
     async def __call__(self, context: RolloutContext, task: Task, *, step: int) -> Tree:
-        builder = TreeBuilder(self, context, task, step)
-        await builder.chains([((i,), None) for i in range(self.num_chains)])
-        for number in range(1, self.num_rounds + 1):
-            seed = seed_of(context.seed, step, task.id, "choose", number)
-            ranked = self.rank(list(builder.nodes.values()), seed)
-            await builder.chains(_siblings(builder, cycle(ranked, self.num_expansions), number))
+        async with TreeBuilder(self, context, task, step) as builder:
+            await builder.chains([((i,), None) for i in range(self.num_chains)])
+            for number in range(1, self.num_rounds + 1):
+                seed = seed_of(context.seed, step, task.id, "choose", number)
+                ranked = self.rank(list(builder.nodes.values()), seed)
+                starts = _siblings(builder, cycle(ranked, self.num_expansions), number)
+                await builder.chains(starts)
         return builder.freeze()
 
     def rank(self, nodes: Sequence[Node], seed: int) -> Ranked:

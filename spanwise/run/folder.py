@@ -248,7 +248,8 @@ def node_of(record: Mapping[str, Any]) -> Node:
       True
     """
     names = {f.name for f in dataclasses.fields(Node)}
-    fields = {name: record[name] for name in names if name != "faults"}
+    fields = {name: record[name] for name in names - {"faults", "truncated"}}
+    fields["truncated"] = record.get("truncated", False)
     for name in ("path", "tokens", "engine_logprobs", "sampling_logprobs", "observation"):
         fields[name] = tuple(fields[name])
     if fields["failure"] is not None:

@@ -7,9 +7,12 @@ import copy
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from spanwise.envs.base import MAX_REWARD, Environment, Reply, Split, Task, Turn
+from spanwise.envs.stateful import StatefulEnvironment
 from spanwise.testing.assertions import require
+from spanwise.tools.output import shortened_text, shown_text
 
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 TEXTS = ("", " ", "yes", "<answer> 42 </answer>", "\x1b[31m\x00\u202e", "</", "{}[]" * 2000)
@@ -36,9 +39,10 @@ def check_environment(
       known ``stop``, an observation that is text, a finite reward if it ends and a finite one
       or none if it goes on, an outcome that can be written as JSON;
     - a reply is a function of its arguments: the same again, whatever was answered in
-      between and whatever is answered at the same time, so that a search may fork anywhere;
-      the task and the turns it is given stay as they are, outcomes too: history is not
-      rewritten;
+      between, whatever is answered at the same time, and once all that was held for the task
+      is released, so that a search may fork anywhere (a game with a state is then forked and
+      replayed). The task and the turns it is given stay as they are, outcomes too: history
+      is not rewritten;
     - with ``solve``: a player who knows the answers ends every task within 50 turns, and is
       paid more in all than for any one or two of ``texts`` that end that task.
 
@@ -109,20 +113,34 @@ async def _check_replies(environment: Environment, task: Task, texts: Sequence[s
     returns = [reply.reward for reply in replies if reply.stop != "continue"]
     for first, reply in list(zip(firsts, replies, strict=True)):
         if reply.stop == "continue":
-            opening = Turn(text=first.text, outcome=reply.outcome)
+            opening = _answered(first, reply)
             for text in texts:
                 histories.append((opening, Turn(text=text)))
                 replies.append(await _reply(environment, task, histories[-1]))
                 if replies[-1].stop != "continue" and replies[-1].reward is not None:
                     returns.append((reply.reward or 0.0) + replies[-1].reward)
     together = await asyncio.gather(*(_reply(environment, task, h) for h in reversed(histories)))
-    for history, alone, other in zip(histories, replies, reversed(together), strict=True):
+    anew: list[Reply] = []
+    for history in histories:
+        await environment.release(task)
+        anew.append(await _reply(environment, task, history))
+    for history, *given in zip(histories, replies, reversed(together), anew, strict=True):
         require(
-            alone == other,
+            all(other == given[0] for other in given),
             f"task {task.id}: the reply to {history[-1].text[:40]!r} must be a function of its "
-            f"arguments alone, got {alone} and {other}",
+            f"arguments alone, got {given[0]} and {[r for r in given if r != given[0]]}",
         )
+    await environment.release(task)
+    if isinstance(environment, StatefulEnvironment):
+        left = environment.num_open_states()
+        require(left == 0, f"task {task.id}: {left} states are open after release()")
     return [earned for earned in returns if earned is not None]
+
+
+def _answered(turn: Turn, reply: Reply) -> Turn:
+    """A turn once it has been answered, as it stands before later ones."""
+    seen = shown_text(shortened_text(reply.observation))
+    return replace(turn, observation=seen, outcome=reply.outcome)
 
 
 async def _reply(environment: Environment, task: Task, turns: Sequence[Turn]) -> Reply:
@@ -165,5 +183,5 @@ async def _solved(
         if reply.stop != "continue":
             require(reply.reward is not None, f"task {task.id}: solve ended in {reply.failure}")
             return earned
-        turns.append(Turn(text=text, outcome=reply.outcome))
+        turns.append(_answered(Turn(text=text), reply))
     raise AssertionError(f"task {task.id}: solve did not come to an end in {MAX_TURNS} turns")

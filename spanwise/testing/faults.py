@@ -168,6 +168,9 @@ class FaultyReward(Environment):
     def rendered(self, observation: str, tokenizer: Any) -> str:
         return self.env.rendered(observation, tokenizer)
 
+    async def release(self, task: Task) -> None:
+        await self.env.release(task)
+
     def failure_text(self, failure: Failure) -> str:
         return self.env.failure_text(failure)
 
