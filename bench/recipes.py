@@ -36,9 +36,11 @@ DAPO's in a method that is not DAPO. A recipe without a source for each value fa
   compared.
 - **ratio**: the spans over which the policy ratio is averaged.
 - **average**: over tokens, over samples, or each sample's sum over a constant number of tokens.
-- **clip**: how far below and above 1 the ratio is clipped.
+- **clip**: how far below and above 1 the ratio is clipped; *detached* and *soft* where that bounds
+  the weight of a gradient or lets it fade instead of cutting it.
 - **rates**: learning rate of the policy and of the critic.
-- **batch**: prompts a step × trajectories of each; prompts of a minibatch; passes over the batch.
+- **batch**: prompts a step × trajectories of each, and where a tree of them forks; prompts of a
+  minibatch; passes over the batch.
 - **temperature**: of the rollouts.
 
 {table}
@@ -47,6 +49,43 @@ The recipes on the embedded tasks (`_chain`, `_search`) take a method's credit a
 as much of the rest as they can, so that they can be compared; batch and learning rates fit a model
 of 1 M parameters and two cores. `sae_math` and `at2po_search_paper` follow their papers, and their
 docstrings say what stays open.
+
+## Beside verl and TRL
+
+`python -m bench.peers` runs every recipe's credit, loss and gradient on random batches in float64
+against verl 0.9.1 and TRL 1.16.0, with a row for each in `bench/results/peers_verl.json` and
+`peers_trl.json`, or the reason why there is no counterpart. Where there is one, all agree to 1e-15
+of their size but for these:
+
+- **eps**: TRL adds 1e-4 to a group's or the batch's deviation, we add 1e-6, as verl does: up to
+  7e-4 of the advantages. verl's whitening has 1e-8 under the root, ours 1e-6 beside it: 4e-6.
+- **mean over samples**: verl adds 1e-8 to a row's length: 1e-8.
+- **SAPO**: TRL keeps the two temperatures in float32: 5e-8.
+- **REINFORCE++-baseline**: verl takes mean and deviation over tokens, so that a long row counts
+  more; ours, over rows, up to 22% of the largest advantage elsewhere.
+- **GPG**: verl's α counts rewards other than 0, not prompts with a signal. Compared without
+  it, which is float32: 5e-8.
+- **caps**: verl cuts a log-ratio at 20, for GSPO at 10, and its gradient with it; TRL has no cap.
+  Ours is cut at 20 and keeps the gradient it has there. No batch above comes near.
+- **k3**: the same cap. verl and OpenRLHF also bound the estimate at 10, and cut its gradient.
+- **CISPO**: TRL's `epsilon_high` is the bound of the weight itself, `clip_high` that less 1.
+
+## Not here, and why
+
+A method is here if it is a rule of credit, two spans and a clip. These, which verl or TRL offer,
+need something besides:
+
+- [GMPO](https://arxiv.org/abs/2507.20673): a clip of every token's log-ratio inside the mean over
+  the answer, one clip in the other. Without the inner one its ratio is that of `gspo_chain`.
+- [Clip-Cov, KL-Cov](https://arxiv.org/abs/2505.22617): a draw, or a ranking, of the batch's tokens
+  by the covariance of log-prob and advantage, before the loss.
+- DPPO: a second measure of distance, that of probabilities, which masks tokens.
+- DRO, VESPO: no clip, but a penalty or a weight with constants of its own.
+- GPG's α: one factor on the loss of a step, rows / rows with a signal. It is 1 where prompts
+  without a signal are replaced by others, as `gpg_chain` does.
+- ReMax: a greedy rollout of each prompt.
+- The optimal token baseline: the norm of each token's gradient.
+- GDPO, TRL's `normalize_then_sum`: rewards in several columns, normalised one by one.
 """
 
 
@@ -97,11 +136,12 @@ def batch_text(config: TrainConfig) -> str:
     """Prompts and trajectories of a step, prompts of a minibatch, passes."""
     rollout, update = config.rollout, config.update
     assert isinstance(rollout, Chains | TreeSearch)
-    leaves = rollout.num_chains
+    leaves, forks = rollout.num_chains, ""
     if isinstance(rollout, TreeSearch):
         leaves += rollout.num_rounds * rollout.num_expansions
+        forks = {"entropy": ", forked by entropy", "random": ", forked at random"}[rollout.choose]
     return (
-        f"{config.prompts_per_step} × {leaves}; minibatch {update.prompts_per_minibatch}; "
+        f"{config.prompts_per_step} × {leaves}{forks}; minibatch {update.prompts_per_minibatch}; "
         f"{update.epochs} pass{'es' if update.epochs > 1 else ''}"
     )
 
@@ -118,7 +158,12 @@ def settings(config: TrainConfig) -> dict[str, str]:
         "credit": credit_text(config.advantage),
         "ratio": spans_text(objective.ratio_spans),
         "average": averages.get(objective.loss_aggregation, constant),
-        "clip": f"{objective.clip_low:g} / {objective.clip_high:g}",
+        "clip": " ".join(
+            [
+                *([objective.clip] if objective.clip != "hard" else []),
+                f"{objective.clip_low:g} / {objective.clip_high:g}",
+            ]
+        ),
         "rates": rates,
         "batch": batch_text(config),
         "temperature": f"{config.rollout.sampling.temperature:g}",

@@ -100,7 +100,7 @@ def make_run(folder: Path, *, steps: int, trees: int) -> int:
 def served(*folders: Path) -> Iterator[str]:
     with serve(Viewer(folders), 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
+        yield server.address
         server.shutdown()
 
 

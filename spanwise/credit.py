@@ -36,6 +36,9 @@ class Advantage(ABC):
     needs_values: ClassVar[bool] = False
     """True if it reads ``batch.values``: the recipe then needs a critic."""
 
+    compares: ClassVar[bool] = False
+    """True if it compares the trajectories of a prompt: each then needs two or more."""
+
     @abstractmethod
     def __call__(self, batch: Batch) -> Tensor:
         """``[N, T]`` advantages, 0 where ``batch.mask`` is False."""
@@ -61,28 +64,51 @@ class Advantage(ABC):
 class GroupAdvantage(Advantage):
     """One advantage for a whole trajectory: its return against those of the same prompt."""
 
-    baseline: Literal["group_normalised", "group_mean", "leave_one_out", "batch_normalised"] = (
-        "group_normalised"
-    )
-    """Baseline of GRPO, Dr. GRPO, RLOO or REINFORCE++ (with the group's mean)."""
+    baseline: Literal[
+        "group_normalised",
+        "group_mean",
+        "leave_one_out",
+        "batch_normalised",
+        "batch_scaled",
+        "length_weighted",
+        "batch_whitened",
+    ] = "group_normalised"
+    """Baseline of GRPO, Dr. GRPO, RLOO, REINFORCE++-baseline (the group's mean), Lite PPO, OPO, or
+    plain REINFORCE++ (no group: whitened over the batch's tokens)."""
+
+    @property
+    def compares(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """True but for plain REINFORCE++."""
+        return self.baseline != "batch_whitened"
 
     def __call__(self, batch: Batch) -> Tensor:
+        returns, groups = batch.returns, batch.groups
+        if self.baseline == "batch_whitened":
+            return adv.whiten(adv.to_tokens(returns, batch.mask), batch.loss_mask)
+        if self.baseline == "length_weighted":
+            lengths = batch.mask.sum(1)
+            per_row = adv.length_weighted_advantages(returns, groups, lengths)
+            return adv.to_tokens(per_row, batch.mask)
         function = {
             "group_normalised": adv.group_advantages,
             "group_mean": adv.centred_advantages,
             "leave_one_out": adv.leave_one_out_advantages,
             "batch_normalised": adv.global_advantages,
+            "batch_scaled": adv.batch_scaled_advantages,
         }[self.baseline]
-        return adv.to_tokens(function(batch.returns, batch.groups), batch.mask)
+        return adv.to_tokens(function(returns, groups), batch.mask)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TreeAdvantage(Advantage):
     """One advantage for each turn, from its return to go (AT²PO, arXiv 2601.04767)."""
 
-    value: Literal["child_softmax", "child_mean", "leaf_mean"] = "child_softmax"
-    """Mean that is a turn's value: over its children, weighted by the softmax of their entropy
-    (the paper) or alike, or over all leaves below."""
+    compares: ClassVar[bool] = True
+
+    value: Literal["child_softmax", "child_entropy", "child_mean", "leaf_mean"] = "child_softmax"
+    """Mean that is a turn's value: over its children, weighted by the softmax of their entropies
+    (what the official code runs), by their share of the entropy (another reading of the paper)
+    or alike, or over all leaves below."""
 
     advantage: Literal["node_value", "over_parent", "over_root", "over_both"] = "node_value"
     """Advantage of a turn: its value (the paper's best), or its value less the parent's, less
@@ -106,6 +132,7 @@ class TreeAdvantage(Advantage):
         """Values of whole trajectories through each node, and what was paid before it."""
         function = {
             "child_softmax": adv.child_softmax_values,
+            "child_entropy": adv.child_entropy_values,
             "child_mean": adv.child_mean_values,
             "leaf_mean": adv.leaf_mean_values,
         }[self.value]

@@ -1,39 +1,54 @@
 """The output of a terminal: progress, the result, one tree with its credit.
 
-Text of the model is shown as text: markup and control characters in it do nothing.
+All text is shown as text, wherever it comes from: markup and control characters in it do
+nothing.
 """
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import pvariance
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree as RichTree
 
+from spanwise.errors import printable, visible
 from spanwise.run.folder import RunFolder, tree_of
+
+
+class TextConsole(Console):
+    """A console to which every text is text: no markup, and no control characters."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, markup=False, emoji=False, highlight=False)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
 
 
 class Display:
     """Progress on a console; plain lines where it is no terminal."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+    def __init__(self, console: TextConsole | None = None) -> None:
+        self.console = console or TextConsole()
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
         """Say what is going on until it is done."""
         if self.console.is_terminal:
-            with self.console.status(what):
+            with self.console.status(Text(printable(what)), spinner="line"):
                 yield
         else:
-            self.console.print(what, highlight=False)
+            self.console.print(printable(what))
             yield
 
     @contextmanager
@@ -43,10 +58,10 @@ class Display:
         Gives a function to call after each step, with its number and its figures.
         """
         progress = Progress(
-            TextColumn(name),
+            TextColumn(name, markup=False),
             BarColumn(),
             TextColumn("step {task.completed}/{task.total}"),
-            TextColumn("[green]{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", style="green", markup=False),
             TimeRemainingColumn(),
             console=self.console,
             disable=not self.console.is_terminal,
@@ -58,7 +73,7 @@ class Display:
                 progress.update(task, completed=step, figures=figures)
                 due = step % max(1, total // 20) == 0 or step == total
                 if due and not self.console.is_terminal:
-                    self.console.print(f"step {step}/{total}  {figures}", highlight=False)
+                    self.console.print(f"step {step}/{total}  {figures}")
 
             yield after_step
 
@@ -74,24 +89,26 @@ def step_figures(metrics: Mapping[str, Any]) -> str:
     return "  ".join(f"{name} {x:.2f}" for name, x in shown.items() if x is not None)
 
 
-def show_results(log: RunFolder, console: Console, *, group_by: str) -> None:
+def show_results(log: RunFolder, console: TextConsole, *, group_by: str) -> None:
     """Print the scores of a finished run, one of its trees, and the commands to go on with."""
-    folder, summary = log.folder, log.read_summary()
+    folder, summary = printable(log.folder), log.read_summary()
     console.print(results_table(summary, group_by=group_by))
+    if line := signal_line(log.read_metrics()):
+        console.print(line, highlight=False, markup=False)
     if summary.get("row_tokens"):
-        console.print(packing_line(summary), highlight=False)
+        console.print(packing_line(summary))
     if steps := log.tree_steps():
-        console.print(f"\nOne tree of step {steps[0]}\n", style="bold", highlight=False)
+        console.print(f"\nOne tree of step {steps[0]}\n", style="bold")
         console.print(tree_view(tree_to_show(log.read_trees(steps[0]))))
-        console.print(f"\nanother tree  spanwise show {folder} --step {steps[-1]}", highlight=False)
-    console.print(f"more scores   spanwise eval {folder} --num-tasks 400", highlight=False)
-    console.print(f"run folder    {folder}", highlight=False)
+        console.print(f"\nanother tree  spanwise show {folder} --step {steps[-1]}")
+    console.print(f"more scores   spanwise eval {folder} --num-tasks 400")
+    console.print(f"run folder    {folder}")
 
 
 def results_table(summary: Mapping[str, Any], *, group_by: str = "") -> Table:
     """Held-out success, or else score, before and after, in all and by group, with counts."""
     before, after = summary["before"], summary["after"]
-    title = f"{summary['recipe']}, seed {summary['seed']}"
+    title = printable(f"{summary['recipe']}, seed {summary['seed']}")
     columns = ("sampled, before → after", "greedy, before → after")
 
     def cell(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -102,6 +119,30 @@ def results_table(summary: Mapping[str, Any], *, group_by: str = "") -> Table:
         return f"{' → '.join(ends)}  {change:>6}"
 
     return _scores_table(title, group_by, columns, [before, after], cell)
+
+
+def signal_line(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """What to say of a run in which no step moved the policy; empty of any other.
+
+    Example:
+      >>> signal_line([{"step": 1, "success": 1.0, "no_signal": 1.0}])
+      'nothing was trained in any of 1 steps: every branch succeeded; take harder tasks'
+      >>> signal_line([{"step": 1, "no_signal": 1.0}, {"step": 2}])
+      ''
+    """
+    steps = [line for line in metrics if line["step"] > 0]
+    if not steps or not all(line.get("no_signal") for line in steps):
+        return ""
+    successes = {line["success"] for line in steps if "success" in line}
+    if not any("score" in line for line in steps) and not successes:
+        why = "no branch had a reward; the failures say why"
+    elif successes == {1.0}:
+        why = "every branch succeeded; take harder tasks"
+    elif successes == {0.0}:
+        why = "no branch succeeded; take easier tasks, or a model that can do some"
+    else:
+        why = "the branches of each prompt were paid alike; take more of them, or other tasks"
+    return f"nothing was trained in any of {len(steps)} steps: {why}"
 
 
 def packing_line(summary: Mapping[str, Any]) -> str:
@@ -147,14 +188,16 @@ def _scores_table(
 ) -> Table:
     """Sampled and greedy scores, in all and by group; ``cell`` takes a name and the rows."""
     name = "success" if all("success" in whole for whole in measured) else "score"
-    table = Table(title=f"Held-out {name}, {title}")
+    table = Table(title=f"Held-out {name}, {printable(title)}")
     for column in (group_by, "tasks", *columns):
         table.add_column(column, justify="right")
     rows = [("all", measured)]
     rows += [(k, [whole["by_group"][k] for whole in measured]) for k in measured[0]["by_group"]]
     for group, row in rows:
         cells = [cell(prefix + name, *row) for prefix in ("", "greedy_")]
-        table.add_row(group, str(row[0]["n"]), *cells, style="bold" if group == "all" else "")
+        table.add_row(
+            printable(group), str(row[0]["n"]), *cells, style="bold" if group == "all" else ""
+        )
     if failed := sum(whole["failed"] for whole in measured):
         counted = "count as no success" if name == "success" else "are in no score"
         table.caption = f"{failed} trajectories failed and {counted}"
@@ -198,17 +241,6 @@ def tree_to_show(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return min(records, key=interest)
 
 
-def printable(text: str) -> str:
-    r"""Text without control characters, line breaks as spaces.
-
-    Example:
-      >>> printable("a\x1b[31mred\n\u202eb")
-      'a[31mred b'
-    """
-    text = " ".join(text.split())
-    return "".join(c for c in text if unicodedata.category(c)[0] != "C")
-
-
 def _turn(node: Mapping[str, Any]) -> Text:
     """One line for one turn."""
     expansion = node["expansion"]
@@ -218,7 +250,7 @@ def _turn(node: Mapping[str, Any]) -> Text:
     colour = {True: "green", False: "red"}.get(node["success"], "cyan")
     label.append(printable(node["label"] or node["text"])[:80], style=colour)
     if node["stop"] not in ("continue", "end"):
-        label.append(f"  {node['stop']}", style="bold red")
+        label.append(f"  {printable(node['stop'])}", style="bold red")
     if node["failure"]:
         label.append(f" ({printable(node['failure']['message'])})", style="red")
     label.append(f"   H {node['entropy']:.2f}", style="dim")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,30 @@ class SpanwiseError(ValueError):
     The command line shows these as one line. Any other exception is a bug, of spanwise or of
     the user's own code, and keeps its traceback.
     """
+
+
+def visible(text: str) -> str:
+    r"""Text without what does something in a terminal instead of showing something.
+
+    Line breaks and tabs stay.
+
+    Example:
+      >>> visible("a\x1b[31mred\n\u202eb")
+      'a[31mred\nb'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c)[0] != "C")
+
+
+def printable(text: object) -> str:
+    r"""As ``visible``, on one line.
+
+    Example:
+      >>> printable("a\x1b[31mred\n\u202eb")
+      'a[31mred b'
+    """
+    return visible(" ".join(str(text).split()))
 
 
 def one_line(error: BaseException | str, limit: int = 500) -> str:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spanwise.batch import Batch
-from spanwise.losses.weights import weight_mean, weight_once, weight_per_leaf
+from spanwise.losses.weights import weight_mean, weight_once, weight_per_leaf, weight_sqrt
 from spanwise.tree import Failure, Node, Tree
 from tests import trees
 from tests.trees import grown, root
@@ -90,6 +90,7 @@ def test_a_shared_turn_counts_once_in_all_or_once_for_each_leaf() -> None:
     nodes = Batch.from_trees([TREE, SECOND]).nodes
     model = (nodes >= 0).float()
     assert torch.equal(weight_per_leaf(nodes), model)
+    assert weight_sqrt(nodes)[0].tolist() == pytest.approx([0, 0, 0.5**0.5, 0.5**0.5, 0, 1, 0, 0])
     assert weight_mean(nodes)[0].tolist() == [0, 0, 0.5, 0.5, 0, 1, 0, 0]
     assert weight_once(nodes)[1].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
     for weights in (weight_mean(nodes), weight_once(nodes)):
@@ -101,7 +102,7 @@ def test_a_shared_turn_counts_once_in_all_or_once_for_each_leaf() -> None:
 
 def test_rows_without_model_tokens_have_no_weight() -> None:
     nodes = torch.tensor([[-1, -1]])
-    for weight in (weight_per_leaf, weight_mean, weight_once):
+    for weight in (weight_per_leaf, weight_sqrt, weight_mean, weight_once):
         assert weight(nodes).tolist() == [[0.0, 0.0]]
 
 

@@ -6,11 +6,13 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import spanwise
 from spanwise.cli import main
 from spanwise.cli.options import configured
 from spanwise.cli.parts import KINDS
@@ -157,6 +159,21 @@ def test_unknown_options_and_bad_values_are_refused_with_what_was_meant(
         main(["train", "at2po_search", option, value])
     assert stopped.value.code == 2
     assert told in capsys.readouterr().err
+
+
+def test_what_is_refused_is_told_as_text(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harm = "a\x1b[2J\x9b31m\u202eb\nspanwise: all is well"
+    (tmp_path / harm).mkdir()
+    (tmp_path / harm / "config.json").write_text(json.dumps({"schema": harm, "version": harm}))
+    for words in (("show",), ("view",), ("compare",), ("train", "--resume")):
+        said = refused(capsys, *words, str(tmp_path / harm))
+        assert said.rstrip("\n").isprintable() and "a[2J31mb spanwise: all is well" in said
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    main([])
+    told = warnings.formatwarning(RuntimeWarning(harm), RuntimeWarning, spanwise.__file__, 1)
+    assert told.count("\n") == 1 and told.rstrip().isprintable()
 
 
 def test_values_that_do_not_fit_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -288,3 +288,10 @@ def test_the_baselines_of_a_group() -> None:
     assert of_rows("leave_one_out") == [1.0, -1.0, 0.0, 0.0]
     assert of_rows("group_normalised") == pytest.approx([0.7071, -0.7071, 0, 0], abs=1e-4)
     assert of_rows("batch_normalised") == pytest.approx([1.2247, -1.2247, 0, 0], abs=1e-4)
+    # The raw rewards 1 0 3 3: mean 1.75, squares 6.75, deviation 1.5.
+    assert of_rows("batch_scaled") == pytest.approx([1 / 3, -1 / 3, 0, 0], abs=1e-4)
+    # Two tokens of 1 and one of 0: a baseline of 2 / 3.
+    assert of_rows("length_weighted") == pytest.approx([1 / 3, -2 / 3, 0, 0], abs=1e-6)
+    # Tokens 1 1 0 3 3: mean 1.6, squares 7.2, deviation 1.3416.
+    white = [(r - 1.6) / 1.8**0.5 for r in (1, 0, 3, 3)]
+    assert of_rows("batch_whitened") == pytest.approx(white, abs=1e-4)

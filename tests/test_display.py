@@ -1,24 +1,30 @@
 from __future__ import annotations
 
 import io
+import re
+from collections.abc import Callable
+from pathlib import Path
 
-from rich.console import Console
+import pytest
+from rich.text import Text
 
 from spanwise.display import (
     Display,
-    printable,
+    TextConsole,
     results_table,
     scores_table,
+    show_results,
     step_figures,
     tree_to_show,
     tree_view,
 )
-from spanwise.run.folder import tree_record
+from spanwise.errors import printable
+from spanwise.run.folder import RunFolder, tree_record
 from tests.trees import RECORDED, grown, root, turn
 
 
 def shown(renderable: object) -> str:
-    console = Console(file=io.StringIO(), width=200)
+    console = TextConsole(file=io.StringIO(), width=200)
     console.print(renderable)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -45,7 +51,9 @@ def test_credit_stands_out_in_colour_beside_what_is_dim() -> None:
     record = tree_record(
         RECORDED, {"question": "?", "answers": ("a",)}, advantages=[0, 0.5, 0, -1.25]
     )
-    console = Console(file=io.StringIO(), width=200, force_terminal=True, color_system="standard")
+    console = TextConsole(
+        file=io.StringIO(), width=200, force_terminal=True, color_system="standard"
+    )
     console.print(tree_view(record))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "\x1b[32m  A +0.50" in text and "\x1b[31m  A -1.25" in text and "\x1b[2mH " in text
@@ -103,7 +111,7 @@ def test_without_success_scores_are_numbers() -> None:
 
 
 def test_progress_prints_lines_where_there_is_no_terminal() -> None:
-    console = Console(file=io.StringIO(), width=120, force_terminal=False)
+    console = TextConsole(file=io.StringIO(), width=120, force_terminal=False)
     metrics = {"unforked/success": 0.5, "turns": 2.0, "turn_entropy": 0.3}
     with Display(console).bar("training", 40) as after_step:
         for step in range(1, 41):
@@ -111,3 +119,73 @@ def test_progress_prints_lines_where_there_is_no_terminal() -> None:
     lines = console.file.getvalue().strip().splitlines()  # type: ignore[attr-defined]
     lines = [line for line in lines if line.strip()]
     assert len(lines) == 20 and lines[-1] == "step 40/40  success 0.50  turns 2.00  entropy 0.30"
+
+
+HARM = "[bold red]x[/]\x1b]0;taken\x07\x1b[2J\x9b31m\u202e\r:boom:"
+"""Markup, a window's title, an erased screen, a colour, letters from right to left, an emoji."""
+
+
+def unharmed(text: str) -> bool:
+    """Whether all that was printed is text, and the markup in it was left alone."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text).replace("\n", "")
+    return "[bold red]x[/]" in plain and ":boom:" in plain and plain.isprintable()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_every_field_is_printed_as_text(terminal: bool, tmp_path: Path) -> None:
+    record = tree_record(
+        RECORDED, {"question": HARM, "answers": (HARM,)}, advantages=[0.0] * 4, values=[0.0] * 4
+    )
+    group = {**measured(0.5), "by_group": {HARM: measured(0.5)}}
+    summary = {"recipe": HARM, "seed": HARM, "before": group, "after": group}
+    config = {"recipe": HARM, "arguments": [], "config": {"x": HARM}}
+    log = RunFolder.create(tmp_path / HARM.replace("/", ""), config)
+    log.write_summary({**summary, "row_tokens": 3, "computed_tokens": 2})
+    log.write_trees(1, [record])
+    for node in record["nodes"]:
+        failure = {"kind": "tool_error", "message": HARM}
+        node |= {"stop": HARM, "text": HARM, "label": None, "failure": failure}
+
+    def printed(print_it: Callable[[TextConsole], None]) -> str:
+        console = TextConsole(file=io.StringIO(), width=400, force_terminal=terminal)
+        print_it(console)
+        return console.file.getvalue()  # type: ignore[attr-defined]
+
+    for renderable in (
+        HARM,
+        Text(HARM),
+        tree_view(record),
+        results_table(summary, group_by=HARM),
+        scores_table(group, title=HARM, group_by=HARM),
+    ):
+        assert unharmed(printed(lambda console, r=renderable: console.print(r)))
+    text = printed(lambda console: show_results(log, console, group_by=""))
+    assert "[bold red]x[]" in text and re.sub(r"\x1b\[[0-9;]*m|\n", "", text).isprintable()
+
+
+def test_what_is_waited_for_and_the_figures_of_a_step_are_text() -> None:
+    console = TextConsole(file=io.StringIO(), width=200)
+    display = Display(console)
+    with display.waiting(HARM), display.bar(HARM, 1) as after_step:
+        after_step(1, HARM)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert sum(unharmed(line) for line in lines) == 2
+
+    def waiting(display: Display) -> None:
+        with display.waiting(HARM):
+            pass
+
+    def bar(display: Display) -> None:
+        with display.bar(HARM, 1):
+            pass
+
+    def figures(display: Display) -> None:
+        with display.bar("training", 1) as after_step:
+            after_step(1, HARM)
+
+    for show in (waiting, bar, figures):
+        console = TextConsole(file=io.StringIO(), width=400, force_terminal=True)
+        show(Display(console))
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        assert "[bold red]x[/]" in text, show
+        assert "\x1b]0" not in text and "\x1b[2J" not in text and "\x9b" not in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,11 @@ def test_the_published_settings() -> None:
     at2po = settings(at2po_search_paper())
     assert at2po["ratio"] == "Turn" and at2po["average"] == "samples"
     assert (at2po["clip"], at2po["temperature"]) == ("0.003 / 0.004", "1")
-    assert at2po["batch"].startswith("64 × 22; minibatch 8;")
+    assert at2po["batch"] == "64 × 22, forked by entropy; minibatch 8; 1 pass"
+    update, rollout = at2po_search_paper().update, at2po_search_paper().rollout
+    assert (update.betas, update.weight_decay, update.max_gradient_norm) == ((0.9, 0.999), 0.01, 1)
+    assert rollout.max_turn_tokens == rollout.max_response_tokens == 6192
+    assert rollout.sampling == Sampling(temperature=1.0, top_p=1.0, top_k=0)
     lams = [
         settings(recipes.find(name)())["credit"] for name in ("vapo_chain", "adaptive_gae_chain")
     ]
@@ -84,3 +89,17 @@ def test_every_column_follows_its_setting() -> None:
     for column, config in changed.items():
         after = settings(config)
         assert [c for c in COLUMNS if after[c] != before[c]] == [column]
+
+
+@pytest.mark.parametrize("peer", ["verl", "trl"])
+def test_every_recipe_was_set_beside_the_peers_and_no_difference_is_unexplained(peer: str) -> None:
+    """Run ``python -m bench.peers`` where each is installed once a recipe is new or renamed."""
+    rows = json.loads((SOURCES.parent / "results" / f"peers_{peer}.json").read_text())["rows"]
+    assert [row["recipe"] for row in rows] == recipes.names()
+    for row in rows:
+        for kind, figures in {"credit": ["credit"], "loss": ["value", "gradient"]}.items():
+            apart = [row.get(f"{figure}_difference") for figure in figures]
+            if None in apart:
+                assert row[kind].startswith("no counterpart: "), row
+            else:
+                assert max(apart) < 1e-12 or row[f"{kind}_note"], row

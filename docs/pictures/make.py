@@ -43,7 +43,7 @@ def take(driver: Any, folders: list[Path], place: str, name: str) -> None:
     """One picture of one place."""
     with serve(Viewer(folders), 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}/"
+        address = server.address
         driver.get(address)
         driver.execute_script("localStorage.setItem('theme', 'light')")
         driver.get("about:blank")

@@ -6,15 +6,18 @@ of one prompt, ``tree`` gives every turn of a search tree its own credit.
 
 from spanwise.advantages.explained_variance import explained_variance
 from spanwise.advantages.group import (
+    batch_scaled_advantages,
     centred_advantages,
     global_advantages,
     group_advantages,
     leave_one_out_advantages,
+    length_weighted_advantages,
     to_tokens,
     whiten,
 )
 from spanwise.advantages.recurrence import length_adaptive_lambda, span_advantages, span_returns
 from spanwise.advantages.tree import (
+    child_entropy_values,
     child_mean_values,
     child_softmax_values,
     gather_nodes,
@@ -28,7 +31,9 @@ from spanwise.advantages.tree import (
 from spanwise.advantages.tree_arrays import leaf_counts, paid_before
 
 __all__ = [
+    "batch_scaled_advantages",
     "centred_advantages",
+    "child_entropy_values",
     "child_mean_values",
     "child_softmax_values",
     "explained_variance",
@@ -39,6 +44,7 @@ __all__ = [
     "leaf_mean_values",
     "leave_one_out_advantages",
     "length_adaptive_lambda",
+    "length_weighted_advantages",
     "node_value",
     "normalised_returns",
     "over_both",

@@ -145,6 +145,80 @@ def global_advantages(rewards: Tensor, groups: Tensor, *, eps: float = 1e-6) -> 
     return torch.where(centred == 0, 0, centred / (std + eps)).to(rewards.dtype)
 
 
+def batch_scaled_advantages(rewards: Tensor, groups: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """Lite PPO: centred by group, scaled by the deviation of the batch's raw rewards.
+
+        A_i = (R_i - mean of its group) / (std of the rewards over the batch + eps)
+
+    ``global_advantages`` divides by the deviation of the differences instead, which does not
+    grow with how far the prompts' means are apart.
+
+    Args:
+      rewards: ``[N]`` float, one per row.
+      groups: ``[N]`` int64, which prompt the row answers.
+      eps: Added to the standard deviation, the sample one over rows, in units of reward.
+
+    Returns:
+      ``[N]`` in standard deviations of the batch; detached. Exactly 0 if the group's rewards
+      are all alike.
+
+    Raises:
+      ValueError: if a reward is NaN or the shapes differ.
+
+    Example:
+      >>> batch_scaled_advantages(
+      ...     torch.tensor([1.0, 0.0, 2.0, 1.0]), torch.tensor([0, 0, 1, 1]), eps=0).tolist()
+      [0.6123723983764648, -0.6123723983764648, 0.6123723983764648, -0.6123723983764648]
+
+    References:
+      Liu et al., Tricks or Traps?, arXiv:2508.08221.
+    """
+    centred, _, _ = centred_by_group(rewards, groups)
+    of_batch, _, _ = centred_by_group(rewards, torch.zeros_like(groups))
+    std = (of_batch.square().sum() / max(1, len(of_batch) - 1)).sqrt()
+    return torch.where(centred == 0, 0, centred / (std + eps)).to(rewards.dtype)
+
+
+def length_weighted_advantages(rewards: Tensor, groups: Tensor, lengths: Tensor) -> Tensor:
+    """OPO: the reward minus its group's mean, in which a row counts by its length.
+
+    The baseline of least variance, if the squared norm of a row's gradient grows with its
+    number of tokens.
+
+        A_i = R_i - sum of |y_j| R_j / sum of |y_j|  over the rows j of its group
+
+    Limits: ``centred_advantages`` if all rows of a group are equally long.
+
+    Args:
+      rewards: ``[N]`` float, one per row.
+      groups: ``[N]`` int64, which prompt the row answers.
+      lengths: ``[N]`` model tokens of each row.
+
+    Returns:
+      ``[N]`` in units of reward; detached. Exactly 0 if the group's rewards are all alike, and
+      if none of its rows has a token.
+
+    Raises:
+      ValueError: if a reward is NaN or the shapes differ.
+
+    Example:
+      >>> length_weighted_advantages(
+      ...     torch.tensor([1.0, 0.0]), torch.tensor([7, 7]), torch.tensor([1, 3])).tolist()
+      [0.75, -0.25]
+
+    References:
+      Hao et al., On-Policy RL with Optimal Reward Baseline, arXiv:2505.23585.
+    """
+    require_same_shape(rewards=rewards, lengths=lengths)
+    centred, group, counts = centred_by_group(rewards, groups)
+    weights = lengths.to(centred.dtype)
+    zeros = torch.zeros_like(counts)
+    totals = zeros.index_add(0, group, weights)
+    # Alike rewards are 0 after the first centring, so that 0 is what is left of them.
+    means = zeros.index_add(0, group, weights * centred) / totals.clamp(min=1)
+    return torch.where(totals[group] > 0, centred - means[group], 0).to(rewards.dtype)
+
+
 def to_tokens(advantages: Tensor, mask: Tensor) -> Tensor:
     """Every model token of a row gets the row's advantage.
 

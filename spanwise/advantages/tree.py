@@ -103,14 +103,15 @@ def child_softmax_values(
 ) -> Tensor:
     """A node is worth its children's values, weighted by a softmax over their entropies.
 
-    The paper's setting: a turn that was sampled with little certainty says more about its
-    parent than one of several near-copies.
+    What the official code of AT²PO runs, and its launch script asks for: a turn that was
+    sampled with little certainty says more about its parent than one of several near-copies.
+    ``child_entropy_values`` is the other reading of the paper.
 
         V(leaf) = G
         V(n)    = sum over children c of w_c V(c),   w = softmax of H(c)
 
     Limits: equal entropies are ``child_mean_values``; a chain has its leaf's return at
-    every node.
+    every node; the same number added to all entropies changes nothing.
 
     Args:
       parents: ``[M]`` int64.
@@ -130,17 +131,62 @@ def child_softmax_values(
     References:
       Zong et al., AT²PO, arXiv:2601.04767.
     """
-    require_same_shape(parents=parents, entropies=entropies)
     returns = _checked_returns(leaves, returns)
-    valued = leaf_counts(parents, leaves) > 0
-    if bool((entropies.isnan() & valued & (parents >= 0)).any()):
-        raise ValueError("an entropy is NaN at a node that leads to a scored leaf")
-    entropies = entropies.detach().to(returns.dtype)
+    entropies, valued = _checked_entropies(parents, entropies, leaves, returns.dtype)
     # Relative to the most uncertain sibling, no exponential overflows.
     family = torch.where(parents >= 0, parents, len(parents))
     most = returns.new_full((len(parents) + 1,), -torch.inf)
     most = most.scatter_reduce(0, family, torch.where(valued, entropies, -torch.inf), "amax")
     weights = torch.where(valued, (entropies - most[family]).exp(), 0)
+    return _values_upward(parents, weights, leaves, returns)
+
+
+def child_entropy_values(
+    parents: Tensor, entropies: Tensor, leaves: Tensor, returns: Tensor
+) -> Tensor:
+    """A node is worth its children's values, weighted by their share of the entropy.
+
+    Another reading of AT²PO; its official code runs ``child_softmax_values``. Here a turn that
+    was sampled with certainty, ``H = 0``, has no say at all beside one that was not.
+
+        V(leaf) = G
+        V(n)    = sum over children c of w_c V(c),   w_c = H(c) / sum over children of H
+
+    Only children with a scored leaf count, in both sums. Where all of their entropies are 0
+    the shares are undefined, and ``V(n)`` is the plain mean.
+
+    Limits: equal entropies are ``child_mean_values``; a chain has its leaf's return at
+    every node; all entropies times the same number change nothing.
+
+    Args:
+      parents: ``[M]`` int64.
+      entropies: ``[M]`` float, nats per token, at least 0: means of negative log-probs.
+      leaves: ``[N]`` int64.
+      returns: ``[N]`` float.
+
+    Returns:
+      ``[M]`` in the unit of the returns, 0 for nodes without a scored leaf below; detached.
+
+    Raises:
+      ValueError: if an entropy is below 0 at a node that leads to a scored leaf, a root apart.
+
+    Example:
+      >>> child_entropy_values(
+      ...     parents=torch.tensor([-1, 0, 0]), entropies=torch.tensor([0.0, 1.5, 0.5]),
+      ...     leaves=torch.tensor([1, 2]), returns=torch.tensor([1.0, 0.0])).tolist()
+      [0.75, 1.0, 0.0]
+
+    References:
+      Zong et al., AT²PO, arXiv:2601.04767.
+    """
+    returns = _checked_returns(leaves, returns)
+    entropies, valued = _checked_entropies(parents, entropies, leaves, returns.dtype)
+    weights = torch.where(valued & (parents >= 0), entropies, 0)
+    if bool((weights < 0).any()):
+        raise ValueError("an entropy is below 0; it must be a mean of negative log-probs")
+    family = torch.where(parents >= 0, parents, len(parents))
+    totals = weights.new_zeros(len(parents) + 1).index_add(0, family, weights)
+    weights = torch.where(valued & (totals[family] == 0), 1, weights)
     return _values_upward(parents, weights, leaves, returns)
 
 
@@ -348,6 +394,17 @@ def _difference(values: Tensor, baseline: Tensor, parents: Tensor, leaves: Tenso
     """Value minus the value of the node ``baseline`` ``[M]``; 0 for unscored nodes."""
     values = values.detach()
     return torch.where(leaf_counts(parents, leaves) > 0, values - values[baseline], 0)
+
+
+def _checked_entropies(
+    parents: Tensor, entropies: Tensor, leaves: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Entropies to weight by, and ``[M]`` True at the nodes that lead to a scored leaf."""
+    require_same_shape(parents=parents, entropies=entropies)
+    valued = leaf_counts(parents, leaves) > 0
+    if bool((entropies.isnan() & valued & (parents >= 0)).any()):
+        raise ValueError("an entropy is NaN at a node that leads to a scored leaf")
+    return entropies.detach().to(dtype), valued
 
 
 def _checked_returns(leaves: Tensor, returns: Tensor) -> Tensor:

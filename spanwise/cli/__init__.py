@@ -27,7 +27,8 @@ from spanwise.cli.base_models import build_base_command
 from spanwise.cli.reading import compare_command, show_command, study_command, view_command
 from spanwise.cli.training import eval_command, train_command
 from spanwise.cli.words import UsageError, asks_for_help
-from spanwise.errors import PACKAGE, SpanwiseError, place, user_traceback
+from spanwise.errors import PACKAGE, SpanwiseError, place, printable, user_traceback, visible
+from spanwise.runtime.streams import lasting_streams
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train_command,
@@ -41,13 +42,17 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command, whether or not anybody reads what it prints.
 
     What spanwise refuses is one line and exit status 2, behind the traceback of the user's own
     code where that was the cause. Every other exception is a bug and is not caught.
     """
     warnings.formatwarning = _warning_line
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with lasting_streams():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or asks_for_help(arguments):
         print(__doc__)
         return 0
@@ -65,10 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refusal(error: SpanwiseError) -> str:
+    told = printable(error)
     if cause := user_traceback(error):
-        return f"{cause}\n{_speaker()}: {error}"
+        return f"{visible(cause)}\n{_speaker()}: {told}"
     where = place(error)
-    return f"{_speaker()}: {error} ({where})" if where else f"{_speaker()}: {error}"
+    return f"{_speaker()}: {told} ({where})" if where else f"{_speaker()}: {told}"
 
 
 _usual_warning = warnings.formatwarning
@@ -83,7 +89,7 @@ def _warning_line(
 ) -> str:
     """A warning of spanwise's own as one line without the place in its code."""
     if Path(filename).is_relative_to(PACKAGE):
-        return f"{_speaker()}: warning: {message}\n"
+        return f"{_speaker()}: warning: {printable(message)}\n"
     return _usual_warning(message, category, filename, lineno, line)
 
 

@@ -48,4 +48,4 @@ def build_base_command(arguments: list[str]) -> None:
             options.fit, lambda fit: after_step(fit.step, f"loss {fit.loss:.3f}")
         )
     base_model.save_base_model(model, tokenizer, options.folder)
-    display.console.print(f"model folder  {options.folder}", highlight=False)
+    display.console.print(f"model folder  {options.folder}")

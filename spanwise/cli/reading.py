@@ -9,6 +9,7 @@ from typing import Any
 
 from spanwise.cli.options import configured, parsed
 from spanwise.cli.words import UsageError, asks_for_help, split_target, split_targets
+from spanwise.errors import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ def show_command(arguments: list[str]) -> None:
         raise UsageError(f"step {step} has trees 0 to {len(records) - 1}, not {options.tree}")
     record = tree_to_show(records) if options.tree is None else records[options.tree]
     console = Display().console
-    console.print(f"step {step}, tree {records.index(record)}\n", style="bold", highlight=False)
+    console.print(f"step {step}, tree {records.index(record)}\n", style="bold")
     console.print(tree_view(record))
 
 
@@ -71,13 +72,12 @@ def view_command(arguments: list[str]) -> None:
     viewer = Viewer(folders)
     if options.export is not None:
         export(viewer, options.export)
-        print(f"page  {options.export} ({options.export.stat().st_size / 1e6:.1f} MB)")
+        print(f"page  {printable(options.export)} ({options.export.stat().st_size / 1e6:.1f} MB)")
         return
     with serve(viewer, options.port) as server:
-        address = f"http://127.0.0.1:{server.server_address[1]}/"
-        print(f"page  {address}   (Ctrl-C ends it)", flush=True)
+        print(f"page  {server.address}   (Ctrl-C ends it)", flush=True)
         if options.browser:
-            open_page(address)
+            open_page(server.address)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

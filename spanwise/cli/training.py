@@ -14,7 +14,7 @@ from spanwise import recipes
 from spanwise.cli.options import configured, parsed
 from spanwise.cli.words import UsageError, split_name, split_target
 from spanwise.envs.base import Split
-from spanwise.errors import SpanwiseError
+from spanwise.errors import SpanwiseError, printable
 
 if TYPE_CHECKING:
     from spanwise.train.config import TrainConfig
@@ -47,7 +47,7 @@ def train_command(arguments: list[str]) -> None:
         )
     except Stopped as stopped:
         if leads:
-            command = f"spanwise train --resume {shlex.quote(str(folder))}"
+            command = f"spanwise train --resume {shlex.quote(printable(folder))}"
             print(f"spanwise: stopped by {stopped}\ngo on with     {command}")
         leave_group()
         raise SystemExit(128 + stopped.number) from stopped

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from numbers import Real
 from typing import Any, Literal, cast, get_args
 
@@ -13,6 +15,9 @@ from spanwise.models.tokenizer import Tokenizer
 from spanwise.tree import Failure, Stop
 
 Split = Literal["train", "dev", "test"]
+
+MAX_REWARD = 1e18
+"""Largest reward in size: single precision holds the squares of some hundred such."""
 
 REPLY_STOPS = tuple(stop for stop in get_args(Stop) if stop != "prompt")
 
@@ -61,7 +66,8 @@ class Reply:
     """Paid for this turn, whether the trajectory goes on (None: nothing) or ends here. Needed
     where it ends, unless ``failure`` says why there is none: then all that was paid on the way
     is left out of training too. A turn that would go on but leaves no room for another is
-    asked about again with ``truncated``, and is paid what that reply says."""
+    asked about again with ``truncated``, and is paid what that reply says. Any number up to
+    ``MAX_REWARD`` in size, of numpy's or a tensor without dimensions too; kept as a float."""
 
     success: bool | None = None
     """Whether the trajectory that ends here succeeded; None: there is no such thing."""
@@ -79,22 +85,40 @@ class Reply:
             raise SpanwiseError(
                 f"a reply's stop is one of {', '.join(REPLY_STOPS)}, not {self.stop}"
             )
+        for name in ("reward", "success"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
         failure, outcome = cast("tuple[object, object]", (self.failure, self.outcome))
         if not isinstance(failure, Failure | None) or not isinstance(outcome, Mapping):
             raise SpanwiseError("a reply's failure must be a Failure, and its outcome a mapping")
         success, label = cast("tuple[object, object]", (self.success, self.label))
         if not isinstance(success, bool | None) or not isinstance(label, str):
             raise SpanwiseError("a reply's success must be True, False or None, and its label text")
-        if not isinstance(cast("object", self.reward), Real | None):
-            raise SpanwiseError(
-                f"a reply's reward must be a number, not {type(self.reward).__name__}"
-            )
+        if isinstance(outcome, dict):
+            values = cast("dict[str, object]", outcome)
+            object.__setattr__(self, "outcome", {k: _plain(v) for k, v in values.items()})
+        if self.reward is not None:
+            object.__setattr__(self, "reward", _real(self.reward))
         if self.success is not None and self.stop in ("continue", "failure"):
             raise SpanwiseError(f"a reply that ends can have success, not one of {self.stop}")
         if self.stop == "continue" and not self.observation:
             raise SpanwiseError("a reply that goes on needs an observation")
         if self.stop != "continue" and (self.reward is None) == (self.failure is None):
             raise SpanwiseError("a reply that ends needs a reward, or a failure that says why not")
+
+
+def _plain(value: object) -> object:
+    """A scalar of numpy, or an array or tensor without dimensions, as Python's own number."""
+    scalar = getattr(value, "ndim", None) == 0
+    return cast(Any, value).item() if scalar else value
+
+
+def _real(reward: object) -> float:
+    if not isinstance(reward, Real | Decimal):
+        raise SpanwiseError(f"a reply's reward must be a number, not {type(reward).__name__}")
+    try:
+        return float(reward)
+    except OverflowError:
+        return math.inf if cast(Any, reward) > 0 else -math.inf
 
 
 class Environment(ABC):

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
 from pathlib import Path
 from typing import Any, cast
 
 from spanwise.envs.math.scoring import INSTALL_HINT
 from spanwise.errors import SpanwiseError, one_line
+
+NO_ANSWER = {"", "nan", "NaN", "NaT", "<NA>", "null"}
+"""Texts that programs write where there is no value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +139,7 @@ def _column(fields: dict[str, Any], names: Sequence[str], where: str) -> tuple[s
             value = cast(dict[str, Any], value).get(part) if isinstance(value, dict) else None
         if value is None and name in fields:  # a name that has a dot itself
             value = fields[name]
+        value = _plain(value)
         if value is not None:
             return name, value
     several = f"none of the columns {', '.join(names)}"
@@ -159,12 +166,37 @@ def _question(value: Any, where: str) -> tuple[str, tuple[Mapping[str, str], ...
 
 def _answers(value: Any, where: str) -> tuple[str, ...]:
     values = cast(list[Any], value) if isinstance(value, list) else [value]
-    answers = tuple(
-        str(v).strip() if isinstance(v, (str, int, float)) and not isinstance(v, bool) else ""
-        for v in values
-    )
+    answers = tuple(map(_answer, values))
     if not answers or not all(answers):
         raise SpanwiseError(
-            f"{where}: must hold an answer or a list of answers, none of them empty"
+            f"{where}: must hold an answer or a list of answers, none of them empty or NaN"
         )
     return answers
+
+
+def _answer(value: Any) -> str:
+    """The text of an answer; empty for what is none.
+
+    Example:
+      >>> [_answer(value) for value in (" 2 ", 2.0, 2.5, 10**20, float("nan"), "nan", True)]
+      ['2', '2', '2.5', '100000000000000000000', '', '', '']
+    """
+    value = _plain(value)
+    if isinstance(value, str):
+        return "" if value.strip() in NO_ANSWER else value.strip()
+    if isinstance(value, bool) or not isinstance(value, Real | Decimal) or not _is_finite(value):
+        return ""
+    # a column of whole numbers with one missing is of floats
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """What a cell means: a scalar of numpy as Python's own, a NaN as nothing."""
+    if getattr(value, "ndim", None) is not None and hasattr(value, "tolist"):
+        value = value.tolist()
+    is_nan = isinstance(value, float | Decimal) and value != value
+    return None if is_nan else value
+
+
+def _is_finite(value: Real | Decimal) -> bool:
+    return value not in (math.inf, -math.inf)

@@ -15,7 +15,7 @@ from spanwise import losses
 from spanwise.batch import Batch
 from spanwise.errors import SpanwiseError
 from spanwise.learn.metric_means import MetricMeans
-from spanwise.learn.optimizer import adamw
+from spanwise.learn.optimizer import adamw, check_betas
 from spanwise.learn.optimizer_step import Counts, Trainee
 from spanwise.models.critic import SeparateCritic, SharedCritic, ValueModel
 from spanwise.models.loading import Model
@@ -76,6 +76,9 @@ class ValueHead(Critic):
     learning_rate: float = 1e-5
     """Learning rate of the head and of a trunk of its own, at its highest."""
 
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decays of its AdamW, as ``update.betas``."""
+
     clip: float | None = 0.5
     """Distance from its old value beyond which a value is drawn no further; None: no limit."""
 
@@ -92,6 +95,7 @@ class ValueHead(Critic):
         for name in ("learning_rate", "trunk_gradient", "pretraining_steps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SpanwiseError(f"critic.{name} must be at least 0, got {getattr(self, name)}")
+        check_betas(self.betas, "critic.betas")
         if self.clip is not None and not self.clip > 0:
             raise SpanwiseError(
                 f"critic.clip must be above 0, or None for no clipping, got {self.clip}"
@@ -118,7 +122,7 @@ class ValueHead(Critic):
             shard(critic, ranks.mesh)
         return FittedCritic(
             model=critic,
-            optimizer=adamw(critic, self.learning_rate),
+            optimizer=adamw(critic, self.learning_rate, betas=self.betas),
             clip=self.clip,
             pretraining_steps=self.pretraining_steps,
         )

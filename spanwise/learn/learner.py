@@ -98,7 +98,9 @@ class Learner:
             shard(self.reference, ranks.mesh)
         shard(policy, ranks.mesh)
         self.model = policy
-        self.optimizer = adamw(policy, update.learning_rate, weight_decay=update.weight_decay)
+        self.optimizer = adamw(
+            policy, update.learning_rate, betas=update.betas, weight_decay=update.weight_decay
+        )
         self._full_rates = self._rates()
 
     def score(self, trees: Sequence[Tree]) -> Batch | None:

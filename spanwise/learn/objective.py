@@ -26,8 +26,8 @@ from spanwise.spans import span_lengths
 class Objective:
     """The policy loss. The defaults are ATPO's (arXiv 2601.04767).
 
-    The ratio over ``Token()`` with wider clipping is PPO, GRPO and DAPO; over
-    ``Trajectory()`` it is GSPO.
+    The ratio over ``Token()`` with wider clipping is PPO, GRPO and DAPO, and with another
+    ``clip`` CISPO and SAPO; over ``Trajectory()`` it is GSPO.
     """
 
     ratio_spans: Partition = Turn()
@@ -36,14 +36,19 @@ class Objective:
     gradient: Literal["token", "span"] = "token"
     """Path of the gradient: each token's own log-prob (GSPO-token form), or the span's mean."""
 
+    clip: losses.Clip = "hard"
+    """Clip that cuts the gradient outside the range (PPO), bounds the weight that each token's
+    gradient has (CISPO: ``detached``), or lets it fade (SAPO: ``soft``)."""
+
     clip_low: float = 3e-3
-    """Distance below 1 at which the ratio is clipped."""
+    """Distance below 1 at which the ratio is clipped. Soft: 1 / SAPO's τ of bad tokens."""
 
     clip_high: float = 4e-3
-    """Distance above 1 at which the ratio is clipped."""
+    """Distance above 1 at which the ratio is clipped. Soft: 1 / SAPO's τ of good tokens."""
 
     dual_clip: float | None = None
-    """Bound, above 1, on the loss of a bad token: that of one this many times likelier now."""
+    """Bound, above 1, on the loss of a bad token: that of one this many times likelier now.
+    For a hard clip alone."""
 
     entropy_bonus: float = 0.0
     """Bonus, taken off the loss, for each nat of entropy of a token's distribution."""
@@ -52,15 +57,14 @@ class Objective:
     """Mean that the loss is: over samples, over tokens (DAPO), or a number that the sum over
     each sample's tokens is divided by, such as the limit of an answer (Dr. GRPO)."""
 
-    shared_turns: Literal["per_leaf", "once", "mean"] = "per_leaf"
-    """Weight of a turn that stands in several branches (see ``losses.weights``)."""
+    shared_turns: Literal["per_leaf", "sqrt", "mean", "once"] = "per_leaf"
+    """Weight of a turn in each of its c branches: 1, TreeRL's 1/sqrt(c), or 1/c; or 1 in the
+    first of them alone."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.clip_low <= 1 or not self.clip_high >= 0:
-            raise SpanwiseError(
-                "objective.clip_low must lie in [0, 1] and clip_high be at least 0, got "
-                f"{self.clip_low} and {self.clip_high}"
-            )
+        clip = self.clip, self.clip_low, self.clip_high, self.dual_clip
+        if fault := losses.clip_fault(*clip):
+            raise SpanwiseError(f"objective.{fault}")
         if not math.isfinite(self.entropy_bonus):
             raise SpanwiseError(
                 f"objective.entropy_bonus must be a number, got {self.entropy_bonus}"
@@ -70,8 +74,6 @@ class Objective:
                 'objective.loss_aggregation is "sample", "token" or at least 1 token, got '
                 f"{self.loss_aggregation}"
             )
-        if self.dual_clip is not None and not self.dual_clip > 1:
-            raise SpanwiseError(f"objective.dual_clip must be above 1, got {self.dual_clip}")
 
     def bind(self, tokenizer: Any) -> Objective:
         """The same objective once its spans have looked up what they need."""
@@ -81,8 +83,9 @@ class Objective:
         """``[N, T]`` float32 weight of each token that a loss is taken of."""
         function = {
             "per_leaf": losses.weight_per_leaf,
-            "once": losses.weight_once,
+            "sqrt": losses.weight_sqrt,
             "mean": losses.weight_mean,
+            "once": losses.weight_once,
         }[self.shared_turns]
         weights = function(torch.where(batch.loss_mask, batch.nodes, -1))
         return weights if batch.importance is None else weights * batch.importance
@@ -120,6 +123,7 @@ class Objective:
             clip_low=self.clip_low,
             clip_high=self.clip_high,
             ratio={"token": losses.token_gradient_ratio, "span": losses.span_ratio}[self.gradient],
+            clip=self.clip,
             dual_clip=self.dual_clip,
         )
         if self.entropy_bonus:

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw as adamw_step
 
+from spanwise.errors import SpanwiseError
 from spanwise.models.lora import trained_parameters
 
 
 def adamw(
-    model: torch.nn.Module, learning_rate: float, *, weight_decay: float = 0.0
+    model: torch.nn.Module,
+    learning_rate: float,
+    *,
+    betas: tuple[float, float],
+    weight_decay: float = 0.0,
 ) -> Float32AdamW:
     """The optimizer of a model's trained weights: all of them, or those of an adapter."""
     return Float32AdamW(
-        trained_parameters(model), lr=learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay
+        trained_parameters(model), lr=learning_rate, betas=betas, weight_decay=weight_decay
     )
+
+
+def check_betas(betas: Sequence[float], setting: str) -> None:
+    """Refuse decays that AdamW cannot have.
+
+    Raises:
+      SpanwiseError: if there are not two, or one is not in [0, 1).
+    """
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise SpanwiseError(f"{setting} must be two numbers in [0, 1), got {betas}")
 
 
 class Float32AdamW(torch.optim.AdamW):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from spanwise.errors import SpanwiseError
+from spanwise.learn.optimizer import check_betas
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,9 @@ class Update:
 
     weight_decay: float = 0.0
     """Decoupled weight decay of the policy."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay, from step to step, of the means that AdamW keeps of the gradient and its square."""
 
     epochs: int = 1
     """Passes over each batch."""
@@ -39,6 +43,7 @@ class Update:
                 "update.learning_rate and update.weight_decay must be at least 0, got "
                 f"{self.learning_rate} and {self.weight_decay}"
             )
+        check_betas(self.betas, "update.betas")
         for name in ("epochs", "prompts_per_minibatch", "tokens_per_microbatch"):
             if getattr(self, name) < 1:
                 raise SpanwiseError(f"update.{name} must be at least 1, got {getattr(self, name)}")

@@ -21,10 +21,8 @@ import math
 import torch
 from torch import Tensor
 
+from spanwise.losses.ratio import MAX_LOG_RATIO
 from spanwise.spans import mask_of, require_same_shape, span_lengths, span_means
-
-MAX_LOG_RATIO = 20.0
-"""Nats at which a span's log-ratio is cut, on either side, so that the ratio is finite."""
 
 
 def importance_ratio(logprobs: Tensor, sampling_logprobs: Tensor, spans: Tensor) -> Tensor:

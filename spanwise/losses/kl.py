@@ -19,6 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spanwise.losses.ratio import MAX_LOG_RATIO
 from spanwise.spans import require_same_shape
 
 
@@ -75,6 +76,12 @@ def kl_k3(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:
 
         k3 = exp(ref - logp) - 1 - (ref - logp)
 
+    Limits: where the reference finds a token more than 20 nats likelier than the policy does,
+    the difference counts as 20, so that the estimate is finite (at most e^20 - 21), and the
+    gradient, ``1 - exp(20)`` for ``logp``, is what it is there. TRL has no bound. verl and
+    OpenRLHF also bound the estimate at 10 nats, which ``ref - logp`` = 2.6 reaches: a token that
+    went further from the reference gets no gradient there, and the mean is biased.
+
     Args:
       logprobs: As in ``kl_k1``, like all other arguments.
       reference_logprobs: ``[N, T]``.
@@ -82,14 +89,15 @@ def kl_k3(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:
 
     Returns:
       ``[N, T]`` in nats, 0 where masked. It grows exponentially where the reference finds
-      a token far likelier than the policy does.
+      a token likelier than the policy does.
 
     Example:
       >>> kl_k3(torch.tensor([[-1.0]]), torch.tensor([[-1.0]]), torch.tensor([[True]])).tolist()
       [[0.0]]
     """
     log_ratios = _log_ratios(logprobs, reference_logprobs, mask)
-    return torch.expm1(-log_ratios) + log_ratios
+    capped = log_ratios.detach().clamp(min=-MAX_LOG_RATIO) + (log_ratios - log_ratios.detach())
+    return torch.expm1(-capped) + capped
 
 
 def _log_ratios(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:

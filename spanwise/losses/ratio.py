@@ -9,13 +9,14 @@ from torch import Tensor
 
 from spanwise.spans import mask_of, require_same_shape, span_means
 
+MAX_LOG_RATIO = 20.0
+"""Nats at which a log-ratio is cut, so that the ratio is finite: in float32 e^89 is not."""
+
 Ratio = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(logprobs, old_logprobs, spans) -> [N, T]``: ``span_ratio`` or ``token_gradient_ratio``."""
 
 
-def span_ratio(
-    logprobs: Tensor, old_logprobs: Tensor, spans: Tensor, *, max_log_ratio: float = 10.0
-) -> Tensor:
+def span_ratio(logprobs: Tensor, old_logprobs: Tensor, spans: Tensor) -> Tensor:
     """The geometric mean of the token ratios of a span, at each of its tokens.
 
     The mean makes a long span no more extreme than a short one, and the span is clipped
@@ -26,14 +27,15 @@ def span_ratio(
     The gradient runs through the mean: every token of the span gets the same,
     ``s_k / |k|`` for each token of the span that the loss weighs.
 
-    Limits: ``by_token`` spans are the PPO ratio, ``whole`` ones the GSPO ratio.
+    Limits: ``by_token`` spans are the PPO ratio, ``whole`` ones the GSPO ratio. A mean
+    log-ratio above 20 counts as 20, so that the ratio is finite, and its gradient stays what
+    it is there: a bad span that became far likelier still gets one. (verl cuts the gradient,
+    too, at 20, and for GSPO as ATPO at 10.)
 
     Args:
       logprobs: ``[N, T]`` float, under the policy that is trained; ignored where masked.
       old_logprobs: ``[N, T]`` float, at the start of the update; ignored where masked.
       spans: ``[N, T]`` int64 span numbers, -1 where masked.
-      max_log_ratio: The mean log-ratio is capped here, so that the ratio stays finite;
-        above it there is no gradient.
 
     Returns:
       ``[N, T]`` in float32 or wider, 1 and without gradient where masked.
@@ -50,13 +52,11 @@ def span_ratio(
       Zheng et al., GSPO, arXiv:2507.18071.
       Zong et al., AT²PO, arXiv:2601.04767.
     """
-    log_ratios = _log_ratios(logprobs, old_logprobs, spans)
-    return span_means(log_ratios, spans).clamp(max=max_log_ratio).exp()
+    means = span_means(_log_ratios(logprobs, old_logprobs, spans), spans)
+    return _exp_of_capped(means.detach(), means)
 
 
-def token_gradient_ratio(
-    logprobs: Tensor, old_logprobs: Tensor, spans: Tensor, *, max_log_ratio: float = 10.0
-) -> Tensor:
+def token_gradient_ratio(logprobs: Tensor, old_logprobs: Tensor, spans: Tensor) -> Tensor:
     """The same ratio, whose gradient at a token runs through that token alone.
 
     The form of AT²PO and of GSPO-token: advantages that differ inside a span then move
@@ -71,7 +71,6 @@ def token_gradient_ratio(
       logprobs: As in ``span_ratio``, like all other arguments.
       old_logprobs: ``[N, T]``.
       spans: ``[N, T]``.
-      max_log_ratio: Cap of the mean log-ratio.
 
     Returns:
       ``[N, T]`` in float32 or wider, 1 and without gradient where masked.
@@ -89,8 +88,12 @@ def token_gradient_ratio(
       Zheng et al., GSPO, arXiv:2507.18071, section 4.3.
     """
     log_ratios = _log_ratios(logprobs, old_logprobs, spans)
-    means = span_means(log_ratios.detach(), spans)
-    return (means + (log_ratios - log_ratios.detach())).clamp(max=max_log_ratio).exp()
+    return _exp_of_capped(span_means(log_ratios.detach(), spans), log_ratios)
+
+
+def _exp_of_capped(means: Tensor, gradient_of: Tensor) -> Tensor:
+    """``exp(means)``, capped, with the gradient of the other argument, capped or not."""
+    return (means.clamp(max=MAX_LOG_RATIO) + (gradient_of - gradient_of.detach())).exp()
 
 
 def _log_ratios(logprobs: Tensor, old_logprobs: Tensor, spans: Tensor) -> Tensor:

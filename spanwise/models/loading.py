@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -20,7 +19,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
-from spanwise.errors import SpanwiseError, first_line
+from spanwise.errors import SpanwiseError, first_line, one_line
 from spanwise.models.execution import checkpoint_gradients, compile_layers
 from spanwise.models.lora import (
     ADAPTER_CONFIG,
@@ -126,11 +125,10 @@ class Model:
 
     def _tokenizer(self) -> Any:
         source = self.resolve()
-        try:
+        with _reading(f"no tokenizer at {self.path}"):
             tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"no tokenizer at {self.path}: {first_line(error)}") from error
-        if not tokenizer.encode("text", add_special_tokens=False):  # transformers made up one
+            known = tokenizer.encode("text", add_special_tokens=False)
+        if not known:  # transformers made up one
             raise ModelError(f"no tokenizer at {self.path}: tokenizer.json is missing or empty")
         return tokenizer
 
@@ -144,10 +142,8 @@ class Model:
         base = self._base()
         if self.lora.rank or base != self.resolve():
             require_peft()
-        try:
+        with _reading(f"cannot load {self.path}"):
             config = AutoConfig.from_pretrained(base)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"cannot load {self.path}: {first_line(error)}") from error
         if fault := _not_causal(config):
             raise ModelError(
                 f"{self.path} is {fault}; spanwise trains causal language models, such as "
@@ -157,8 +153,9 @@ class Model:
 
     def num_parameters(self) -> int:
         """How many weights the model has, without reading them; an adapter is not counted."""
-        with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(self.config())
+        config = self.config()
+        with _reading(f"cannot load {self.path}"), torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config)
         return sum(p.numel() for p in model.parameters())
 
     def load(self, *, head: bool = True) -> torch.nn.Module:
@@ -172,7 +169,7 @@ class Model:
           ModelError: if weights cannot be found or read, or an option cannot be had.
         """
         base, config = self._base(), self.config()
-        try:
+        with _reading(f"cannot load {self.path}"):
             with _silent_transformers():
                 model = self._with_weights(base, config, head=head)
                 self._adapt(model)
@@ -181,8 +178,6 @@ class Model:
                 checkpoint_gradients(model)
             if self.compile:
                 compile_layers(model)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ModelError(f"cannot load {self.path}: {first_line(error)}") from error
         return model
 
     def _with_weights(self, base: str, config: Any, *, head: bool) -> Any:
@@ -236,6 +231,22 @@ class Model:
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ModelError(f"device {self.device} is asked for and this torch finds no GPU")
         return device
+
+
+@contextmanager
+def _reading(refusal: str) -> Iterator[None]:
+    """Have whatever is raised while a model's files are read be a refusal of one line.
+
+    Files that are damaged, or of another time, make their readers raise anything.
+    """
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        plain = isinstance(error, OSError | ValueError)
+        reason = first_line(error) if plain else one_line(error, limit=300)
+        raise ModelError(f"{refusal}: {reason}") from error
 
 
 @contextmanager

@@ -118,10 +118,12 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
         return {}
     try:
         settings: Any = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SpanwiseError(f"{file} is not JSON: {error}") from error
     if not isinstance(settings, dict):
         raise SpanwiseError(f"{file} is no JSON object")
+    if not isinstance(settings.get("base_model_name_or_path") or "", str):
+        raise SpanwiseError(f"{file} does not name the model of its adapter")
     return cast("dict[str, Any]", settings)
 
 

@@ -19,12 +19,18 @@ SHIPPED = {
     name: f"spanwise.recipes.{module}:{name}"
     for module, found in {
         "chain": [
-            *("adaptive_gae_chain", "dapo_chain", "drgrpo_chain", "gae_chain", "grpo_chain"),
+            *("adaptive_gae_chain", "dapo_chain", "dr_grpo_chain", "gae_chain", "grpo_chain"),
             *("gspo_chain", "reinforce_chain", "rloo_chain", "sae_chain", "sae_end_chain"),
             *("sae_ratio_chain", "vapo_chain"),
+            *("cispo_chain", "gpg_chain", "lite_ppo_chain", "luspo_chain", "opo_chain"),
+            *("reinforce_plain_chain", "sapo_chain"),
         ],
         "math": ["sae_gym", "sae_math"],
-        "search": ["at2po_search", "at2po_search_paper", "grpo_search", "turn_gae_search"],
+        "search": [
+            *("at2po_search", "at2po_search_paper", "dapo_search", "dr_grpo_search"),
+            *("grpo_search", "gspo_search", "random_tree_search", "rloo_search"),
+            "turn_gae_search",
+        ],
     }.items()
     for name in found
 }

@@ -79,7 +79,7 @@ def dapo_chain() -> TrainConfig:
     return replace(grpo_chain(), dynamic_sampling_rounds=2, overlong=Overlong(penalty_tokens=16))
 
 
-def drgrpo_chain() -> TrainConfig:
+def dr_grpo_chain() -> TrainConfig:
     """Dr. GRPO (arXiv 2503.20783): no division by the group's deviation or the row's length."""
     base = grpo_chain()
     return replace(
@@ -95,11 +95,61 @@ def rloo_chain() -> TrainConfig:
 
 
 def reinforce_chain() -> TrainConfig:
-    """REINFORCE++ (arXiv 2501.03262): less the group's mean, normalised over the batch."""
+    """REINFORCE++-baseline (arXiv 2501.03262): group's mean, deviation of what is left of all."""
     return replace(grpo_chain(), advantage=GroupAdvantage(baseline="batch_normalised"))
+
+
+def reinforce_plain_chain() -> TrainConfig:
+    """REINFORCE++ without groups (arXiv 2501.03262): returns whitened over the batch's tokens."""
+    return replace(grpo_chain(), advantage=GroupAdvantage(baseline="batch_whitened"))
+
+
+def lite_ppo_chain() -> TrainConfig:
+    """Lite PPO (arXiv 2508.08221): the group's mean, the batch's deviation, a mean over tokens."""
+    return replace(grpo_chain(), advantage=GroupAdvantage(baseline="batch_scaled"))
+
+
+def opo_chain() -> TrainConfig:
+    """OPO (arXiv 2505.23585): a baseline that weighs by length, and one exact on-policy update."""
+    base = grpo_chain()
+    return replace(
+        base,
+        advantage=GroupAdvantage(baseline="length_weighted"),
+        update=replace(base.update, prompts_per_minibatch=base.prompts_per_step),
+    )
+
+
+def cispo_chain() -> TrainConfig:
+    """CISPO (arXiv 2506.13585): the ratio is a weight of at most 5; no token is cut."""
+    base = grpo_chain()
+    objective = replace(base.objective, clip="detached", clip_low=1.0, clip_high=4.0)
+    return replace(base, objective=objective)
+
+
+def sapo_chain() -> TrainConfig:
+    """SAPO (arXiv 2511.20347): gradients that fade with the distance from 1; τ 1 and 1.05."""
+    objective = Objective(ratio_spans=Token(), clip="soft", clip_low=1 / 1.05, clip_high=1.0)
+    return replace(grpo_chain(), objective=objective)
+
+
+def gpg_chain() -> TrainConfig:
+    """GPG (arXiv 2504.02546): plain policy gradient, -A log p, of prompts that have a signal."""
+    base = grpo_chain()
+    return replace(
+        base,
+        advantage=GroupAdvantage(baseline="group_mean"),
+        objective=replace(base.objective, clip="detached", clip_low=0.0, clip_high=0.0),
+        dynamic_sampling_rounds=2,
+    )
 
 
 def gspo_chain() -> TrainConfig:
     """GSPO (arXiv 2507.18071): one policy ratio for the whole answer, clipped as published."""
     objective = Objective(ratio_spans=Trajectory(), clip_low=3e-4, clip_high=4e-4)
     return replace(grpo_chain(), objective=objective)
+
+
+def luspo_chain() -> TrainConfig:
+    """LUSPO (arXiv 2602.05261): GSPO whose sum over an answer is not divided by its length."""
+    base = gspo_chain()
+    return replace(base, objective=replace(base.objective, loss_aggregation=128))

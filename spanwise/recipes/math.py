@@ -46,6 +46,7 @@ def sae_math() -> TrainConfig:
     - whether advantages are whitened: they are, as is usual in PPO.
     - schedule, weight decay and the gradient's norm: a constant rate, none, and at most 1.
     - the temperature of the evaluation: that of training.
+    - the form of an answer: that which the rows ask for, a last line ``Answer: ...``, or a box.
     """
     return TrainConfig(
         env=Questions(dataset="BytedTsinghua-SIA/DAPO-Math-17k"),

@@ -30,6 +30,11 @@ class Rollout(ABC):
                 f"{self.max_turn_tokens} and {self.max_response_tokens}"
             )
 
+    @property
+    def num_leaves(self) -> int | None:
+        """Trajectories of each prompt; None where that is not known beforehand."""
+        return None
+
     @abstractmethod
     async def __call__(self, context: RolloutContext, task: Task, *, step: int) -> Tree:
         """Sample one tree. The same context, task and step give the same tree."""

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from spanwise.envs.base import Reply, Task, Turn
+from spanwise.envs.base import MAX_REWARD, Reply, Task, Turn
 from spanwise.errors import SpanwiseError
 from spanwise.rollout.context import RolloutContext
 from spanwise.runtime.waits import waiting
@@ -130,8 +130,12 @@ class CallRunner:
             json.dumps(reply.outcome, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise SpanwiseError(f"the outcome cannot be written as JSON: {error}") from error
-        if reply.reward is not None and not math.isfinite(reply.reward):
-            failure = Failure(kind="reward_nan", message=f"the reward is {reply.reward}")
+        if reply.reward is not None and not abs(reply.reward) <= MAX_REWARD:
+            message = (
+                f"the reward of {type(self._context.env).__name__} is {reply.reward}, no number "
+                f"from {-MAX_REWARD:g} to {MAX_REWARD:g}"
+            )
+            failure = Failure(kind="reward_nan", message=message)
             return Reply(stop="failure", failure=failure, outcome=reply.outcome)
         if not isinstance(reply.observation, str):
             raise ToolError(f"the observation is {type(reply.observation).__name__}, not text")

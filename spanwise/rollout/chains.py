@@ -24,6 +24,10 @@ class Chains(Rollout):
         if self.num_chains < 1:
             raise SpanwiseError(f"num_chains must be at least 1, got {self.num_chains}")
 
+    @property
+    def num_leaves(self) -> int:
+        return self.num_chains
+
     async def __call__(self, context: RolloutContext, task: Task, *, step: int) -> Tree:
         async with TreeBuilder(self, context, task, step) as builder:
             await builder.chains([((i,), None) for i in range(self.num_chains)])

@@ -73,7 +73,7 @@ class TreeSearch(Rollout):
         return builder.freeze()
 
     def rank(self, nodes: Sequence[Node], seed: int) -> Ranked:
-        """The turns that may be sampled anew, best first."""
+        """The turns that may be sampled anew, best first; the root is none (see ``by_entropy``)."""
         if self.choose == "entropy":
             return by_entropy(nodes, self.sibling_penalty)
         candidates = sorted(n.path for n in nodes if n.stop == "continue")
@@ -84,9 +84,13 @@ class TreeSearch(Rollout):
 def by_entropy(nodes: Sequence[Node], sibling_penalty: float) -> Ranked:
     """Rank the turns that called a tool by ``H(n) - α b(n)``, highest first.
 
-    ``b(n)`` is the number of siblings of ``n``. Ties go to the smaller path. The root is
-    no turn and no candidate, although the official code counts it with ``H = 0``; it is
-    forked as a last resort (see ``cycle``).
+    ``b(n)`` is the number of siblings of ``n``. Ties go to the smaller path.
+
+    The root is no turn and no candidate; it is forked as a last resort (see ``cycle``). To the
+    official code it is one, with ``H = 0`` and the penalty for all its children but one: no
+    better than any first turn. It thus matters only where fewer than ``K`` turns called a tool
+    (or one has as many siblings as there are first turns). The official code then samples one
+    new first turn before it goes round again, and here the best turn is sampled once more.
 
     Example:
       >>> def call(*path, logprob):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
@@ -10,6 +11,8 @@ from types import FrameType
 from typing import Any
 
 from spanwise.runtime.distributed import ALONE, Ranks
+
+_STOPPING = b"\nspanwise: stopping at the next point to go on from; again to end at once\n"
 
 
 class Stopped(Exception):
@@ -54,9 +57,8 @@ class StopSignals:
             os._exit(128 + number)
         self.received = number
         if self.ranks.is_main:
-            os.write(
-                2, b"\nspanwise: stopping at the next point to go on from; again to end at once\n"
-            )
+            with contextlib.suppress(OSError):  # nobody may be there to read it
+                os.write(2, _STOPPING)
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:

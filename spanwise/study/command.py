@@ -61,12 +61,12 @@ def run_correlation(
     sampler = config.sampler.build(policy, tokenizer)
     context = config.context(sampler, tokenizer, options.seed)
     console = Display().console
-    console.print(f"{options.num_prompts} rollouts, then Monte Carlo values", highlight=False)
+    console.print(f"{options.num_prompts} rollouts, then Monte Carlo values")
 
     def progress(done: int, total: int, seconds_left: float) -> None:
         if done % PROMPTS_PER_LINE == 0 or done == total:
             line = f"prompt {done}/{total}, about {seconds_left:.0f} s left"
-            console.print(line, highlight=False)
+            console.print(line)
 
     result = correlation_study(options, config, context, policy, critic.model, progress)
     sampler.close()
@@ -76,7 +76,7 @@ def run_correlation(
         result, options, recipe=record["recipe"], arguments=arguments, checkpoint=path.name
     )
     write_correlation(folder, figures)
-    console.print(f"results  {folder}/correlation.json", highlight=False)
+    console.print(f"results  {folder}/correlation.json")
 
 
 def without_folder(arguments: Sequence[str]) -> list[str]:

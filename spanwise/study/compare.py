@@ -19,7 +19,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from spanwise.display import printable, shown_score
+from spanwise.display import shown_score
+from spanwise.errors import printable
 from spanwise.run.folder import RunError, RunFolder
 from spanwise.run.settings import differing, flat_settings
 from spanwise.study.statistics import bootstrap_interval

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from spanwise.envs.base import Environment, Reply, Split, Task, Turn
+from spanwise.envs.base import MAX_REWARD, Environment, Reply, Split, Task, Turn
 from spanwise.envs.stateful import StatefulEnvironment
 from spanwise.testing.assertions import require
 from spanwise.tools.output import shortened_text, shown_text
@@ -160,8 +160,9 @@ async def _reply(environment: Environment, task: Task, turns: Sequence[Turn]) ->
     )
     if reply.reward is not None:
         require(
-            isinstance(reply.reward, int | float) and math.isfinite(reply.reward),
-            f"{name}: the reward is a finite number, got {reply.reward!r}",
+            abs(reply.reward) <= MAX_REWARD,
+            f"{name}: the reward, up to {MAX_REWARD:g} in size, is a finite number, got "
+            f"{reply.reward!r}",
         )
     try:
         json.dumps(dict(reply.outcome), allow_nan=False)

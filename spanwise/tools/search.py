@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -146,7 +147,9 @@ class RetrieverClient(Tool):
     @cached_property
     def _client(self) -> httpx2.Client:
         limits = httpx2.Limits(max_connections=None, keepalive_expiry=2.0)
-        return httpx2.Client(timeout=self.deadline_s, limits=limits)
+        # The environment may name a proxy for the web, which has no business with this machine.
+        by_proxy = not is_loopback(self.url)
+        return httpx2.Client(timeout=self.deadline_s, limits=limits, trust_env=by_proxy)
 
     def call(self, query: str) -> tuple[Document, ...]:
         """The server's documents for the query, in its order.
@@ -156,8 +159,9 @@ class RetrieverClient(Tool):
             something that is not a list of documents.
         """
         wish = {"queries": [query], "topk": self.num_documents, "return_scores": True}
+        client = self._client
         try:
-            response = self._client.post(self.url, json=wish).raise_for_status()
+            response = client.post(self.url, json=wish).raise_for_status()
             hits = response.json()["result"][0]
             return tuple(_document(hits[i]) for i in range(min(self.num_documents, len(hits))))
         except httpx2.HTTPError as error:
@@ -167,6 +171,24 @@ class RetrieverClient(Tool):
                 f"retriever {self.url} did not answer in JSON of the shape "
                 '{"result": [[{"document": {"contents": "title\\ntext"}}]]}'
             ) from error
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an address is one of this machine's own, which no other machine can reach.
+
+    Example:
+      >>> [is_loopback(f"http://{host}:8000/q") for host in ("127.0.0.1", "[::1]", "a.org")]
+      [True, True, False]
+    """
+    host = httpx2.URL(url).host
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        found = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    found = getattr(found, "ipv4_mapped", None) or found
+    return found.is_loopback or found.is_unspecified
 
 
 def _document(hit: Any) -> Document:

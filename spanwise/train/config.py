@@ -140,6 +140,15 @@ class TrainConfig:
             raise SpanwiseError(
                 "rollout.sampling.temperature is 0: all branches would be the same, and none better"
             )
+        if self.rollout.sampling.top_k == 1:
+            raise SpanwiseError(
+                "rollout.sampling.top_k is 1: all branches would be the same, and none better"
+            )
+        if self.advantage.compares and self.rollout.num_leaves == 1:
+            raise SpanwiseError(
+                f"{type(self.advantage).__name__} compares the branches of a prompt, and "
+                "rollout.num_chains gives each but one; take two or more"
+            )
         for name in ("keep_trees_every", "dynamic_sampling_rounds"):
             if getattr(self, name) < 0:
                 raise SpanwiseError(f"{name} must be at least 0, got {getattr(self, name)}")

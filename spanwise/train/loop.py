@@ -191,7 +191,7 @@ def pretrain_critic(run: Run, display: Display, signals: StopSignals) -> None:
     while len(history) < batches and still_rising(history):
         signals.check()
         if not history:
-            display.console.print("fitting the critic, the policy is frozen", highlight=False)
+            display.console.print("fitting the critic, the policy is frozen")
         metrics = critic_step(run, len(history) + 1, signals)
         history.append(metrics["explained_variance"])
         run.write(metrics)
@@ -199,7 +199,6 @@ def pretrain_critic(run: Run, display: Display, signals: StopSignals) -> None:
         display.console.print(
             f"critic batch {len(history)}, at most {batches}: explains "
             f"{history[-1]:.2f} of the variance",
-            highlight=False,
         )
         if is_due(len(history), every.every, batches):
             save_state(run)

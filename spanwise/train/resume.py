@@ -59,7 +59,7 @@ def restore(run: Run, display: Display) -> None:
     """
 
     def tell(text: str) -> None:
-        display.console.print(text, highlight=False)
+        display.console.print(text)
 
     parent = run.log.checkpoint_path("final").parent
     if run.ranks.is_main:

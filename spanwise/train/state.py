@@ -11,6 +11,7 @@ from typing import Any
 from filelock import FileLock
 
 from spanwise.envs.base import Task
+from spanwise.errors import printable
 from spanwise.learn.learner import Learner
 from spanwise.models.sampling_copy import refresh
 from spanwise.rollout.context import RolloutContext
@@ -108,7 +109,7 @@ class Run:
     def tell(self, text: str) -> None:
         """Show a person one line, whichever process this is."""
         process = f", process {self.ranks.rank}" if self.ranks.size > 1 else ""
-        print(f"spanwise{process}: {text}", file=sys.stderr, flush=True)
+        print(f"spanwise{process}: {printable(text)}", file=sys.stderr, flush=True)
 
     def training_context(self) -> RolloutContext:
         """The context in which trees to train on are sampled.

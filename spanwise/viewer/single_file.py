@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from spanwise.run.folder import RunError
 from spanwise.viewer.folder import ViewedRun
+from spanwise.viewer.private import settings_without_private, text_without_private
+from spanwise.viewer.records import as_json, parsed
 from spanwise.viewer.server import SCRIPTS, STYLE, Viewer, page_file
 
 MOST_LINES = 2000
@@ -26,24 +28,58 @@ def export(viewer: Viewer, path: Path) -> None:
     """Write the page with its data as one file.
 
     A long run is thinned: every so many-th line of its metrics, and the trees of some
-    steps, evenly over the run. The page says so.
+    steps, evenly over the run. The page says so, and what could not be read. What is private
+    is left out (see ``viewer.private``).
 
     Raises:
       RunError: if the file cannot be written.
     """
     budget = TREE_BYTES // len(viewer.runs)
+    names = told_apart([run.folder.name for run in viewer.runs])
     runs = [
-        exported_run(run, state, budget)
-        for run, state in zip(viewer.runs, viewer.states(), strict=True)
+        exported_run(run, {**state, "name": name}, budget)
+        for run, state, name in zip(viewer.runs, viewer.states(), names, strict=True)
     ]
     try:
-        path.write_text(_page({"runs": runs}), encoding="utf-8", errors="replace")
+        page = _page(f'{{"runs":[{",".join(runs)}]}}')
+        path.write_text(page, encoding="utf-8", errors="replace")
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from error
 
 
-def exported_run(run: ViewedRun, state: dict[str, Any], budget: int) -> dict[str, Any]:
+def exported_run(run: ViewedRun, state: dict[str, Any], budget: int) -> str:
     """One run's part of the data: state, metrics, and trees within a budget of characters."""
+    lines, notes = _metrics(run)
+    steps: list[int] = []
+    try:
+        steps = run.tree_steps()
+    except RunError as error:
+        notes.append(str(error))
+    chosen = evenly(steps, MOST_STEPS)
+    trees: dict[str, list[str]] = {}
+    num_trees = 0
+    for step in chosen:
+        try:
+            overviews = run.trees(step)
+        except RunError as error:
+            notes.append(f"step {step}: {error}")
+            continue
+        num_trees += len(overviews)
+        trees[str(step)] = _trees(run, step, overviews, budget // len(chosen), notes)
+    num_kept = sum(map(len, trees.values()))
+    if len(chosen) < len(steps) or num_kept < num_trees:
+        notes.append(
+            f"this file holds {num_kept} trees, of {len(trees)} of the {len(steps)} steps that "
+            "kept theirs"
+        )
+    state = {**state, "notes": [*state["notes"], *notes], "live": False}
+    kept = ",".join(f'"{step}":[{",".join(records)}]' for step, records in trees.items())
+    told = as_json(settings_without_private(state))
+    return f'{{"state":{told},"metrics":{as_json(lines)},"trees":{{{kept}}}}}'
+
+
+def _metrics(run: ViewedRun) -> tuple[str, list[str]]:
+    """Lines of metrics without what is private, and notes on those that are left out."""
     lines: list[str] = []
     start, more = 0, True
     while more:
@@ -51,32 +87,62 @@ def exported_run(run: ViewedRun, state: dict[str, Any], budget: int) -> dict[str
         lines += part["text"].splitlines()
         start, more = part["end"], part["more"]
     notes: list[str] = []
+    kept: list[str] = []
+    for line in evenly(lines, MOST_LINES):
+        try:
+            kept.append(as_json(settings_without_private(parsed(line.encode()))))
+        except (RunError, RecursionError) as error:
+            notes = [f"of the metrics some lines are left out: {error}"]
     if len(lines) > MOST_LINES:
-        kept = evenly(range(len(lines)), MOST_LINES)
         notes.append(f"this file holds {MOST_LINES} of {len(lines)} lines of metrics")
-        lines = [lines[index] for index in kept]
-    steps = run.tree_steps()
-    chosen = evenly(steps, MOST_STEPS)
-    trees: dict[str, Any] = {}
-    num_kept = num_trees = 0
-    for step in chosen:
-        overviews = run.trees(step)
-        share, used, kept = budget // len(chosen), 0, []
-        for number, tree in enumerate(overviews):
-            record = run.tree(step, number)
-            used += len(json.dumps(record, ensure_ascii=False))
-            if kept and used > share:
-                break
-            kept.append({"overview": tree, "record": record})
-        trees[str(step)] = kept
-        num_kept, num_trees = num_kept + len(kept), num_trees + len(overviews)
-    if len(chosen) < len(steps) or num_kept < num_trees:
-        notes.append(
-            f"this file holds {num_kept} trees, of {len(chosen)} of the {len(steps)} steps that "
-            "kept theirs"
-        )
-    state = {**state, "notes": notes, "live": False}
-    return {"state": state, "metrics": "\n".join(lines), "trees": trees}
+    return "\n".join(kept), notes
+
+
+def _trees(
+    run: ViewedRun, step: int, overviews: list[dict[str, Any]], share: int, notes: list[str]
+) -> list[str]:
+    """The first trees of a step as JSON, until they have used up their share of characters."""
+    used, kept = 0, list[str]()
+    for number, tree in enumerate(overviews):
+        try:
+            record = _shown_to_others(run.tree(step, number))
+            text = (
+                f'{{"overview":{as_json(text_without_private(tree))},"record":{as_json(record)}}}'
+            )
+        except (RunError, RecursionError) as error:
+            notes.append(f"tree {number} of step {step}: {error}")
+            break  # a tree's number is its place in the list
+        used += len(text)
+        if kept and used > share:
+            break
+        kept.append(text)
+    return kept
+
+
+def _shown_to_others(record: dict[str, Any]) -> dict[str, Any]:
+    """A tree without what is private; failures come from programs and are told like settings."""
+    nodes: list[dict[str, Any]] = []
+    for node in record["nodes"]:
+        shown = text_without_private(node)
+        if shown["text"] != node["text"]:
+            shown["pieces"] = None
+        for name in ("failure", "faults"):
+            shown[name] = settings_without_private(node.get(name))
+        nodes.append(shown)
+    return {**record, "task": text_without_private(record["task"]), "nodes": nodes}
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """The same names, with a number where one was there before.
+
+    Example:
+      >>> told_apart(["a", "b", "a"])
+      ['a', 'b', 'a (2)']
+    """
+    return [
+        name if (before := names[:i].count(name)) == 0 else f"{name} ({before + 1})"
+        for i, name in enumerate(names)
+    ]
 
 
 def evenly(items: Any, most: int) -> list[Any]:
@@ -92,8 +158,8 @@ def evenly(items: Any, most: int) -> list[Any]:
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
-def _page(data: dict[str, Any]) -> str:
-    """``index.html`` with everything in it, and a policy that lets nothing else run."""
+def _page(data: str) -> str:
+    """``index.html`` with the data, as JSON, in it, and a policy that lets nothing else run."""
     script = "\n".join(page_file(name) for name in SCRIPTS)
     style = page_file(STYLE)
     policy = (
@@ -101,7 +167,7 @@ def _page(data: dict[str, Any]) -> str:
         f"script-src '{_hash(script)}'; style-src '{_hash(style)}'"
     )
     # Inside a script element only "</" and "<!" mean anything to a browser.
-    payload = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    payload = data.replace("<", "\\u003c")
     page = page_file("index.html")
     head, rest = page.split("<!-- head -->")
     _, rest = rest.split("<!-- /head -->")

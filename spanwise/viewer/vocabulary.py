@@ -7,16 +7,13 @@ own piece of that text. Only the vocabulary is read, no tokenizer is run.
 from __future__ import annotations
 
 import json
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 
-@lru_cache(maxsize=8)
-def read_vocabulary(path: Path) -> dict[int, str] | None:
+def vocabulary_of(text: bytes) -> dict[int, str] | None:
     """The text of each token; None if the file is of a kind that has no such list."""
     try:
-        tokenizer = json.loads(path.read_text(encoding="utf-8"))
+        tokenizer = json.loads(text)
         vocabulary = tokenizer["model"]["vocab"]
         if isinstance(vocabulary, list):  # Unigram: pairs of piece and score
             vocabulary = {piece: number for number, (piece, _) in enumerate(vocabulary)}
@@ -29,7 +26,7 @@ def read_vocabulary(path: Path) -> dict[int, str] | None:
         for added in tokenizer.get("added_tokens") or []:
             texts[int(added["id"])] = str(added["content"])
         return texts
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError):
         return None
 
 

@@ -8,15 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spanwise.advantages import (
+    batch_scaled_advantages,
     centred_advantages,
     global_advantages,
     group_advantages,
     leave_one_out_advantages,
+    length_weighted_advantages,
     to_tokens,
     whiten,
 )
 
 BASELINES = [
+    batch_scaled_advantages,
     group_advantages,
     centred_advantages,
     leave_one_out_advantages,
@@ -51,9 +54,31 @@ def test_baselines_are_those_of_the_standard_library(rows):
         }
         for function, number in expected.items():
             assert function(rewards, groups)[i].item() == pytest.approx(number, abs=1e-9)
+    raw = statistics.stdev(rewards.tolist()) if len(rows) > 1 else 0.0
+    got = batch_scaled_advantages(rewards, groups)
+    assert got.tolist() == pytest.approx([c / (raw + 1e-6) for c in centred], abs=1e-9)
     scale = statistics.stdev(centred, 0.0) if len(rows) > 1 else 0.0
     got = global_advantages(rewards, groups)
     assert got.tolist() == pytest.approx([c / (scale + 1e-6) for c in centred], abs=1e-9)
+
+
+@given(rows, st.data())
+def test_a_length_weighted_baseline_is_that_of_a_loop(rows, data):
+    rewards, groups = tensors(rows)
+    lengths = [data.draw(st.integers(0, 5)) for _ in rows]
+    got = length_weighted_advantages(rewards, groups, torch.tensor(lengths))
+    for i, (reward, group) in enumerate(rows):
+        own = [j for j, (_, g) in enumerate(rows) if g == group]
+        total = sum(lengths[j] for j in own)
+        mean = sum(lengths[j] * rows[j][0] for j in own) / max(1, total)
+        assert got[i].item() == pytest.approx(reward - mean if total else 0.0, abs=1e-12)
+    assert torch.equal(length_weighted_advantages(rewards, groups, rewards * 0), rewards * 0)
+
+
+def test_equal_lengths_weigh_as_none():
+    rewards, groups = torch.randn(2, 6), torch.zeros(6, dtype=torch.int64)
+    even = length_weighted_advantages(rewards[0], groups, torch.full((6,), 3))
+    torch.testing.assert_close(even, centred_advantages(rewards[0], groups))
 
 
 def test_hand_worked_numbers():
@@ -110,7 +135,7 @@ def test_other_groups_do_not_matter_but_to_the_global_scale(function):
         torch.cat([rewards, torch.tensor([9.0, -9.0])]), torch.tensor([0, 0, 0, 1, 1])
     )[:3]
     same = torch.allclose(with_others, function(rewards, groups))
-    assert same == (function is not global_advantages)
+    assert same == (function not in (global_advantages, batch_scaled_advantages))
 
 
 @pytest.mark.parametrize("function", BASELINES)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spanwise.advantages import (
+    child_entropy_values,
     child_mean_values,
     child_softmax_values,
     leaf_mean_values,
@@ -24,7 +25,7 @@ from spanwise.advantages import (
 from spanwise.advantages.group import centred_by_group
 from spanwise.advantages.tree_arrays import depths_and_roots
 
-VALUES = [child_softmax_values, child_mean_values, leaf_mean_values]
+VALUES = [child_softmax_values, child_entropy_values, child_mean_values, leaf_mean_values]
 ADVANTAGES = [node_value, over_parent, over_root, over_both]
 
 # Rewards in brackets, entropies after H; node 6 has no scored leaf.
@@ -83,7 +84,7 @@ def forests(draw):
     parents = torch.tensor(parents)
     rewards = torch.where(parents < 0, 0, rewards)
     returns = (paid_before(parents, rewards) + rewards)[leaves] + of_tokens
-    return parents, entropies, leaves, returns, rewards
+    return parents, entropies.abs(), leaves, returns, rewards
 
 
 class Definition:
@@ -107,6 +108,7 @@ class Definition:
         children = [c for c in self.nodes if self.parents[c] == node and self.leaves(c)]
         weight = {
             child_softmax_values: lambda c: math.exp(self.entropies[c]),
+            child_entropy_values: lambda c: self.entropies[c],
             child_mean_values: lambda c: 1.0,
             leaf_mean_values: lambda c: len(self.leaves(c)),
         }[self.value]

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spanwise.advantages import (
+    child_entropy_values,
     child_mean_values,
     child_softmax_values,
     gather_nodes,
@@ -22,7 +23,7 @@ from spanwise.advantages import (
     over_root,
 )
 
-VALUES = [child_softmax_values, child_mean_values, leaf_mean_values]
+VALUES = [child_softmax_values, child_entropy_values, child_mean_values, leaf_mean_values]
 ADVANTAGES = [node_value, over_parent, over_root, over_both]
 
 # The tree worked by hand. Rewards in brackets, entropies after H; node 6 has no scored leaf.
@@ -40,9 +41,11 @@ REWARDS = torch.tensor([4.0, 1.0, -3.0]).double()
 
 # softmax at node 1: weights 2 : 1, so (2 * 4 + 1) / 3 = 3; at the root (node 5 has no value):
 #   weights 3 : 1, so (3 * 3 + 1 * -3) / 4 = 1.5
+# share of entropy: nodes 4 and 2 have none, so node 3 is all of node 1, and node 1 of the root.
 # child mean: (4 + 1) / 2 = 2.5; (2.5 - 3) / 2 = -.25.   leaf mean: 2.5; (4 + 1 - 3) / 3 = 2/3
 WORKED_VALUES = {
     child_softmax_values: [1.5, 3, -3, 4, 1, 0, 0],
+    child_entropy_values: [4, 4, -3, 4, 1, 0, 0],
     child_mean_values: [-0.25, 2.5, -3, 4, 1, 0, 0],
     leaf_mean_values: [2 / 3, 2.5, -3, 4, 1, 0, 0],
 }
@@ -74,7 +77,10 @@ def test_leaf_counts_of_the_worked_tree():
 
 @st.composite
 def trees(draw):
-    """A forest in which every childless node but some failed ones is a scored leaf."""
+    """A forest in which every childless node but some failed ones is a scored leaf.
+
+    Some nodes have entropy 0, so that now and then a whole family does.
+    """
     parents = [-1]
     for node in range(1, draw(st.integers(2, 14))):
         parents.append(draw(st.integers(-1, node - 1)))
@@ -82,6 +88,7 @@ def trees(draw):
     scored = [n for n in childless if draw(st.integers(0, 3))]
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     entropies = torch.rand(len(parents), generator=generator, dtype=torch.float64) * 3
+    entropies *= torch.rand(len(parents), generator=generator) > draw(st.sampled_from([0, 0.5, 1]))
     rewards = torch.randn(len(scored), generator=generator, dtype=torch.float64)
     return torch.tensor(parents), entropies, torch.tensor(scored, dtype=torch.int64), rewards
 
@@ -98,8 +105,11 @@ def recursive_value(value, node, parents, entropies, reward_of):
     pairs = [(c, v) for c, v in pairs if v is not None]
     if not pairs:
         return None
-    softmax = value is child_softmax_values
-    weights = [math.exp(entropies[c]) if softmax else 1.0 for c, _ in pairs]
+    weights = [1.0 for _ in pairs]
+    if value is child_softmax_values:
+        weights = [math.exp(entropies[c]) for c, _ in pairs]
+    if value is child_entropy_values and any(entropies[c] for c, _ in pairs):
+        weights = [entropies[c] for c, _ in pairs]
     return sum(w * v for w, (_, v) in zip(weights, pairs, strict=True)) / sum(weights)
 
 
@@ -203,6 +213,36 @@ def test_softmax_depends_on_differences_of_entropy_alone(tree, shift):
     torch.testing.assert_close(alike, means, rtol=0, atol=1e-12)
 
 
+@given(tree=trees(), power=st.integers(-20, 20))
+def test_shares_depend_on_ratios_of_entropy_alone(tree, power):
+    parents, entropies, leaves, rewards = tree
+    values = child_entropy_values(parents, entropies, leaves, rewards)
+    scaled = child_entropy_values(parents, entropies * 2.0**power, leaves, rewards)
+    assert torch.equal(values, scaled)
+    means = child_mean_values(parents, entropies, leaves, rewards)
+    for alike in (0.0, 3.0):
+        equal = torch.full_like(entropies, alike)
+        values = child_entropy_values(parents, equal, leaves, rewards)
+        torch.testing.assert_close(values, means, rtol=0, atol=1e-12)
+
+
+def test_shares_of_entropy_by_hand():
+    """Of families without entropy the mean; of 3 : 1 three quarters; the root's is not read."""
+    parents, leaves = torch.tensor([-1, 0, 0, 1, 1, 2, 2]), torch.tensor([3, 4, 5, 6])
+    entropies = torch.tensor([-9.0, 0.5, 1.5, 0.0, -0.0, 0.25, 0.75])
+    values = child_entropy_values(parents, entropies, leaves, torch.tensor([4.0, 2, 8, 0]))
+    assert values.tolist() == [0.25 * 3 + 0.75 * 2, 3, 2, 4, 2, 8, 0]
+
+
+def test_an_entropy_below_zero_is_refused_where_it_counts():
+    for node in (0, 5, 6):  # a root, and nodes that lead to no scored leaf
+        below = changed(node, -1, ENTROPIES)
+        values = child_entropy_values(PARENTS, below, LEAVES, REWARDS)
+        assert values.tolist() == WORKED_VALUES[child_entropy_values]
+    with pytest.raises(ValueError, match="entropy is below 0"):
+        child_entropy_values(PARENTS, changed(4, -1e-6, ENTROPIES), LEAVES, REWARDS)
+
+
 def test_huge_entropies_do_not_overflow():
     values = child_softmax_values(
         torch.tensor([-1, 0, 0]),
@@ -213,14 +253,13 @@ def test_huge_entropies_do_not_overflow():
     assert values.tolist() == [0.5, 1.0, 0.0]
 
 
-def test_failed_branches_take_no_weight():
-    with_failed = child_softmax_values(PARENTS, ENTROPIES, LEAVES, REWARDS)
+@pytest.mark.parametrize("value", VALUES)
+def test_failed_branches_take_no_weight(value):
+    with_failed = value(PARENTS, ENTROPIES, LEAVES, REWARDS)
     nan_where_failed = ENTROPIES.clone()
     nan_where_failed[[5, 6]] = torch.nan
-    assert torch.equal(
-        with_failed, child_softmax_values(PARENTS, nan_where_failed, LEAVES, REWARDS)
-    )
-    without = child_softmax_values(PARENTS[:5], ENTROPIES[:5], LEAVES, REWARDS)
+    assert torch.equal(with_failed, value(PARENTS, nan_where_failed, LEAVES, REWARDS))
+    without = value(PARENTS[:5], ENTROPIES[:5], LEAVES, REWARDS)
     assert torch.equal(with_failed[:5], without)
 
 
@@ -238,6 +277,7 @@ def changed(index, value, tensor):
     return tensor
 
 
+@pytest.mark.parametrize("value", [child_softmax_values, child_entropy_values])
 @pytest.mark.parametrize(
     ("parents", "entropies", "leaves", "rewards", "message"),
     [
@@ -251,6 +291,6 @@ def changed(index, value, tensor):
         (PARENTS.int(), ENTROPIES, LEAVES, REWARDS, "parents must be int64"),
     ],
 )
-def test_bad_input_is_one_clear_error(parents, entropies, leaves, rewards, message):
+def test_bad_input_is_one_clear_error(value, parents, entropies, leaves, rewards, message):
     with pytest.raises(ValueError, match=message):
-        child_softmax_values(parents, entropies, leaves, rewards)
+        value(parents, entropies, leaves, rewards)

@@ -48,7 +48,7 @@ class Page:
         server = self._stack.enter_context(serve(Viewer(folders), 0))
         threading.Thread(target=server.serve_forever, daemon=True).start()
         self._stack.callback(server.shutdown)
-        self.address = f"http://127.0.0.1:{server.server_port}/"
+        self.address = server.address
 
     def narrow(self, width: int) -> None:
         """Make the window narrower until the test ends."""

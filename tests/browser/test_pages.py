@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -605,3 +607,49 @@ def test_trees_of_many_leaves(page: Any, tmp_path: Path, num_leaves: int) -> Non
         page.js("document.querySelector(\"[data-node='7.30']\")"
                 ".dispatchEvent(new MouseEvent('click', {bubbles: true}))")  # fmt: skip
         assert "Turn 7.30" in page.text("#turn")
+
+
+def poison(folder: Path) -> None:
+    """Make a run that was well say what no run says."""
+    first, second = {**metrics(1), "own/far": 1e16}, {**metrics(2), "own/far": 1e16 + 2}
+    lines = [
+        '{"step": 1e999, "unforked/score": 1e999, "entropy": -1e999, "seconds/rollout": 1e999}',
+        '{"step": 3, "unforked/score": 1.7e308}',
+        '{"step": 4, "unforked/score": -1.7e308, "entropy": 1e17}',
+        '{"step": 5, "unforked/score": 1e299, "entropy": 1.00000000000000016e17}',
+        '{"step": "x", "unforked/score": {}, "entropy": "0", "critic_batch": "y"}',
+        '{"__proto__": {"step": 1}, "constructor": 2, "": 3}',
+        '{"a":' * 20_000 + "1" + "}" * 20_000,
+        "[1, 2]", "null", "3", '"text"', "{", "NaN", '{"step": NaN}',
+    ]  # fmt: skip
+    with (folder / "metrics.jsonl").open("wb") as file:
+        for row in (first, second):
+            file.write(json.dumps(row).encode() + b"\n")
+        file.write("\n".join(lines).encode() + b'\n{"\xff": 1}\n\xff\xfe\n')
+    summary = {"before": {"score": "1", "success": [1]}, "after": 3, "sampled_tokens": {}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    tree = record(small_tree())
+    tree["nodes"][1] |= {"text": 3, "label": [], "observation_text": None, "entropy": "x"}
+    (folder / "trees/step_00001.jsonl").write_text(json.dumps(tree) + "\n")
+    (folder / "trees/step_00002.jsonl").unlink()
+    os.mkfifo(folder / "trees/step_00002.jsonl")
+
+
+def test_a_poisoned_run_leaves_the_others_in_sight(page: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "good")
+    poison(make_run(tmp_path / "bad").folder)
+    page.serve(tmp_path / "good", tmp_path / "bad")
+    for place in ("#/runs", "#/runs?x=tokens", "#/runs?x=minutes", "#/runs?mode=median"):
+        page.open(place)
+        assert page.count("[data-panel='Score'] polyline") >= 1
+        assert page.count("#outcome tbody tr") == 2
+        assert "lines of metrics cannot be read" in page.text("#notes")
+        assert "NaN" not in page.value("document.getElementById('panels').innerHTML")
+    page.go("#/tree/0/1/0")
+    assert page.count("[data-node]") == 6
+    for place in ("#/tree/1/1/0", "#/tokens/1/1/0", "#/tree/1/2/0"):
+        page.open(place)
+        assert page.count("[role=alert], [data-node], #branch") >= 1
+    page.driver.get_log("browser")  # that a tree is refused (404) is said there too
+    page.open("#/runs")
+    assert page.count("#outcome tbody tr") == 2

@@ -65,6 +65,8 @@ def test_it_is_fitted_saved_and_read_again(
     [
         (["--critic.path", "search_base"], "search_base has another vocabulary than the policy"),
         (["--critic.path", "./none"], "there is no model folder ./none"),
+        (["--critic.betas", "0.9", "1"], "critic.betas must be two numbers in [0, 1), got (0.9, 1"),
+        (["--update.betas", "-0.1", "0.9"], "update.betas must be two numbers in [0, 1), got (-0."),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(

@@ -38,6 +38,7 @@ OBJECTIVES = [
     Objective(ratio_spans=Trajectory(), gradient="span", shared_turns="mean"),
     Objective(shared_turns="once", loss_aggregation="token"),
     Objective(ratio_spans=Token(), shared_turns="mean", loss_aggregation=64),
+    Objective(shared_turns="sqrt"),
 ]
 
 

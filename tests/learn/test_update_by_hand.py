@@ -112,14 +112,25 @@ CASES = {
     "dual_clip": replace(
         objective(dual_clip=1.01), update=replace(PLAIN.update, learning_rate=2e-2)
     ),
+    "clip detached": objective(clip="detached"),
+    "clip detached turn": objective(clip="detached", ratio_spans=Turn()),
+    "clip detached trajectory": objective(clip="detached", ratio_spans=Trajectory()),
+    "clip detached, gradient": objective(clip="detached", ratio_spans=Turn(), gradient="span"),
+    "clip soft": objective(clip="soft", clip_low=0.04),
+    "clip soft turn": objective(clip="soft", ratio_spans=Turn()),
+    "clip soft trajectory": objective(clip="soft", ratio_spans=Trajectory()),
+    "clip soft, gradient": objective(clip="soft", ratio_spans=Turn(), gradient="span"),
     "entropy_bonus": objective(entropy_bonus=0.1),
     "loss_aggregation sample": objective(loss_aggregation="sample"),
     # Adam takes the same steps on a tenth of a gradient: this little is seen beside its epsilon.
     "loss_aggregation number": objective(loss_aggregation=10**6),
     "shared_turns once": objective(shared_turns="once"),
     "shared_turns mean": objective(shared_turns="mean"),
+    "shared_turns sqrt": objective(shared_turns="sqrt"),
     "learning_rate": update(learning_rate=1e-3),
     "weight_decay": update(weight_decay=0.5),
+    "betas, of the gradient": update(betas=(0.5, 0.95)),
+    "betas, of its square": update(betas=(0.9, 0.5)),
     "epochs": update(epochs=2),
     "max_gradient_norm": update(max_gradient_norm=0.1),
     "schedule": replace(PLAIN, schedule=Linear(warmup_steps=4)),
@@ -253,7 +264,7 @@ def by_hand(name: str) -> Tensor:
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=settings.update.learning_rate * settings.schedule(1, NUM_STEPS),
-        betas=(0.9, 0.95),
+        betas=settings.update.betas,
         weight_decay=settings.update.weight_decay,
     )
     num_tokens = sum(len(rows[i].places) for i in kept)
@@ -266,7 +277,7 @@ def by_hand(name: str) -> Tensor:
                 * importance(settings, rows[i], old[i], k)
                 for k in range(len(losses))
             ]
-            total = sum(w * loss for w, loss in zip(weights, losses, strict=True))
+            total: Any = sum(w * loss for w, loss in zip(weights, losses, strict=True))
             aggregation = settings.objective.loss_aggregation
             if aggregation == "token":
                 total = total / num_tokens
@@ -284,13 +295,20 @@ def row_losses(settings: Settings, row: Row, model: Any, old: Tensor, held: Tens
     new, entropies = row.scores(model, settings.temperature)
     losses: list[Any] = []
     for k, place in enumerate(row.places):
-        mean = (new - old)[row.span(objective.ratio_spans, k)].mean()
+        span = row.span(objective.ratio_spans, k)
+        mean = (new - old)[span].mean()
         ratio = mean.exp()
         if objective.gradient == "token":
             ratio = ratio.detach() * (new[k] - new[k].detach()).exp()
         credit = credit_of(row.tokens[place], row.returned)
         low, high = 1 - objective.clip_low, 1 + objective.clip_high
         gain = torch.minimum(ratio * credit, ratio.clamp(low, high) * credit)
+        if objective.clip == "detached":
+            own = new[k] if objective.gradient == "token" else new[span].mean()
+            gain = ratio.detach().clamp(low, high) * credit * own
+        elif objective.clip == "soft":
+            tau = 1 / (objective.clip_high if credit > 0 else objective.clip_low)
+            gain = credit * torch.sigmoid(tau * (ratio - 1)) * 4 / tau
         if objective.dual_clip is not None and credit < 0:
             gain = gain.clamp(min=objective.dual_clip * credit)
         loss = objective.entropy_bonus * -entropies[k] - gain
@@ -308,6 +326,7 @@ def shared(objective: Objective, rows: list[Row], kept: list[int], i: int, k: in
         "per_leaf": 1.0,
         "once": float(through[0] == i),
         "mean": 1 / len(through),
+        "sqrt": len(through) ** -0.5,
     }[objective.shared_turns]
 
 

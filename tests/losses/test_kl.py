@@ -98,3 +98,12 @@ def test_equals_the_formula_and_its_finite_differences(estimate, seed):
             slope = (formula(d + 1e-6) - formula(d - 1e-6)) / 2e-6 if mask[i, t] else 0.0
             assert got[i, t].item() == pytest.approx(expected, abs=1e-12)
             assert gradient[i, t].item() == pytest.approx(slope, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("apart", [30.0, 100.0, 1e6])
+def test_k3_of_a_token_that_the_policy_no_longer_draws_is_finite_and_pulls_it_back(apart):
+    x = torch.tensor([[-apart, -19.0]], requires_grad=True)
+    got = kl_k3(x, torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool))
+    torch.testing.assert_close(got, torch.tensor([[math.exp(20) - 21, math.exp(19) - 20]]))
+    (gradient,) = torch.autograd.grad(got.sum(), x)
+    torch.testing.assert_close(gradient, torch.tensor([[1 - math.exp(20), 1 - math.exp(19)]]))

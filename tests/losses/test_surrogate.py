@@ -113,6 +113,97 @@ def test_losses_and_shares_equal_the_loop(ratio, batch, dual_clip, high):
         assert metrics[f"clip_frac/span_{side}"].item() == pytest.approx(by_span)
 
 
+def by_loop(clip, logprobs, old, advantages, partition, *, low, high, ratio):
+    """CISPO and SAPO as their papers write them, one token at a time, through autograd."""
+    losses = 0 * logprobs
+    for i, t in (partition >= 0).nonzero().tolist():
+        span = [j for j in range(partition.shape[1]) if partition[i, j] == partition[i, t]]
+        mean = sum(logprobs[i, j] - old[i, j] for j in span) / len(span)
+        own, a = logprobs[i, t], advantages[i, t]
+        if clip == "detached":
+            weight = min(max(math.exp(mean.item()), 1 - low), 1 + high)
+            # The value is that of the token's own log-prob on either path of the gradient.
+            path = own if ratio is token_gradient_ratio else mean + (own - mean).detach()
+            losses[i, t] = -weight * a * path
+        else:
+            s = mean.exp()
+            if ratio is token_gradient_ratio:
+                s = s.detach() * (own - own.detach()).exp()
+            tau = 1 / high if a > 0 else 1 / low
+            losses[i, t] = -a * 4 / tau / (1 + (-tau * (s - 1)).exp())
+    return losses
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize(
+    ("clip", "low", "high"),
+    [
+        *(("detached", 0.1, 0.2), ("detached", 1.0, 4.0), ("detached", 0.0, 0.0)),
+        *(("soft", 1 / 1.05, 1.0), ("soft", 1 / 0.3, 0.1)),
+    ],
+)
+@given(batch=batches())
+def test_other_clips_have_the_losses_and_gradients_of_a_loop(ratio, clip, low, high, batch):
+    found = []
+    limits = {"clip_low": low, "clip_high": high}
+    for function in (
+        lambda *rows: clipped_surrogate(*rows, **limits, clip=clip, ratio=ratio)[0],
+        lambda *rows: by_loop(clip, *rows, low=low, high=high, ratio=ratio),
+    ):
+        x = batch[0].clone().requires_grad_()
+        losses = function(x, *batch[1:])
+        weights = torch.arange(1.0, 1 + losses.numel()).view_as(losses)
+        gradient = torch.autograd.grad((weights * losses).sum(), x)[0]
+        found.append((losses.detach(), gradient))
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@given(batch=batches())
+def test_every_clip_has_the_same_metrics_and_tells_the_same_tokens_clipped(batch):
+    metrics = [
+        clipped_surrogate(*batch, clip_low=0.2, clip_high=0.3, clip=clip)[1]
+        for clip in ("hard", "detached", "soft")
+    ]
+    assert metrics[0] == metrics[1] == metrics[2]
+
+
+@pytest.mark.parametrize("clip", ["hard", "detached", "soft"])
+def test_at_equal_log_probs_every_clip_has_the_policy_gradient(clip):
+    x = torch.full((1, 4), -2.0, dtype=torch.float64, requires_grad=True)
+    advantages = torch.tensor([[1.0, -3.0, 0.0, 0.5]], dtype=torch.float64)
+    losses, _ = clipped_surrogate(
+        x, x.detach(), advantages, TOKENS, clip_low=0.2, clip_high=0.3, clip=clip
+    )
+    torch.testing.assert_close(torch.autograd.grad(losses.sum(), x)[0], -advantages)
+
+
+def test_a_detached_clip_cuts_no_gradient_however_far_the_ratio_is():
+    x = torch.tensor([[100.0, 21.0, -19.0, -200.0]], requires_grad=True)
+    losses, _ = clipped_surrogate(
+        x, torch.zeros(1, 4), torch.tensor([[1.0, -1.0, 1.0, 1.0]]), TOKENS,
+        clip_low=0.2, clip_high=0.5, clip="detached",
+    )  # fmt: skip
+    gradient = torch.autograd.grad(losses.sum(), x)[0]
+    # Below e^-20 it fades instead of being 0 / 0.
+    torch.testing.assert_close(gradient, torch.tensor([[-1.5, 1.5, -0.8, 0.0]]))
+
+
+@pytest.mark.parametrize("clip", ["detached", "soft"])
+def test_nothing_at_masked_places_matters_to_other_clips(clip):
+    mask = torch.tensor([[True, False, True, True]])
+    rows = torch.randn(3, 1, 4, generator=torch.Generator().manual_seed(0))
+    found = []
+    for dirt in (0.0, math.nan, math.inf):
+        x, old, advantages = (torch.where(mask, row, dirt) for row in rows)
+        x.requires_grad_()
+        losses, _ = clipped_surrogate(
+            x, old, advantages, spans.by_turn(mask), clip_low=0.2, clip_high=0.2, clip=clip
+        )
+        found.append((losses.tolist(), torch.autograd.grad(losses.sum(), x)[0].tolist()))
+    assert found[0] == found[1] == found[2]
+
+
 @pytest.mark.parametrize("clips", [(0.1, 0.2), (1.0, 1e9)])
 @given(batch=batches(constant=True))
 def test_both_gradients_agree_when_advantages_are_constant_in_a_span(clips, batch):
@@ -258,6 +349,9 @@ X = torch.zeros(1, 4)
         ((X, X, X, TOKENS), {"clip_low": 1.2}, "clip_low must lie in"),
         ((X, X, X, TOKENS), {"clip_high": -0.1}, "clip_high be at least 0"),
         ((X, X, X, TOKENS), {"dual_clip": 1.0}, "dual_clip must be above 1"),
+        ((X, X, X, TOKENS), {"clip": "sharp"}, "clip is hard, detached or soft, got sharp"),
+        ((X, X, X, TOKENS), {"clip": "soft", "clip_low": 0.0}, "soft clip must be above 0"),
+        ((X, X, X, TOKENS), {"clip": "soft", "dual_clip": 3.0}, "leave dual_clip out"),
     ],
 )
 def test_bad_input_is_one_clear_error(arguments, options, message):

@@ -6,13 +6,15 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 from transformers import BartConfig, BertConfig, ViTConfig
 
 from spanwise.cli import main
-from spanwise.models.loading import SHIPPED
+from spanwise.errors import SpanwiseError
+from spanwise.models.loading import SHIPPED, Model, ModelError
 from tests.envs.chat_templates import KEEPS_NEWEST_THOUGHT, NO_TOOLS, byte_tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -114,6 +116,72 @@ def test_weights_that_cannot_be_used(
     spoil: Callable[[Path], None], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in refusal(spoil, tmp_path, capsys)
+
+
+SHIPPED_FILES = {
+    name: json.loads((SHIPPED / "search_base" / name).read_text())
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
+}
+
+REGEX = {"type": "Split", "behavior": "Isolated", "invert": False}
+
+
+def with_field(file: str, name: str, value: Any) -> bytes:
+    return json.dumps({**SHIPPED_FILES[file], name: value}).encode()
+
+
+ODD = [
+    *(("config.json", text) for text in (b"[]", b"null", b'"x"', b"\xff\xfe{}", b'{"a":' * 50_000)),
+    *(
+        ("config.json", with_field("config.json", name, value))
+        for name in ("hidden_size", "vocab_size", "head_dim", "dtype", "eos_token_id", "hidden_act")
+        for value in ("x", -7, [], {}, float("inf"), 10**30)
+        if name != "eos_token_id" or value in ("x", {}, float("inf"))
+    ),
+    *(
+        ("config.json", with_field("config.json", "quantization_config", value))
+        for value in ([], "x", {"quant_method": "gptq"}, {"quant_method": ["x"]},
+                      {"quant_method": "gptq", "bits": 4}, {"quant_method": "compressed-tensors"})
+    ),
+    *(("tokenizer.json", text) for text in (b"[]", b"null", b"\xff", b'{"a":' * 50_000)),
+    *(
+        ("tokenizer.json", with_field("tokenizer.json", "pre_tokenizer", {**REGEX, "pattern": p}))
+        for p in ({"Regex": "("}, {"Regex": "["}, {"Regex": "a{99999999}"}, {"Regex": 3}, "x", None)
+    ),
+    ("tokenizer.json", with_field("tokenizer.json", "added_tokens", [{"id": -1, "content": 3}])),
+    *(("tokenizer_config.json", text) for text in (b"[]", b"null", b"\xff", b'{"a":' * 50_000)),
+    ("tokenizer_config.json", with_field("tokenizer_config.json", "eos_token", 3)),
+    ("tokenizer_config.json", with_field("tokenizer_config.json", "tokenizer_class", 3)),
+    *(("generation_config.json", text) for text in (b"[]", b"null")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "text"), ODD, ids=lambda part: str(part)[-40:])
+def test_files_that_say_odd_things_are_refused_in_one_line(
+    file: str, text: bytes, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(SHIPPED / "search_base", folder)
+    (folder / file).write_bytes(text)
+    model = Model(path=str(folder), device="cpu")
+    with pytest.raises(ModelError, match=str(folder)) as raised:
+        model.load_tokenizer()
+        model.num_parameters()
+        model.load()
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"a":' * 50_000, '{"base_model_name_or_path": 3}', '{"peft_type": "LORA"}']
+)
+def test_an_adapter_that_says_odd_things_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    folder = tmp_path / "model"
+    shutil.copytree(SHIPPED / "search_base", folder)
+    (folder / "adapter_config.json").write_text(text)
+    with pytest.raises(SpanwiseError, match=str(folder)) as raised:
+        Model(path=str(folder), device="cpu").load()
+    assert "\n" not in str(raised.value)
 
 
 def refusal(

@@ -6,11 +6,17 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from spanwise.envs.base import Reply, Task, Turn
+from spanwise.batch import Batch
+from spanwise.credit import GroupAdvantage
+from spanwise.envs.base import MAX_REWARD, Reply, Task, Turn
 from spanwise.rollout import Chains, FailurePolicy, RolloutContext, RunStopped, run_async
 from spanwise.rollout.calls import DeadlineExceeded, current_call, with_deadline
 from spanwise.runtime.waits import open_waits
@@ -136,7 +142,12 @@ def test_one_failing_branch_leaves_its_siblings_alone() -> None:
         (raising(StopIteration()), "reward_error", "StopIteration"),
         (replying(stop="end", reward=float("nan")), "reward_nan", "nan"),
         (replying(stop="end", reward=float("inf")), "reward_nan", "inf"),
+        (replying(stop="end", reward=1.9e19), "reward_nan", "reward of Acting is 1.9e+19"),
+        (replying(stop="end", reward=-(10**400)), "reward_nan", "-inf"),
+        (replying(stop="end", reward=np.float32("nan")), "reward_nan", "nan"),
         (replying(stop="end", reward="1"), "reward_error", "not str"),
+        (replying(stop="end", reward=1j), "reward_error", "not complex"),
+        (replying(stop="end", reward=np.ones(1)), "reward_error", "not ndarray"),
         (replying(stop="finished", reward=1.0), "reward_error", "not finished"),
         (replying(stop="prompt", reward=1.0), "reward_error", "not prompt"),
         (replying(stop="failure", failure="down"), "reward_error", "must be a Failure"),
@@ -153,6 +164,35 @@ def test_a_reply_that_cannot_be_trained_on_is_a_failure(act: Act, kind: str, mes
     assert (leaf.failure.kind, leaf.stop) == (kind, "failure")
     assert message in leaf.failure.message and "\n" not in leaf.failure.message
     assert leaf.tokens  # what was sampled stays on record
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        1, True, 1e18, np.float32(0.5), np.float16(0.5), np.int64(2), np.bool_(True), np.array(0.5),
+        torch.tensor(0.5), torch.tensor(2), Fraction(1, 2), Decimal("0.5"),
+    ],
+)  # fmt: skip
+def test_a_reward_is_any_number_and_kept_as_a_float(reward: Any) -> None:
+    act = replying(stop="end", reward=reward, success=np.bool_(True), outcome={"f1": np.float32(1)})
+    leaf = grown(act).leaves()[0]
+    assert leaf.failure is None
+    assert type(leaf.reward) is float and leaf.reward == float(reward)
+    assert leaf.success is True and leaf.outcome == {"f1": 1.0}
+    assert type(leaf.outcome["f1"]) is float
+
+
+def test_the_largest_reward_has_a_finite_advantage() -> None:
+    for baseline in ("group_normalised", "batch_normalised", "group_mean", "leave_one_out"):
+        credit = GroupAdvantage(baseline=baseline)
+        nodes = [
+            Node(path=(n,), tokens=(1,), engine_logprobs=(-1.0,), stop="end", reward=reward)
+            for n, reward in enumerate((MAX_REWARD, -MAX_REWARD, 0.0, MAX_REWARD))
+        ]
+        root = Node(path=(), observation=(1,), stop="prompt")
+        batch = Batch.from_trees([Tree(task_id="t", nodes=(root, *nodes))])
+        found = credit(batch)[batch.mask]
+        assert found.isfinite().all() and found[0] > 0 > found[1]
 
 
 def test_ten_megabytes_become_a_short_clean_observation() -> None:

@@ -25,7 +25,10 @@ from spanwise.testing import check_advantage
         GroupAdvantage(baseline="group_mean"),
         GroupAdvantage(baseline="leave_one_out"),
         GroupAdvantage(baseline="batch_normalised"),
-        *(TreeAdvantage(value=v) for v in ("child_softmax", "child_mean", "leaf_mean")),
+        *(
+            TreeAdvantage(value=v)
+            for v in ("child_softmax", "child_entropy", "child_mean", "leaf_mean")
+        ),
         *(TreeAdvantage(advantage=a) for a in ("over_parent", "over_root", "over_both")),
         *(
             SpanAdvantage(spans=spans, gamma=0.9)

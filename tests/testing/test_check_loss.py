@@ -18,6 +18,11 @@ def test_losses_of_the_library_pass(ratio, dual_clip):
     )
 
 
+@pytest.mark.parametrize("clip", ["detached", "soft"])
+def test_the_other_clips_pass(clip):
+    check_loss(partial(clipped_surrogate, clip_low=0.1, clip_high=0.2, clip=clip))
+
+
 def ppo(logprobs, old, advantages, spans):
     """Correct: the plain token ratio, masked."""
     mask = spans >= 0

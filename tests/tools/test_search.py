@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from spanwise.tools.base import ToolError, ToolTimeout
-from spanwise.tools.search import Document, DocumentIndex, RetrieverClient, SearchTool
+from spanwise.tools.search import Document, DocumentIndex, RetrieverClient, SearchTool, is_loopback
 
 Serve = Callable[[Callable[[dict[str, Any]], tuple[int, bytes]]], str]
 
@@ -191,3 +191,49 @@ def test_search_tool_stops_at_its_deadline():
     tool = SearchTool(index=Slow(LIBRARY), deadline_s=0.05)
     with pytest.raises(ToolTimeout, match=r"SearchTool gave no answer in 0\.05 s"):
         asyncio.run(tool("q"))
+
+
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "no proxy at all"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
+def test_this_machine_is_never_asked_through_a_proxy(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, host: str, proxy: str
+):
+    for name in PROXIES:
+        monkeypatch.setenv(name, proxy)
+        monkeypatch.setenv(name.lower(), proxy)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    url = serve(in_json({"result": [[{"document": {"contents": "a\nb"}}]]}))
+    client = RetrieverClient(url=url.replace("127.0.0.1", host))
+    assert client.call("q") == (Document(title="a", text="b"),)
+
+
+def test_other_machines_are_asked_through_the_proxy(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+
+    def answer(request: dict[str, Any]) -> tuple[int, bytes]:
+        asked.append(request["path"])
+        return in_json({"result": [[]]})(request)
+
+    proxy = serve(answer).removesuffix("/retrieve")
+    for name in PROXIES:
+        monkeypatch.setenv(name, proxy)
+        monkeypatch.setenv(name.lower(), proxy)
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("no_proxy", "")
+    RetrieverClient(url="http://retriever.invalid/retrieve").call("q")
+    assert asked == ["http://retriever.invalid/retrieve"]
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [("127.0.0.1", True), ("127.8.9.1", True), ("localhost", True), ("LOCALHOST", True),
+     ("x.localhost", True), ("[::1]", True), ("[::ffff:127.0.0.1]", True), ("0.0.0.0", True),
+     ("[::]", True), ("10.0.0.1", False), ("localhost.example", False),
+     ("127.0.0.1.example", False), ("[2001:db8::1]", False)],
+)  # fmt: skip
+def test_which_addresses_are_this_machines_own(host: str, own: bool):
+    assert is_loopback(f"http://{host}:8000/retrieve") is own

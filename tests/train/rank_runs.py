@@ -13,10 +13,9 @@ from typing import Any, Literal
 from unittest.mock import patch
 
 import torch.distributed as dist
-from rich.console import Console
 
 from spanwise.credit import TreeAdvantage
-from spanwise.display import Display
+from spanwise.display import Display, TextConsole
 from spanwise.envs.base import Reply, Task, Turn
 from spanwise.learn.critic import NoCritic, ValueHead
 from spanwise.learn.objective import Objective
@@ -90,7 +89,7 @@ def run_cases(folder: Path, sharding: Sharding) -> None:
 
 
 def run(config: TrainConfig, folder: Path, *, resume: bool = False) -> None:
-    display = Display(Console(quiet=True))
+    display = Display(TextConsole(quiet=True))
     train(config, recipe="r", folder=folder, display=display, resume=resume)
 
 

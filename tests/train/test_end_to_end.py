@@ -33,6 +33,28 @@ def at2po(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return run(tmp_path_factory.mktemp("runs") / "at2po", "at2po_search")
 
 
+@pytest.mark.parametrize("paid", [0.0, 1.0])
+def test_a_run_that_trained_nothing_says_so(
+    paid: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "paid.py").write_text(
+        "from dataclasses import dataclass, replace\n"
+        "from spanwise.envs.base import Reply\n"
+        "from spanwise.envs.chain import ChainSums\n"
+        "from spanwise.recipes.chain import grpo_chain\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Paid(ChainSums):\n"
+        "    async def reply(self, task, turns):\n"
+        f"        return Reply(stop='end', reward={paid}, success={paid == 1})\n"
+        "def all_alike():\n"
+        "    return replace(grpo_chain(), env=Paid())\n"
+    )
+    run(tmp_path / "run", f"{tmp_path / 'paid.py'}:all_alike")
+    said = " ".join(capsys.readouterr().out.split())
+    every = "every" if paid else "no"
+    assert f"nothing was trained in any of 3 steps: {every} branch succeeded; take" in said
+
+
 def test_the_run_folder_has_all_that_it_should(at2po: RunFolder) -> None:
     summary = at2po.read_summary()
     assert {"recipe", "seed", "before", "after", "train_seconds"} <= summary.keys()

@@ -16,12 +16,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from peft import set_peft_model_state_dict
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from spanwise.display import Display
+from spanwise.display import Display, TextConsole
 from spanwise.learn.critic import NoCritic
 from spanwise.learn.objective import Objective
 from spanwise.learn.reward_shaping import KLPenalty
@@ -104,7 +103,7 @@ def _one_of_two(rank: int, folder: Path, url: str) -> None:
 
 
 def run(config: TrainConfig, folder: Path) -> None:
-    train(config, recipe="r", folder=folder, display=Display(Console(quiet=True)))
+    train(config, recipe="r", folder=folder, display=Display(TextConsole(quiet=True)))
 
 
 @contextmanager

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
-from spanwise.display import Display
+from spanwise.display import Display, TextConsole
 from spanwise.learn.critic import ValueHead
 from spanwise.learn.reward_shaping import KLPenalty
 from spanwise.models.loading import Model
@@ -37,7 +36,7 @@ def metrics(folder: Path, config: TrainConfig, packing: Any) -> list[dict[str, A
         evaluation=Evaluation(num_tasks=1),
         prompts_per_step=2,
     )
-    quiet = Display(Console(quiet=True))
+    quiet = Display(TextConsole(quiet=True))
     log = train(config, recipe="tried", folder=folder / packing, display=quiet)
     return [
         {k: v for k, v in line.items() if not k.startswith("seconds/")}

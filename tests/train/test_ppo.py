@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -166,6 +167,7 @@ def test_every_option_of_the_critics_update_matters() -> None:
         "plain": {},
         "critic_lam": {"advantage": replace(SAE, critic_lam=0.5)},
         "learning_rate": {"critic": replace(OWN, learning_rate=2e-3)},
+        "betas": {"critic": replace(OWN, betas=(0.9, 0.999))},
         "clip": {"critic": replace(OWN, clip=1e-3)},
     }
     found: dict[str, torch.Tensor] = {}
@@ -270,7 +272,11 @@ def test_rows_that_are_masked_out_are_as_if_not_there() -> None:
     assert 0 < len(keep) < batch.num_rows
     masked = replace(batch, trained=~batch.truncated)
     advantages = torch.randn(batch.tokens.shape, dtype=torch.float64)
-    for objective in (PPO, replace(PPO, loss_aggregation="sample", shared_turns="mean")):
+    for objective in (
+        PPO,
+        replace(PPO, loss_aggregation="sample", shared_turns="mean"),
+        replace(PPO, shared_turns="sqrt"),
+    ):
         with_them = _updated(masked, advantages, objective)
         leaves = [n.path for t in CUT for n in t.leaves()]
         assert len(leaves) == batch.num_rows
@@ -296,6 +302,24 @@ def _without_cut_leaves(tree: Tree) -> Tree | None:
     kept = [leaf.path for leaf in tree.leaves() if leaf.stop != "length"]
     nodes = tuple(n for n in tree.nodes if any(p[: len(n.path)] == n.path for p in kept))
     return Tree(task_id=tree.task_id, nodes=nodes) if kept else None
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.95), (0.5, 0.999)])
+def test_a_critic_is_fitted_by_adamw_with_betas_of_its_own(betas: tuple[float, float]) -> None:
+    critic = replace(OWN, betas=betas, clip=None)
+    learner = of_config(config(critic=critic, update=replace(BIG, epochs=3)), tiny_model())
+    assert learner.critic is not None
+    torch.nn.init.normal_(learner.critic.model.head.weight, std=0.1)
+    by_hand = copy.deepcopy(learner.critic.model)
+    optimizer = torch.optim.AdamW(by_hand.parameters(), 1e-3, betas, weight_decay=0.0)
+    batch = scored(learner, TREES)
+    learner.update(batch, step=1)
+    for _ in range(3):
+        values = by_hand(batch.tokens, batch.mask, batch.lengths, batch.old_logprobs).values
+        optimizer.zero_grad()
+        ((values - batch.value_targets)[batch.mask].square().mean() / 2).backward()
+        optimizer.step()
+    torch.testing.assert_close(weights(learner.critic.model), weights(by_hand), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("critic", [OWN, replace(SHARED, trunk_gradient=1.0)])

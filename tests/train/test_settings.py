@@ -19,6 +19,7 @@ from spanwise.learn.schedule import Cosine
 from spanwise.learn.update import Update
 from spanwise.models.loading import Model
 from spanwise.partitions import FixedLength, HighEntropy, LowProbability
+from spanwise.recipes.chain import grpo_chain, sae_chain
 from spanwise.recipes.search import at2po_search
 from spanwise.rollout import Chains, TreeSearch
 from spanwise.samplers.base import Sampling
@@ -80,10 +81,22 @@ def test_settings_that_do_not_fit_each_other_are_refused() -> None:
         replace(config, rollout=Chains(max_response_tokens=9), overlong=Overlong(penalty_tokens=10))
     with pytest.raises(SpanwiseError, match="temperature is 0"):
         replace(config, rollout=Chains(sampling=Sampling(temperature=0)))
+    with pytest.raises(SpanwiseError, match="top_k is 1"):
+        replace(config, rollout=Chains(sampling=Sampling(top_k=1)))
     with pytest.raises(SpanwiseError, match="no gradient"):
         KLPenalty(coefficient=0.1, estimator="k1")
     with pytest.raises(SpanwiseError, match="'gpu0'"):
         Model(device="gpu0").resolved_device()
+
+
+def test_credit_by_comparison_needs_two_branches_and_that_of_a_critic_does_not() -> None:
+    alone = (Chains(num_chains=1), TreeSearch(num_chains=1, num_rounds=0))
+    for config in (at2po_search(), grpo_chain()):
+        for rollout in alone:
+            with pytest.raises(SpanwiseError, match=r"Advantage compares .* take two or more$"):
+                replace(config, rollout=rollout)
+        replace(config, rollout=TreeSearch(num_chains=1, num_rounds=1, num_expansions=1))
+    replace(sae_chain(), rollout=Chains(num_chains=1))
 
 
 def test_a_step_never_holds_a_task_twice() -> None:

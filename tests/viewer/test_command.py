@@ -62,7 +62,7 @@ def test_it_serves_until_it_is_interrupted_and_loads_no_torch(tmp_path: Path) ->
         [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        address = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())
+        address = re.search(r"http://127\.0\.0\.1:\d+/[\w-]+/", process.stdout.readline())
         assert address
         with urllib.request.urlopen(address[0] + "api/runs", timeout=10) as answer:
             assert json.load(answer)[0]["name"] == "run"

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from spanwise.run.folder import RunError
-from spanwise.viewer.records import PER_TOKEN, overview, parsed, shown_record
-from spanwise.viewer.vocabulary import add_pieces, read_vocabulary, with_spaces
+from spanwise.viewer.records import PER_TOKEN, as_json, overview, parsed, shown_record
+from spanwise.viewer.vocabulary import add_pieces, vocabulary_of, with_spaces
 from tests.viewer.made_runs import game_tree, record, small_tree
 
 
@@ -43,9 +43,55 @@ def test_numbers_that_json_has_no_word_for_become_none() -> None:
     assert parsed(b'{"value": NaN, "reward": -Infinity}') == {"value": None, "reward": None}
 
 
-def test_a_line_that_was_cut_is_told() -> None:
+def test_numbers_that_a_browser_cannot_hold_become_none() -> None:
+    line = b'{"a": 1e999, "b": [-1E+400, 1e308, 1' + b"0" * 400 + b'], "c": "1e999", "d": 1e-999}'
+    assert parsed(line) == {"a": None, "b": [None, 1e308, None], "c": "1e999", "d": 0.0}
+    tree = written(small_tree())
+    for node in tree["nodes"]:
+        node["reward"] = 1e308
+    assert None in overview(tree)["returns"] and as_json(overview(tree))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"nodes": [', b"[1]", b"\xff{}", b'{"a":' * 100_000, b'{"a": ' + b"1" * 5000 + b"0" * 9],
+    ids=["cut", "list", "not UTF-8", "deep", "unclosed"],
+)
+def test_a_line_that_is_damaged_is_told(line: bytes) -> None:
     with pytest.raises(RunError, match="cannot be read"):
-        parsed(b'{"nodes": [')
+        parsed(line)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("nodes", []), ("nodes", {}), ("nodes", [1]), ("nodes", [{}]), ("task", None), ("task", [])],
+)
+def test_a_record_that_is_none_is_told(name: str, value: Any) -> None:
+    with pytest.raises(RunError, match="cannot be read"):
+        overview({**written(small_tree()), name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("path", 3), ("reward", "1"), ("advantage", []), ("stop", None)]
+)
+def test_a_node_with_what_does_not_belong_there_is_told(name: str, value: Any) -> None:
+    tree = written(small_tree())
+    tree["nodes"][2][name] = value
+    if name == "stop":
+        del tree["nodes"][2][name]
+    elif name == "advantage":
+        tree["nodes"][2][name] = ["x"]
+    with pytest.raises(RunError, match="cannot be read"):
+        overview(tree)
+
+
+def test_what_has_no_json_is_told() -> None:
+    deep: Any = 0
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (float("inf"), float("nan"), deep):
+        with pytest.raises(RunError, match="cannot be shown"):
+            as_json(value)
 
 
 def test_pieces_come_from_the_vocabulary_or_from_the_words() -> None:
@@ -64,17 +110,19 @@ def test_pieces_stay_as_they_are_where_the_text_does_not_hold_them() -> None:
     assert with_spaces(["a", "c"], "a b c") == ["a", "c"]
 
 
-def test_byte_level_pieces_are_text_and_parts_of_letters_are_bytes(tmp_path: Any) -> None:
+def test_byte_level_pieces_are_text_and_parts_of_letters_are_bytes() -> None:
     # "é" is the bytes c3 a9, written Ã ©; "Ġ" is a space; Ã alone is half a letter.
-    path = tmp_path / "tokenizer.json"
     vocabulary = {"Ġwho": 0, "Ã©": 1, "Ã": 2}
     tokenizer = {
         "model": {"vocab": vocabulary},
         "pre_tokenizer": {"type": "ByteLevel"},
         "added_tokens": [{"id": 3, "content": "<end>"}],
     }
-    path.write_text(json.dumps(tokenizer), encoding="utf-8")
-    assert read_vocabulary(path) == {0: " who", 1: "é", 2: "\\xc3", 3: "<end>"}
-    other = tmp_path / "other.json"
-    other.write_text('{"model": {"type": "SentencePiece"}}', encoding="utf-8")
-    assert read_vocabulary(other) is None
+    assert vocabulary_of(json.dumps(tokenizer).encode()) == {
+        0: " who",
+        1: "é",
+        2: "\\xc3",
+        3: "<end>",
+    }
+    for other in (b'{"model": {"type": "SentencePiece"}}', b"[]", b"\xff", b"[" * 100_000):
+        assert vocabulary_of(other) is None

@@ -35,8 +35,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", str(SHIPPED / "search_base"), "--port", str(port)),
+        *(sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(SHIPPED / "search_base"), "--host", "127.0.0.1"),
+        *("--port", str(port)),
         *("--enable-scale-out", "--max-logprobs", "-1"),
         *("--worker-extension-cls", "spanwise.samplers.vllm.worker.WeightReload"),
         *("--no-enable-chunked-prefill", "--enforce-eager", "--dtype", "float32"),

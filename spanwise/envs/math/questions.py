@@ -9,23 +9,29 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from spanwise.envs.base import Environment, Reply, Split, Task, Turn
+from spanwise.envs.math.answer_forms import AnswerForm, asked_forms, stated_answer
 from spanwise.envs.math.scoring import (
     INSTALL_HINT,
-    last_boxed_answer,
+    is_sentence,
     math_verdict,
     math_verify_is_installed,
+    may_be_right,
     reference_answer,
 )
-from spanwise.envs.math.scoring_process import ScoringError, scored
+from spanwise.envs.math.scoring_process import ScoringError, scored_or_none
 from spanwise.envs.question_files import Columns, Row, dataset_rows, file_rows
 from spanwise.errors import SpanwiseError
 from spanwise.models.tokenizer import Tokenizer
+
+WARM_UP = "10", (r"\frac{x}{2}", "-98765.43210", "x+1=2", r"\sqrt{2}\pi", "(1,2]")
+"""A comparison that has the package read what answers are made of, once and for all scores."""
 
 INSTRUCTIONS = r"Reason step by step, and put the final answer in \boxed{}."
 
@@ -35,9 +41,13 @@ class Questions(Environment):
     r"""Questions answered in one turn; 1 for a right final answer, 0 for anything else.
 
     The answer is what the last ``\boxed{...}`` of the turn holds, compared by
-    ``math-verify``. A turn without one, or with one that cannot be read as mathematics,
-    is malformed and scores 0; so does one cut by the token limit. A comparison that raises
-    or misses its deadline ends the trajectory without a reward.
+    ``math-verify``. Where the row itself says in which form to answer, as those of
+    DAPO-Math-17k do (a last line ``Answer: ...``), it is not told otherwise, and an answer in
+    that form counts as well, the last of all: see ``answer_forms``.
+    A turn without one, or with one that cannot be read as mathematics,
+    is malformed and scores 0; so does one cut by the token limit, and one whose comparison
+    raises, dies or misses its deadline where that of the reference with itself does not. Where
+    that does too, the trajectory ends without a reward.
 
     All rows are read by ``check``, before a run loads its model, or by ``tasks``. A
     question that was there before is left out, so that no question is both trained on and
@@ -76,7 +86,8 @@ class Questions(Environment):
     ``solution`` or ``reward_model.ground_truth``. A worked solution's final answer counts."""
 
     instructions: str = INSTRUCTIONS
-    """Text put after the question, or after the last message."""
+    """Text put after the question, or after the last message; the default is left out where the
+    row itself says in which form to answer."""
 
     deadline_s: float = 5.0
     """Deadline of a comparison of answers, in seconds."""
@@ -106,12 +117,13 @@ class Questions(Environment):
             raise SpanwiseError(
                 "no train questions: set train_file, to .jsonl or .parquet, or dataset"
             )
+        source = self.dataset or self.train_file
         splits: dict[Split, tuple[Task, ...]] = {}
         seen: set[str] = set()
         for split, file in files.items():
             if file is not None:
                 own = _new(file_rows(file, columns), seen)
-                splits[split] = tuple(_task(split, row) for row in own)
+                splits[split] = _tasks_of(split, own, file)
         train = _new(rows, seen)
         for split, file in files.items():
             if file is None and self.num_held_out:
@@ -122,11 +134,11 @@ class Questions(Environment):
                         f"hold out {self.num_held_out} for {split}; lower num_held_out or set "
                         f"{split}_file"
                     )
-                splits[split] = tuple(_task(split, row) for row in train[cut:])
+                splits[split] = _tasks_of(split, train[cut:], source)
                 train = train[:cut]
         if not train:
             raise SpanwiseError(f"all questions of {self.dataset or self.train_file} are held out")
-        return {"train": tuple(_task("train", row) for row in train), **splits}
+        return {"train": _tasks_of("train", train, source), **splits}
 
     def tasks(self, split: Split) -> Sequence[Task]:
         """The different questions of a split, in the order of their rows."""
@@ -143,29 +155,37 @@ class Questions(Environment):
     def messages(self, task: Task) -> list[dict[str, str]]:
         """The question's messages, the instructions behind the last."""
         earlier = [dict(message) for message in task.info.get("earlier_messages", ())]
-        content = f"{task.question}\n\n{self.instructions}" if self.instructions else task.question
-        return [*earlier, {"role": "user", "content": content}]
+        row = [*earlier, {"role": "user", "content": task.question}]
+        told = self.instructions == INSTRUCTIONS and _asked(row)
+        if self.instructions and not told:
+            row[-1]["content"] = f"{task.question}\n\n{self.instructions}"
+        return row
 
     async def reply(self, task: Task, turns: Sequence[Turn]) -> Reply:
         """Score the one turn there is."""
         turn = turns[-1]
         if turn.truncated:
             return Reply(stop="length", reward=0.0, success=False)
-        answer = last_boxed_answer(turn.text)
+        answer = stated_answer(turn.text, _asked(self.messages(task)))
         if answer is None:
             return Reply(stop="malformed", reward=0.0, success=False)
         try:
-            verdict = await scored(
+            verdict = await scored_or_none(
                 math_verdict,
                 answer,
                 task.answers,
-                package="math_verify",
+                sound=(task.answers[0], task.answers),
+                preload=(math_verdict, *WARM_UP),
                 deadline_s=self.deadline_s,
             )
         except ScoringError as error:
             return Reply(stop="failure", failure=error.failure(), label=f"answer {answer}")
         right, stop = bool(verdict), "malformed" if verdict is None else "end"
         return Reply(stop=stop, reward=float(right), success=right, label=f"answer {answer}")
+
+
+def _asked(messages: Sequence[Mapping[str, str]]) -> tuple[AnswerForm, ...]:
+    return asked_forms("\n".join(message["content"] for message in messages))
 
 
 def _new(rows: Sequence[Row], seen: set[str]) -> list[Row]:
@@ -178,10 +198,32 @@ def _new(rows: Sequence[Row], seen: set[str]) -> list[Row]:
     return new
 
 
-def _task(split: Split, row: Row) -> Task:
-    return Task(
-        id=f"{split}-{row.number}",
-        question=row.question,
-        answers=tuple(reference_answer(answer) for answer in row.answers),
-        info={"earlier_messages": row.earlier_messages} if row.earlier_messages else {},
-    )
+def _tasks_of(split: Split, rows: Sequence[Row], source: object) -> tuple[Task, ...]:
+    """The rows of a split; says how many answers are sentences.
+
+    Raises:
+      ValueError: for a row whose answer cannot be right, with its number.
+    """
+    tasks: list[Task] = []
+    sentences: list[Task] = []
+    for row in rows:
+        answers = tuple(reference_answer(answer) for answer in row.answers)
+        if unreadable := [answer for answer in answers if not may_be_right(answer)]:
+            raise SpanwiseError(
+                f"{source}, row {row.number}: no answer can be compared with "
+                f"{unreadable[0][:80]!r}, the answer that it gives"
+            )
+        info = {"earlier_messages": row.earlier_messages} if row.earlier_messages else {}
+        task_id = f"{split}-{row.number}"
+        tasks.append(Task(id=task_id, question=row.question, answers=answers, info=info))
+        if all(map(is_sentence, answers)):
+            sentences.append(tasks[-1])
+    if sentences:
+        warnings.warn(
+            f"{source}: {len(sentences)} of {len(rows)} {split} answers are sentences, which "
+            f"mathematics cannot compare, the first that of {sentences[0].id}: "
+            f"{sentences[0].answers[0][:80]!r}; leave such rows out",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return tuple(tasks)

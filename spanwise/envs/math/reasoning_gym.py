@@ -18,8 +18,16 @@ from functools import cache, cached_property
 from typing import Any, cast
 
 from spanwise.envs.base import Environment, Reply, Split, Task, Turn
+from spanwise.envs.math.answer_grammar import (
+    EXPRESSIONS,
+    LITERALS,
+    OWN_TEXT,
+    evaluator,
+    is_readable,
+    read_literals_only,
+)
 from spanwise.envs.math.scoring import INSTALL_HINT, last_boxed_answer, tagged_answer
-from spanwise.envs.math.scoring_process import ScoringError, generated, scored
+from spanwise.envs.math.scoring_process import ScoringError, generated, scored_or_none
 from spanwise.errors import SpanwiseError
 from spanwise.models.tokenizer import Tokenizer
 
@@ -153,17 +161,24 @@ class ReasoningGym(Environment):
         answer = tagged_answer(turn.text) or last_boxed_answer(turn.text)
         if answer is None:
             return Reply(stop="malformed", reward=0.0, success=False)
-        call = self.task, self.parameters, answer, self._made[1][task.id]
+        label = f"answer {answer}"
+        reference = task.answers[0] if task.answers else NONSENSE
+        broken = Reply(stop="malformed", reward=0.0, success=False, label=label)
+        if not is_readable(self.task, answer, reference):
+            return broken
+        entry = self._made[1][task.id]
         try:
-            reward = await scored(
-                _score, *call, package="reasoning_gym", deadline_s=self.deadline_s
-            )
-            if not 0.0 <= reward <= 1.0:
-                raise ScoringError(f"the score is {reward}, not between 0 and 1")
+            reward = await scored_or_none(
+                _score, self.task, self.parameters, answer, entry,
+                sound=(self.task, self.parameters, reference, entry),
+                preload=(_scorer, self.task, self.parameters), deadline_s=self.deadline_s,
+            )  # fmt: skip
         except ScoringError as error:
-            return Reply(stop="failure", failure=error.failure(), label=f"answer {answer}")
+            return Reply(stop="failure", failure=error.failure(), label=label)
+        if reward is None:
+            return broken
         right = reward == 1.0
-        return Reply(stop="end", reward=reward, success=right, label=f"answer {answer}")
+        return Reply(stop="end", reward=reward, success=right, label=label)
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse an unknown task, or parameters it does not take, before a model is loaded."""
@@ -180,9 +195,13 @@ def _generated(name: str, options: dict[str, Any]) -> list[_Question]:
             f"this environment needs reasoning-gym, which is not installed: {INSTALL_HINT}"
         )
     try:
-        return generated(_questions, name, options, package="reasoning_gym")
+        return generated(_questions, name, options, preload=(_loaded,))
     except ScoringError as error:
         raise SpanwiseError(str(error).removeprefix("ValueError: ")) from error
+
+
+def _loaded() -> None:
+    import reasoning_gym  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 
 def _questions(name: str, options: dict[str, Any]) -> list[_Question]:
@@ -214,6 +233,14 @@ def _dataset(name: str, options: dict[str, Any]) -> Any:
     known = [option.name for option in fields(DATASETS[name][1])]
     if unknown := [option for option in options if option not in known]:
         raise SpanwiseError(f"{name} has no parameter {unknown[0]!r}; it has {', '.join(known)}")
+    scorer = DATASETS[name][0]
+    if name in LITERALS:
+        read_literals_only(scorer)
+    elif name not in EXPRESSIONS.keys() | OWN_TEXT and (call := evaluator(scorer)):
+        raise SpanwiseError(
+            f"the scorer of {name} may evaluate an answer as a program ({call}) and is not one "
+            "of those that are known; take another task"
+        )
     try:
         return reasoning_gym.create_dataset(name, **options)
     except (AssertionError, TypeError, ValueError) as error:
@@ -223,9 +250,14 @@ def _dataset(name: str, options: dict[str, Any]) -> Any:
 def _score(name: str, parameters: str, answer: str, entry: str) -> float:
     """Called in a scoring process."""
     try:
-        return float(_scorer(name, parameters).score_answer(answer, pickle.loads(b64decode(entry))))
+        reward = float(
+            _scorer(name, parameters).score_answer(answer, pickle.loads(b64decode(entry)))
+        )
     except ValueError:  # ``prime_factorization``, for one, reads its answer with int()
         return 0.0
+    if not 0.0 <= reward <= 1.0:
+        raise ArithmeticError(f"the score is {reward}, not between 0 and 1")
+    return reward
 
 
 @cache

@@ -18,6 +18,9 @@ _BOX = re.compile(r"\\boxed\s*{")
 _TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
+SENTENCE_WORDS = 4
+"""Bare words from which on an answer is no mathematics."""
+
 INSTALL_HINT = "pip install 'spanwise[reasoning]'"
 
 
@@ -64,6 +67,32 @@ def reference_answer(text: str) -> str:
       '72'
     """
     return last_boxed_answer(text) or text.rpartition("####")[2].strip()
+
+
+def may_be_right(reference: str) -> bool:
+    r"""Whether ``math_verdict`` can find any answer equal to a reference, by a glance at it.
+
+    Example:
+      >>> [may_be_right(text) for text in (r"\frac{1}{2}", "∅", r"\{\}", "?!", "", "}{")]
+      [True, True, True, False, False, False]
+    """
+    depth = 0
+    for brace in _BRACE.finditer(reference):
+        depth += (brace.group() == "{") - (brace.group() == "}")
+        if depth < 0:
+            return False
+    return depth == 0 and re.search(r"[^\s!-/:-@\[-`{-~]|\\{", reference) is not None
+
+
+def is_sentence(reference: str) -> bool:
+    r"""Whether a reference is four words or more: letters to ``math_verdict``, in any order.
+
+    Example:
+      >>> is_sentence("there are infinitely many"), is_sentence(r"5 \text{ square centimetres}")
+      (True, False)
+    """
+    words = re.findall(r"(?<![\\\w])[^\W\d_]{2,}", reference)
+    return len(words) >= SENTENCE_WORDS
 
 
 def math_verdict(answer: str, references: Sequence[str]) -> bool | None:

@@ -18,6 +18,7 @@ from typing import Literal
 from spanwise.envs.base import Split, Task
 from spanwise.envs.question_files import Columns, file_rows
 from spanwise.envs.search.environment import SearchEnvironment
+from spanwise.envs.search.exact_match import normalised_answer
 from spanwise.envs.search.turn_formats import TOOL_CALL_TURNS, XML_TURNS, TurnFormat
 from spanwise.errors import SpanwiseError
 from spanwise.models.tokenizer import Tokenizer
@@ -51,7 +52,8 @@ class RetrievalQA(SearchEnvironment):
     """Questions from .jsonl or .parquet files and a retriever reached by HTTP.
 
     A row has ``question`` and one of ``answers``, ``golden_answers`` or ``answer``: one answer
-    or a list of them. All files are read by ``check``, before a run loads its model, or by
+    or a list of them; one of which nothing is left without punctuation and articles is left
+    out. All files are read by ``check``, before a run loads its model, or by
     ``tasks``; what is missing or wrong in them raises a ``ValueError`` that names the
     file, the row and the column.
     """
@@ -141,6 +143,13 @@ def _tasks_in(file: Path, split: Split) -> tuple[Task, ...]:
     for row in rows:
         if row.earlier_messages:
             raise SpanwiseError(f"{file}, row {row.number}: the question must be text, not a chat")
-    return tuple(
-        Task(id=f"{split}-{row.number}", question=row.question, answers=row.answers) for row in rows
-    )
+    tasks: list[Task] = []
+    for row in rows:
+        answers = tuple(answer for answer in row.answers if normalised_answer(answer))
+        if not answers:
+            raise SpanwiseError(
+                f"{file}, row {row.number}: nothing is left of the answer {row.answers[0]!r} "
+                "without its punctuation and articles"
+            )
+        tasks.append(Task(id=f"{split}-{row.number}", question=row.question, answers=answers))
+    return tuple(tasks)

@@ -3,7 +3,8 @@
 Requests share one batch. A request joins at the next step and leaves when it is done;
 none waits for the batch to drain. Prompts run only where no earlier sequence covers them.
 On a CPU in float32 a request's tokens and log-probs are the same bits whatever else is
-in flight and whatever the prefix cache holds.
+in flight and whatever the prefix cache holds; those of a mixture of experts are not, for the
+grouped matrix products of transformers round by what else is in the batch.
 """
 
 from __future__ import annotations

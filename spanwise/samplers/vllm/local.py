@@ -209,7 +209,7 @@ async def _started(engine: VLLMEngine, folder: str, model: Any) -> Any:
         disable_log_stats=True,
         **device,
     )
-    with _main_module_hidden():
+    with _main_module_hidden(), _working_folder_hidden():
         return engines.from_engine_args(chosen)
 
 
@@ -226,3 +226,19 @@ def _main_module_hidden() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+@contextmanager
+def _working_folder_hidden() -> Iterator[None]:
+    """Processes started meanwhile, and those that they start, are started as by ``python -P``.
+
+    Else a ``pickle.py`` in the current folder would be run in place of Python's own.
+    """
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before

@@ -140,9 +140,13 @@ const App = (() => {
   }
 
   async function poll() {
-    if (!document.hidden && (await Data.refresh())) {
-      around();
-      page?.update();
+    try {
+      if (!document.hidden && (await Data.refresh())) {
+        around();
+        page?.update();
+      }
+    } catch (error) {
+      main.replaceChildren(h("p", { class: "empty", role: "alert" }, Text.visible(error.message)));
     }
     setTimeout(poll, Data.runs.some((run) => run.live) ? EVERY_MS : 4 * EVERY_MS);
   }

@@ -14,11 +14,11 @@ const Data = (() => {
   }
 
   const fromServer = {
-    states: () => get("/api/runs"),
-    metrics: (run, start) => get(`/api/runs/${run}/metrics?start=${start}`),
-    steps: (run) => get(`/api/runs/${run}/steps`),
-    trees: (run, step) => get(`/api/runs/${run}/trees/${step}`),
-    tree: (run, step, number) => get(`/api/runs/${run}/trees/${step}/${number}`),
+    states: () => get("api/runs"),
+    metrics: (run, start) => get(`api/runs/${run}/metrics?start=${start}`),
+    steps: (run) => get(`api/runs/${run}/steps`),
+    trees: (run, step) => get(`api/runs/${run}/trees/${step}`),
+    tree: (run, step, number) => get(`api/runs/${run}/trees/${step}/${number}`),
   };
 
   const missing = (what) => Promise.reject(new Error(`${what} is not in this file`));
@@ -55,13 +55,20 @@ const Data = (() => {
       if (!runs.length) throw error;
       return news;
     }
-    const changes = await Promise.all(states.map((state, index) => update(index, state)));
+    const changes = await Promise.all(states.map((state, index) => update(index, state).catch((error) => failed(index, error))));
     return changes.some(Boolean);
+  }
+
+  // What one run cannot show is said beside the others.
+  function failed(index, error) {
+    const news = runs[index].trouble !== error.message;
+    runs[index].trouble = error.message;
+    return news;
   }
 
   async function update(index, state) {
     const first = !runs[index];
-    const run = (runs[index] ??= { id: index, rows: [], keys: new Set(), steps: [], end: 0 });
+    const run = (runs[index] ??= { id: index, rows: [], keys: new Set(), steps: [], end: 0, unread: 0, trouble: null, notes: [] });
     const same = run.live === state.live && Boolean(run.summary) === Boolean(state.summary);
     Object.assign(run, {
       name: Text.visible(state.name), config: state.config, summary: state.summary,
@@ -69,8 +76,19 @@ const Data = (() => {
     });
     const grown = first || (!exported && state.metrics_bytes !== run.end);
     const read = grown ? await readMetrics(run) : 0;
-    if (first || read || run.live) run.steps = await source.steps(index);
+    if (first || read || run.live || run.trouble) run.steps = await source.steps(index);
+    run.trouble = null;
     return first || !same || read > 0;
+  }
+
+  // The object on a line; null where there is none.
+  function parsedRow(line) {
+    try {
+      const row = JSON.parse(line);
+      return row && typeof row === "object" && !Array.isArray(row) ? row : null;
+    } catch {
+      return null;
+    }
   }
 
   async function readMetrics(run) {
@@ -78,10 +96,12 @@ const Data = (() => {
     let read = 0;
     while (more) {
       const found = await source.metrics(run.id, run.end);
-      if (found.start < run.end) run.rows = [];
-      const rows = found.text.split("\n").filter(Boolean).map((line) => JSON.parse(line));
+      if (found.start < run.end) [run.rows, run.unread] = [[], 0];
+      const lines = found.text.split("\n").filter(Boolean);
+      const rows = lines.map(parsedRow).filter(Boolean);
+      run.unread += lines.length - rows.length;
       for (const row of rows) for (const key of Object.keys(row)) run.keys.add(key);
-      run.rows.push(...rows);
+      for (const row of rows) run.rows.push(row);
       read += rows.length;
       [run.end, more] = [found.end, found.more];
     }
@@ -117,9 +137,12 @@ const Data = (() => {
   const quotient = (a, b) => (Number.isFinite(a) && b > 0 ? a / b : null);
 
   function value(row, key) {
-    const found = DERIVED[key] ? DERIVED[key](row) : row[key];
-    return Number.isFinite(found) ? found : null;
+    const found = Object.hasOwn(DERIVED, key) ? DERIVED[key](row) : row[key];
+    return drawable(found) ? found : null;
   }
+
+  // A number whose differences from others are numbers.
+  const drawable = (x) => Number.isFinite(x) && Math.abs(x) < 1e300;
 
   // The points of a metric along an axis; the scores before and after training stand at the
   // ends of the held-out ones.
@@ -127,15 +150,15 @@ const Data = (() => {
     const found = [];
     for (const row of run.rows) {
       const [x, y] = [row["axis/" + axis], value(row, key)];
-      if (x !== null && y !== null) found.push({ x, y, step: row.step });
+      if (drawable(x) && y !== null) found.push({ x, y, step: row.step });
     }
     const score = key.startsWith("eval/") ? key.slice("eval/".length) : null;
     if (score && run.summary && run.rows.length) {
       const last = run.rows[run.rows.length - 1];
       const [before, after] = [run.summary.before?.[score], run.summary.after?.[score]];
-      if (Number.isFinite(before)) found.unshift({ x: 0, y: before, step: 0 });
-      if (Number.isFinite(after)) {
-        const end = { x: last["axis/" + axis] ?? 0, y: after, step: last.step };
+      if (drawable(before)) found.unshift({ x: 0, y: before, step: 0 });
+      if (drawable(after)) {
+        const end = { x: drawable(last["axis/" + axis]) ? last["axis/" + axis] : 0, y: after, step: last.step };
         if (found.length > 1 && found[found.length - 1].x === end.x) found.pop();
         found.push(end);
       }
@@ -192,7 +215,11 @@ const Data = (() => {
 
   function notes() {
     const found = lost ? [lost] : [];
-    return [...found, ...runs.flatMap((run) => run.notes.map((note) => `${run.name}: ${note}`))];
+    for (const run of runs) {
+      const unread = run.unread ? `${run.unread} of the lines of metrics cannot be read` : null;
+      found.push(...[...run.notes, unread, run.trouble].filter(Boolean).map((note) => `${run.name}: ${note}`));
+    }
+    return found;
   }
 
   const nameOf = (path) => path.join(".") || "prompt";

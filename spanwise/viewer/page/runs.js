@@ -238,7 +238,7 @@ const Runs = (() => {
 
   // Held-out success as a percentage, or the score where the environment knows no success.
   function scores(run, kind) {
-    const found = (name) => [run.summary?.before, run.summary?.after].map((one) => one?.[kind + name] ?? null);
+    const found = (name) => [run.summary?.before, run.summary?.after].map((one) => (Number.isFinite(one?.[kind + name]) ? one[kind + name] : null));
     const [before, after] = found("success").map((share) => share && 100 * share);
     if (before !== null && after !== null) return `${before.toFixed(1)} → ${after.toFixed(1)} % (${Scales.withSign(after - before, 1)})`;
     const [low, high] = found("score");

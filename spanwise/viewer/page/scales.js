@@ -72,8 +72,10 @@ const Scales = (() => {
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((size) => size >= rough);
     const found = [];
-    for (let at = Math.ceil(low / step - 1e-9) * step; at <= high + step * 1e-9; at += step) {
-      found.push(Math.abs(at) < step * 1e-9 ? 0 : at);
+    const first = Math.ceil(low / step - 1e-9) * step;
+    for (let i = 0; i <= count; i++) {  // far from 0 a step may be too small to move by
+      const at = first + i * step;
+      if (at <= high + step * 1e-9) found.push(Math.abs(at) < step * 1e-9 ? 0 : at);
     }
     return found;
   }

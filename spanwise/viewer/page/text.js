@@ -15,7 +15,7 @@ const Text = (() => {
 
   // One line, nothing invisible: for labels and names.
   function visible(text) {
-    return text.replace(/\r?\n/g, "↵").replace(/\t/g, "⇥").replace(HIDDEN, escapeOf);
+    return String(text).replace(/\r?\n/g, "↵").replace(/\t/g, "⇥").replace(HIDDEN, escapeOf);
   }
 
   // Fills an element with text; line breaks stay and are marked.

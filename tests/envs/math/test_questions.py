@@ -1,18 +1,23 @@
 import asyncio
 import json
+import math
 import os
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from spanwise.envs.base import Reply, Turn
 from spanwise.envs.math import scoring_process
-from spanwise.envs.math.questions import INSTRUCTIONS, Questions
+from spanwise.envs.math.answer_forms import asked_forms, stated_answer
+from spanwise.envs.math.questions import INSTRUCTIONS, WARM_UP, Questions
 from spanwise.envs.math.scoring import last_boxed_answer, reference_answer, tagged_answer
 
 DAPO_ROW = {
@@ -55,6 +60,64 @@ def replied(env: Questions, text: str, truncated: bool = False) -> Reply:
 
 def with_answer(folder: Path, answer: object, **options: Any) -> Questions:
     return checked(written(folder, {"question": "q ?", "answer": answer}), **options)
+
+
+# Forms of an answer
+
+LINE = (
+    "Solve the following math problem step by step. The last line of your response should be of "
+    "the form Answer: $Answer (without quotes) where $Answer is the answer to the problem."
+)
+REMINDER = 'Remember to put your answer on its own line after "Answer:".'
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        (f"{LINE}\n\n17 + 17 ?\n\n{REMINDER}", "so\n\nAnswer: 34"),
+        (f"{LINE}\n\n17 + 17 ?", "Answer: 5? No.\n**Answer:** $34$.<|im_end|>"),
+        (f"{LINE}\n\n17 + 17 ?", "Answer:\n34</s>"),
+        (f"{LINE}\n\n17 + 17 ?", "Answer: \\(34\\)"),
+        (f"{LINE}\n\n17 + 17 ?", r"Answer: 5, no, rather \boxed{34}"),
+        (f"{LINE}\n\n17 + 17 ?", r"\boxed{5}, no. Answer: $\boxed{34}$"),
+        ("17 + 17 ?\nEnd with 'ANSWER: X', as in a line like ANSWER: 3", "ANSWER: 34"),
+        ('17 + 17 ? Output the final answer after "####".', "17 + 17 = 34\n#### 34"),
+        ("17 + 17 ? Write it as <answer> number </answer>", "<answer>34</answer>"),
+        (r"17 + 17 ? Put your final answer within \boxed{}.", r"it is \boxed{34}"),
+    ],
+)
+def test_a_right_answer_in_the_form_that_the_row_asks_for_is_right(
+    tmp_path: Path, row: str, answer: str
+):
+    env = checked(written(tmp_path, {"question": row, "answer": "34"}), deadline_s=30.0)
+    assert env.messages(env.tasks("train")[0]) == [{"role": "user", "content": row}]
+    assert (replied(env, answer).stop, replied(env, answer).reward) == ("end", 1.0)
+    assert replied(env, answer.replace("34", "35")).reward == 0.0
+
+
+@pytest.mark.parametrize("row", ["17 + 17 ? Answer:", r"17 + \boxed{?} = 51", "The answer: what?"])
+def test_a_row_that_asks_for_no_form_is_told_of_the_box_and_scored_by_it(tmp_path: Path, row: str):
+    env = checked(written(tmp_path, {"question": row, "answer": "34"}), deadline_s=30.0)
+    assert env.messages(env.tasks("train")[0])[-1]["content"] == f"{row}\n\n{INSTRUCTIONS}"
+    assert replied(env, "Answer: 34").stop == "malformed"
+    assert replied(env, r"\boxed{34} Answer: 35").reward == 1.0
+
+
+def test_long_text_is_searched_in_linear_time():
+    forms = asked_forms(LINE)
+    for text in ("<a>" * 30_000 + "x", "Answer: " * 30_000, "<answer>" * 30_000, "[A" * 50_000):
+        begun = time.perf_counter()
+        stated_answer(f"Answer: {text}", forms)
+        assert time.perf_counter() - begun < 1.0, text[:9]
+
+
+def test_instructions_of_ones_own_are_always_given_and_may_ask_for_a_form(tmp_path: Path):
+    file = written(tmp_path, {"question": LINE, "answer": "34"}, {"question": "q", "answer": "3"})
+    own = "Give it in the form Answer: X"
+    env = checked(file, instructions=own, deadline_s=30.0)
+    assert all(env.messages(t)[-1]["content"].endswith(f"\n\n{own}") for t in env.tasks("train"))
+    turn = [Turn(text="Answer: 3")]
+    assert asyncio.run(env.reply(env.tasks("train")[1], turn)).reward == 1.0
 
 
 # Rows
@@ -121,6 +184,15 @@ def test_the_chat_is_kept_and_the_instructions_go_behind_the_last_message(tmp_pa
         ({"question": "q", "answers": []}, "row 2, column 'answers': must hold an answer"),
         ({"question": "q", "answers": ["a", ""]}, "row 2, column 'answers'"),
         ({"question": "q", "answer": True}, "row 2, column 'answer'"),
+        ({"question": "q", "answer": math.nan}, "row 2: none of the columns answer"),
+        ({"question": "q", "answer": math.inf}, "row 2, column 'answer': must hold an answer"),
+        ({"question": "q", "answer": "NaN"}, "row 2, column 'answer': .* empty or NaN"),
+        ({"question": "q", "answers": ["1", math.nan]}, "row 2, column 'answers'"),
+        ({"question": "q", "answers": ["1", None]}, "row 2, column 'answers'"),
+        ({"question": math.nan, "answer": "1"}, "row 2: none of the columns question"),
+        ({"question": "q", "answer": "?"}, "row 2: no answer can be compared with '\\?'"),
+        ({"question": "q", "answer": "#### "}, "row 2: no answer can be compared with ''"),
+        ({"question": "q", "answer": "}{"}, "row 2: no answer can be compared with '}{'"),
         ({"prompt": [{"role": "user"}], "answer": "a"}, "row 2, column 'prompt': every message"),
         ({"prompt": [], "answer": "a"}, "row 2, column 'prompt': must hold a question"),
         (
@@ -151,6 +223,28 @@ def test_wrong_rows_of_parquet_are_named_too(tmp_path: Path):
     (tmp_path / "no.parquet").write_bytes(b"PAR1 and nothing else")
     with pytest.raises(ValueError, match=r"no.parquet, row 1 or later: not parquet"):
         checked(tmp_path / "no.parquet")
+
+
+def test_numbers_are_read_as_what_they_mean(tmp_path: Path):
+    values = [2.0, 2.5, 10**20, Decimal("1.50"), np.int64(3), np.float32(0.5), [np.float64(4.0)]]
+    rows = [{"question": f"{n} ?", "answer": v, "solution": "9"} for n, v in enumerate(values)]
+    rows.append({"question": "the next column ?", "answer": math.nan, "solution": "9"})
+    fake = SimpleNamespace(load_dataset=lambda name, split: rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "datasets", fake)
+        tasks = Questions(dataset="OWNER/math", num_held_out=0).tasks("train")
+    found = [task.answers for task in tasks]
+    texts = ["2", "2.5", "100000000000000000000", "1.50", "3", "0.5", "4", "9"]
+    assert found == [(text,) for text in texts]
+    floats = parquet(tmp_path, *numbered(2), {"question": "3 ?", "answer": math.nan})
+    with pytest.raises(ValueError, match="row 2: none of the columns answer"):
+        checked(floats)
+
+
+def test_answers_that_are_sentences_are_reported_with_their_number(tmp_path: Path):
+    rows = [*numbered(1), {"question": "which ?", "answer": "all of the even numbers"}]
+    with pytest.warns(RuntimeWarning, match=r"1 of 2 train answers .* train-2: 'all of the even"):
+        checked(written(tmp_path, *rows))
 
 
 def test_a_row_that_is_not_utf_8_is_named(tmp_path: Path):
@@ -240,31 +334,62 @@ def test_no_readable_answer_is_malformed_and_a_cut_turn_is_too_long(tmp_path: Pa
     assert (cut.stop, cut.reward) == ("length", 0.0)
 
 
-def test_a_comparison_without_end_is_a_failure_and_the_next_one_works(tmp_path: Path):
+def test_a_comparison_without_end_is_malformed_and_the_next_one_works(tmp_path: Path):
     """A power tower is computed with the interpreter lock held: no thread could stop it."""
     env = with_answer(tmp_path, "34", deadline_s=1.0)
     reply = replied(env, r"\boxed{9^{9^{9}}}")
-    assert reply.stop == "failure" and reply.reward is None and reply.failure is not None
-    assert (reply.failure.kind, reply.failure.message) == ("reward_timeout", "no answer in 1 s")
+    assert (reply.stop, reply.reward, reply.success) == ("malformed", 0.0, False)
     patient = with_answer(tmp_path, "34", deadline_s=30.0)
     assert replied(patient, r"\boxed{34}").reward == 1.0
 
 
 def test_what_the_comparison_raises_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     env = with_answer(tmp_path, "34")
-    for fake, message in [(raising, "ZeroDivisionError: on purpose"), (dying, "exit status 3")]:
+    for fake, message in [
+        (raising, "ZeroDivisionError: on purpose"),  # while it is preloaded
+        (raising_later, "ZeroDivisionError: on purpose"),
+        (dying, "exit status 3"),
+        (dying_later, "exit status 3"),
+    ]:
         monkeypatch.setattr("spanwise.envs.math.questions.math_verdict", fake)
         reply = replied(env, r"\boxed{34}")
         assert reply.reward is None and reply.failure is not None
         assert reply.failure.kind == "reward_error" and message in reply.failure.message
 
 
+def test_what_the_comparison_raises_for_one_answer_alone_is_malformed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    env = with_answer(tmp_path, "34")
+    for fake in (raising_but_for_34, dying_but_for_34):
+        monkeypatch.setattr("spanwise.envs.math.questions.math_verdict", fake)
+        reply = replied(env, r"\boxed{35}")
+        assert (reply.stop, reply.reward, reply.failure) == ("malformed", 0.0, None)
+        assert replied(env, r"\boxed{34}").reward == 1.0
+
+
 def raising(*_: object) -> bool:
     raise ZeroDivisionError("on\npurpose")
 
 
+def raising_but_for_34(answer: str, references: object) -> bool:
+    return answer in ("34", WARM_UP[0]) or raising()
+
+
+def dying_but_for_34(answer: str, references: object) -> bool:
+    return answer in ("34", WARM_UP[0]) or dying()
+
+
 def dying(*_: object) -> bool:
     os._exit(3)
+
+
+def raising_later(answer: str, references: object) -> bool:
+    return answer == WARM_UP[0] or raising()
+
+
+def dying_later(answer: str, references: object) -> bool:
+    return answer == WARM_UP[0] or dying()
 
 
 def shouting(text: str) -> str:
@@ -272,12 +397,8 @@ def shouting(text: str) -> str:
     return text.upper()
 
 
-def process_id(text: str) -> int:
-    return os.getpid()
-
-
-def endless() -> int:
-    return sum(iter(int, 1))
+def writes_a_cache(file: Path) -> None:
+    file.touch()
 
 
 def leaving() -> None:
@@ -296,7 +417,7 @@ def no_json() -> bytes:
 def test_many_scores_at_once_come_back_to_who_asked():
     async def all_scores() -> list[str]:
         asked = (
-            scoring_process.scored(shouting, f"t{n}", package="json", deadline_s=30.0)
+            scoring_process.scored(shouting, f"t{n}", preload=(len, ""), deadline_s=30.0)
             for n in range(40)
         )
         return await asyncio.gather(*asked)
@@ -305,32 +426,19 @@ def test_many_scores_at_once_come_back_to_who_asked():
 
 
 def computed(function: Callable[..., Any], *arguments: Any, deadline_s: float = 30.0) -> Any:
-    scored = scoring_process.scored(function, *arguments, package="json", deadline_s=deadline_s)
+    scored = scoring_process.scored(function, *arguments, preload=(len, ""), deadline_s=deadline_s)
     return asyncio.run(scored)
 
 
 @pytest.mark.processes
-def test_processes_are_kept_and_one_past_its_deadline_is_ended(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(scoring_process, "_threads", ThreadPoolExecutor(1))
-    process = computed(process_id, "q")
-    assert computed(process_id, "again") == process != os.getpid()
-    with pytest.raises(scoring_process.ScoringTimeout, match=r"no answer in 0\.5 s"):
-        computed(endless, deadline_s=0.5)
-    assert computed(process_id, "q") != process
-    with pytest.raises(ProcessLookupError):
-        os.kill(process, 0)
-
-
-@pytest.mark.processes
-def test_a_package_may_write_on_import_after_another_packages_answer_was_scored(
+def test_what_is_preloaded_may_write_after_another_packages_answer_was_scored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     cache = tmp_path / "cache"
-    (tmp_path / "writes_a_cache.py").write_text(f"open({str(cache)!r}, 'w').close()\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(scoring_process, "_threads", ThreadPoolExecutor(1))
     assert computed(shouting, "first") == "FIRST"
-    scored = scoring_process.scored(shouting, "q", package="writes_a_cache", deadline_s=30.0)
+    preload = (writes_a_cache, cache)
+    scored = scoring_process.scored(shouting, "q", preload=preload, deadline_s=30.0)
     assert asyncio.run(scored) == "Q" and cache.exists()
 
 
@@ -340,7 +448,7 @@ def test_a_package_may_write_on_import_after_another_packages_answer_was_scored(
     [
         (leaving, "SystemExit: 4"),
         (dying, "the scoring process died with exit status 3"),
-        (verbose, "the answer is no JSON of at most 100000 bytes"),
+        (verbose, "the answer is no JSON of at most 10000 bytes"),
         (no_json, "bytes is not JSON serializable"),
     ],
 )

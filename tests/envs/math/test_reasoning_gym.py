@@ -1,9 +1,7 @@
 import asyncio
 import os
-import pickle
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +9,13 @@ import pytest
 from spanwise.cli import main
 from spanwise.cli.options import configured
 from spanwise.envs.base import Reply, Task, Turn
+from spanwise.envs.math.answer_grammar import (
+    EXPRESSIONS,
+    LITERALS,
+    OWN_TEXT,
+    evaluator,
+    is_readable,
+)
 from spanwise.envs.math.reasoning_gym import ReasoningGym
 
 TASKS = [
@@ -42,7 +47,8 @@ def test_tasks_load_and_tell_their_own_answer_from_nonsense(name: str):
         assert (right.stop, right.reward) == ("end", 1.0)
         assert right.success and right.label == f"answer {task.answers[0].strip()}"
         wrong = replied(env, task, "so <answer> @@ nonsense </answer>")
-        assert wrong.stop == "end" and wrong.reward is not None and wrong.reward < 0.1
+        assert wrong.stop == ("malformed" if name == "number_sorting" else "end")
+        assert wrong.reward is not None and wrong.reward < 0.1
         assert wrong.success is False
 
 
@@ -88,16 +94,6 @@ def test_training_questions_that_are_held_out_are_left_out():
     train = {t.question for t in env.tasks("train")}
     assert train and not train & held_out
     assert len(env.tasks("train")) < 300
-
-
-@pytest.mark.processes
-def test_a_scorer_that_never_ends_or_raises_is_a_failure_and_not_a_reward():
-    env = small("countdown", deadline_s=1.0)
-    task = env.tasks("train")[0]
-    hung = replied(env, task, "<answer>9**9**9**9</answer>")
-    assert hung.stop == "failure" and hung.failure is not None
-    assert (hung.failure.kind, hung.failure.message) == ("reward_timeout", "no answer in 1 s")
-    assert replied(env, task, f"<answer>{task.answers[0]}</answer>").reward == 1.0
 
 
 def test_an_answer_that_the_scorer_cannot_read_scores_nothing():
@@ -169,47 +165,52 @@ def test_the_package_is_loaded_when_it_is_needed_and_not_before():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+def test_every_scorer_that_evaluates_text_is_known():
+    from reasoning_gym.factory import DATASETS
+
+    known = EXPRESSIONS.keys() | LITERALS | OWN_TEXT
+    found = {name for name, (scorer, _) in DATASETS.items() if evaluator(scorer)}
+    assert found <= known
+    assert EXPRESSIONS.keys() | LITERALS <= found
+
+
+@pytest.mark.processes
+def test_a_scorer_that_evaluates_and_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch):
+    from spanwise.envs.math import reasoning_gym as module
+
+    monkeypatch.setattr(module, "EXPRESSIONS", {})
+    with pytest.raises(ValueError, match=r"scorer of countdown may evaluate .* \(parse_expr\)"):
+        module._dataset("countdown", {})  # pyright: ignore[reportPrivateUsage]
+
+
 @pytest.mark.parametrize(
-    "answer",
+    ("task", "answer", "reference", "readable"),
     [
-        "__import__('os').system('touch {file}')",
-        "__import__('os').mkdir('{file}')",
-        "__import__('io').open('{file}', 'w')",
-        "__import__('subprocess').run(['touch', '{file}'])",
+        ("countdown", "6*(98 - 54) - 34/2", "1", True),
+        ("countdown", "2**3", "1", False),
+        ("countdown", "7//2", "1", False),
+        ("countdown", "7/ /2", "1", False),
+        ("countdown", "1.5", "1", False),
+        ("countdown", "x", "1", False),
+        ("countdown", "1\n+1", "1", False),
+        ("puzzle24", "1*3*5 + 9", "1", True),
+        ("polynomial_multiplication", "-6*y**8 + 2*y", "3*y", True),
+        ("polynomial_multiplication", "6*x**8", "3*y", False),
+        ("polynomial_multiplication", "y**9**9", "3*y", False),
+        ("polynomial_multiplication", "y**99999", "3*y", False),
+        ("simple_integration", "-5*X**9 - 2.5*X**6/3 + C", "X", True),
+        ("intermediate_integration", "exp(x)*sin(2*x) + sqrt(x)**(3/2) + C", "x", True),
+        ("intermediate_integration", "Integral(x, x)", "x", False),
+        ("intermediate_integration", "Integral(exp(x), x) + C", "Integral(exp(-x), x) + C", True),
+        ("complex_arithmetic", "-1.5e3 + 2i", "1", True),
+        ("complex_arithmetic", "nan", "1", False),
+        ("number_sorting", "['-1.5', \"2\", 3e1]", "1", True),
+        ("number_sorting", "[NaN, NaN]", "1", False),
+        ("caesar_cipher", "__import__('os') is plain text here", "1", True),
     ],
 )
-def test_an_answer_that_is_a_program_changes_nothing(answer: str, tmp_path: Path):
-    # this task's scorer evaluates the answer with sympy's parser, which evaluates Python
-    env = small(task="countdown")
-    made = tmp_path / "made"
-    reply = asyncio.run(
-        env.reply(
-            env.tasks("test")[0],
-            [Turn(text=f"<answer>{answer.format(file=made)}</answer>")],
-        )
-    )
-    assert reply.reward is None or reply.reward < 0.1
-    assert not made.exists()
-
-
-def test_what_an_answer_writes_into_the_results_is_never_unpickled(tmp_path: Path):
-    made = tmp_path / "made"
-
-    class Opens:
-        def __reduce__(self):
-            return os.open, (str(made), os.O_CREAT | os.O_WRONLY)
-
-    forged = pickle.dumps((Opens(), None)).hex()
-    for descriptor in (1, 3, 4):
-        program = (
-            f"__import__('os').write({descriptor},__import__('builtins').bytes.fromhex('{forged}'))"
-        )
-        env = small(task="countdown")
-        task = env.tasks("test")[0]
-        asyncio.run(env.reply(task, [Turn(text=f"<answer>{program}</answer>")]))
-        assert not made.exists()
-        right = asyncio.run(env.reply(task, [Turn(text=f"<answer>{task.answers[0]}</answer>")]))
-        assert right.reward == 1.0  # the process was replaced
+def test_what_may_reach_a_scorer(task: str, answer: str, reference: str, readable: bool):
+    assert is_readable(task, answer, reference) is readable
 
 
 def test_a_task_is_chosen_by_name_on_the_command_line(capsys, tmp_path):

@@ -57,3 +57,14 @@ def test_f1_and_match_agree(prediction: str, answer: str):
         assert f1(prediction, [answer]) == 1.0
     once = normalised_answer(prediction)
     assert once == once.strip().lower() and "," not in once and "the" not in once.split()
+
+
+@pytest.mark.parametrize("closed", ["yes", "No!", "noanswer"])
+def test_a_closed_answer_shares_words_with_itself_alone(closed: str):
+    """HotpotQA's script: 0 whenever exactly one side is yes, no or noanswer."""
+    longer = f"{closed} way home"
+    assert f1(longer, [closed]) == f1(closed, [longer]) == f1(closed, ["maybe"]) == 0.0
+    assert f1("yes", ["no"]) == f1("noanswer", ["no"]) == 0.0
+    assert f1(closed, ["other", f"the {closed}"]) == 1.0
+    assert f1(longer, [closed, "way home"]) == pytest.approx(0.8)  # P 2/3, R 1
+    assert f1(longer, [f"{closed} way"]) > 0  # the word among others is a word like others

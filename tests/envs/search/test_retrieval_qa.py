@@ -52,6 +52,16 @@ def test_splits_come_from_their_own_files(tmp_path: Path):
         env.tasks("dev")
 
 
+def test_an_answer_of_which_normalisation_leaves_nothing_is_no_answer(tmp_path: Path):
+    file = written(tmp_path, {"question": "a band ?", "answer": "The The!"})
+    with pytest.raises(ValueError, match="row 1: nothing is left of the answer 'The The!'"):
+        RetrievalQA(train_file=file).tasks("train")
+    answers = ["The The!", "The", "Matt Johnson"]
+    file = written(tmp_path, {"question": "a band ?", "answers": answers})
+    [task] = RetrievalQA(train_file=file).tasks("train")
+    assert task.answers == ("Matt Johnson",)
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -59,6 +69,7 @@ def test_splits_come_from_their_own_files(tmp_path: Path):
         ({"prompt": "q", "answer": "a"}, "row 2: no column 'question'; there are prompt, answer"),
         ({"question": "q", "label": 1}, "row 2: none of the columns answers, golden"),
         ({"question": "q", "answers": [], "answer": "a"}, "row 2, column 'answers': must hold"),
+        ({"question": "q", "answers": [float("nan")]}, "row 2, column 'answers': must hold"),
         (
             {"question": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}],
              "answer": "a"},
