@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from spanwise import lookup
 from spanwise.cli.words import UsageError
+from spanwise.envs.base import Environment
 
 C = TypeVar("C")
 
@@ -137,6 +138,10 @@ def _draft(flag: str, name: str, base: type, current: object) -> object:
     if not name:
         raise UsageError(f"{flag} needs a name: {', '.join([*kinds, 'FILE.py:CLASS'])}")
     kind = lookup.load(name, kinds, flag)
+    if isinstance(kind, type) and base is Environment and not issubclass(kind, Environment):
+        from spanwise.envs.agents import environment_of
+
+        kind = environment_of(kind)
     if type(current) is kind:
         return current
     if not isinstance(kind, type) or not issubclass(kind, base) or inspect.isabstract(kind):

@@ -52,11 +52,20 @@ def file_rows(file: Path, columns: Columns) -> list[Row]:
     Raises:
       ValueError: one line that names the file, the row and the column.
     """
+    return _rows(raw_rows(file), str(file), columns)
+
+
+def raw_rows(file: Path) -> list[tuple[int, Any]]:
+    """The rows of a .jsonl or .parquet file as they are, each with its number from 1.
+
+    Raises:
+      ValueError: if the file cannot be read as one of these.
+    """
     readers = {".jsonl": _jsonl, ".parquet": _parquet}
     if file.suffix not in readers:
         raise SpanwiseError(f"{file}: questions are read from .jsonl and .parquet files")
     try:
-        return _rows(readers[file.suffix](file), str(file), columns)
+        return list(readers[file.suffix](file))
     except OSError as error:
         raise SpanwiseError(f"{file} cannot be read: {error}") from error
 

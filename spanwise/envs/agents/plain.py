@@ -65,13 +65,16 @@ class PlainEnvironment(ToolChat[Any]):
         files: dict[Split, Path | None] = {
             "train": self.train_file, "dev": self.dev_file, "test": self.test_file
         }  # fmt: skip
-        rows = {split: raw_rows(file) for split, file in files.items() if file is not None}
-        if own := getattr(self.game, "rows", None):
-            rows = {split: list(enumerate(own(split), start=1)) for split in files} | rows
-        return {
-            split: tuple(_task(split, number, row) for number, row in found)
-            for split, found in rows.items()
-        }
+        own: Callable[[Split], Sequence[object]] | None = getattr(self.game, "rows", None)
+        found: dict[Split, tuple[Task, ...]] = {}
+        for split, file in files.items():
+            if file is not None:
+                found[split] = tuple(_task(split, *row) for row in raw_rows(file))
+            elif own is not None:
+                found[split] = tuple(
+                    _task(split, number, row) for number, row in enumerate(own(split), start=1)
+                )
+        return found
 
     def tasks(self, split: Split) -> Sequence[Task]:
         """The rows of the split's file, or those of the class."""

@@ -70,7 +70,7 @@ class ToolChat(StatefulEnvironment[Chat[Any]], Generic[State]):
     def opening(self, task: Task) -> list[dict[str, str]]:
         """The messages of a task."""
 
-    def end(self, inner: State) -> None | Awaitable[None]:
+    def end(self, inner: State) -> Awaitable[None] | None:
         """Free what ``begin`` gave."""
 
     @property

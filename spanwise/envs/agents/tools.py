@@ -89,7 +89,7 @@ def tool_of(function: Callable[..., Any], *, deadline_s: float = 30.0) -> Functi
       >>> tool_of(add).schema["function"]["parameters"]["properties"]
       {'amount': {'type': 'integer', 'description': 'What to add.'}}
     """
-    from transformers.utils import get_json_schema
+    from transformers.utils.chat_template_utils import get_json_schema
 
     try:
         schema: dict[str, Any] = get_json_schema(function)
