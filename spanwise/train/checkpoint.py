@@ -26,11 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from spanwise.errors import SpanwiseError
+from spanwise.errors import SpanwiseError, one_line
 from spanwise.learn.learner import Learner
 from spanwise.models.critic import CRITIC_FILE
 from spanwise.models.lora import saved_state
@@ -219,7 +218,7 @@ def remove_old(parent: Path, keep: int) -> None:
     scores = {folder: score for folder in folders if (score := _score(folder)) is not None}
     best = max(scores, key=lambda folder: scores[folder], default=None)
     for folder in folders[keep:]:
-        if folder != best:
+        if folder != best and (folder / MANIFEST).is_file() and not folder.is_symlink():
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -253,8 +252,8 @@ def _writing_together(folder: Path, ranks: Ranks) -> Generator[None]:
     fault, cause = "", None
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        fault, cause = str(error), error
+    except Exception as error:  # a model's or a tokenizer's own code raises what it likes
+        fault, cause = one_line(error), error
     if faults := [found for found in ranks.gather(fault) if found]:
         if ranks.is_main:
             shutil.rmtree(partial_path(folder), ignore_errors=True)
@@ -303,10 +302,7 @@ class _Weights:
 
     def save(self, folder: Path, tokenizer: Any) -> None:
         self.model.save_pretrained(folder, state_dict=self.policy)
-        try:
-            tokenizer.save_pretrained(folder)
-        except Exception as error:  # of no kind of its own: tokenizers has none for a full disk
-            raise OSError(str(error)) from error
+        tokenizer.save_pretrained(folder)
         if self.critic:
             save_file(self.critic, folder / CRITIC_FILE)
 
