@@ -15,6 +15,7 @@ from spanwise.rollout.journal import StepJournal
 from spanwise.run.folder import RunFolder, refuse_foreign
 from spanwise.run.lock import locked
 from spanwise.runtime.distributed import Ranks
+from spanwise.train.checkpoint import check_saving
 from spanwise.train.config import TrainConfig, to_json
 from spanwise.train.memory_check import check_memory
 from spanwise.train.resume import open_for_resume
@@ -65,6 +66,7 @@ def start(
                 log = RunFolder.create(folder, record)
                 cleanup.callback(log.discard)
         policy = sampled = config.model.load()
+        check_saving(policy, tokenizer)
         if config.sampler.reads_policy:
             sampled = sampling_copy(policy, ranks.mesh, apart=config.max_off_policy_steps > 0)
         learner = new_learner(bound, policy, ranks)
