@@ -16,6 +16,7 @@ import spanwise
 from spanwise.cli import main
 from spanwise.cli.options import configured
 from spanwise.cli.parts import KINDS
+from spanwise.cli.words import UsageError
 from spanwise.credit import SpanAdvantage
 from spanwise.learn.critic import ValueHead
 from spanwise.lookup import load
@@ -378,3 +379,10 @@ def test_own_classes_have_options_and_a_recipe_must_be_one(
     assert "returns dict, a recipe returns a TrainConfig" in refused(
         capsys, "train", f"{file}:nothing"
     )
+
+
+def test_a_recorded_option_of_the_parser_writes_no_file(tmp_path: Path) -> None:
+    words = ["--tyro-write-completion", "bash", str(tmp_path / "mine")]
+    with pytest.raises(UsageError, match="no setting of a run"):
+        configured("grpo_chain", words)
+    assert not list(tmp_path.iterdir())

@@ -29,6 +29,8 @@ C = TypeVar("C")
 
 def configured(spec: str, arguments: Sequence[str]) -> TrainConfig:
     """A recipe's configuration with the options of the command line."""
+    if odd := [word for word in arguments if word.startswith("--tyro")]:
+        raise UsageError(f"{odd[0]} is no setting of a run")  # it would write a file of its own
     made: object = recipes.find(spec)()
 
     from spanwise.train.config import TrainConfig

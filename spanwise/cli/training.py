@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shlex
@@ -32,15 +33,18 @@ def train_command(arguments: list[str]) -> None:
             arguments, "train RECIPE", f"{there_are}; RECIPE --help lists the options"
         )
     config = configured(spec, rest)
-    name = f"{spec.rpartition(':')[2]}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder = target or config.folder or Path("runs") / name
 
     from spanwise.display import Display, show_results
+    from spanwise.run.folder import new_folder
     from spanwise.runtime.distributed import leave_group
     from spanwise.train import Stopped, train
 
     display = Display()
     display.console.quiet = not (leads := os.environ.get("RANK", "0") == "0")
+    folder = target or config.folder
+    if made := folder is None:
+        name = f"{spec.rpartition(':')[2]}-{datetime.now():%Y%m%d-%H%M%S}"
+        folder = new_folder(Path("runs") / name) if leads else Path("runs") / name
     try:
         log = train(
             config, recipe=spec, arguments=rest, folder=folder, display=display, resume=resume
@@ -51,6 +55,10 @@ def train_command(arguments: list[str]) -> None:
             print(f"spanwise: stopped by {stopped}\ngo on with     {command}")
         leave_group()
         raise SystemExit(128 + stopped.number) from stopped
+    finally:
+        if made and leads:
+            with contextlib.suppress(OSError):  # a run that was refused left it empty
+                folder.rmdir()
     leave_group()
     if leads:  # one of several processes shows the results of all
         show_results(log, display.console, group_by=config.evaluation.group_by)

@@ -19,11 +19,18 @@ class Journal(ABC):
     """Remembers finished turns, so that a run that was killed does not sample them again."""
 
     @abstractmethod
-    def lookup(self, step: int, task_id: str, path: Path) -> Node | None:
-        """The turn at ``path``, if it was finished before."""
+    def lookup(self, step: int, task_id: str, path: Path, seen: str) -> Node | None:
+        """The turn at ``path``, if it was finished before, of the same task and prompt.
+
+        Args:
+          step: Training step.
+          task_id: Id of the task, which says where it stands and not what it asks.
+          path: The node's place in the tree.
+          seen: Digest of all that the turn was made from (see ``TreeBuilder``).
+        """
 
     @abstractmethod
-    def write(self, step: int, task_id: str, node: Node) -> Node:
+    def write(self, step: int, task_id: str, node: Node, seen: str) -> Node:
         """Remember a turn; returns it as ``lookup`` will."""
 
 

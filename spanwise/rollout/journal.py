@@ -26,18 +26,18 @@ class StepJournal(Journal):
         self.folder = folder
         self._step: int | None = None
         self._file: IO[str] | None = None
-        self._found: dict[tuple[str, NodePath], Node] = {}
+        self._found: dict[tuple[str, NodePath, str], Node] = {}
 
-    def lookup(self, step: int, task_id: str, path: NodePath) -> Node | None:
+    def lookup(self, step: int, task_id: str, path: NodePath, seen: str) -> Node | None:
         if step != self._step:
             self._open(step)
-        return self._found.get((task_id, path))
+        return self._found.get((task_id, path, seen))
 
-    def write(self, step: int, task_id: str, node: Node) -> Node:
+    def write(self, step: int, task_id: str, node: Node, seen: str) -> Node:
         if step != self._step:
             self._open(step)
         assert self._file is not None
-        line = json.dumps({"task": task_id, "node": node_record(node)})
+        line = json.dumps({"task": task_id, "seen": seen, "node": node_record(node)})
         with writing(self._path(step)):
             self._file.write(line + "\n")
             self._file.flush()
@@ -69,7 +69,7 @@ class StepJournal(Journal):
             for line in whole[0].splitlines():
                 entry: Any = json.loads(line)
                 node = node_of(entry["node"])
-                self._found[entry["task"], node.path] = node
+                self._found[entry["task"], node.path, entry["seen"]] = node
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(
                 f"{path} is damaged: {error}; remove it to have its turns sampled again"

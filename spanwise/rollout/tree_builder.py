@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
+import pathlib
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +22,20 @@ from spanwise.rollout.failures import RunStopped
 from spanwise.runtime.seeds import seed_of
 from spanwise.samplers.base import Completion, Request
 from spanwise.tree import Expansion, Failure, Node, Path, Tree
+
+
+def _content(env: Environment, task: Task) -> str:
+    """What a turn is scored by: the task and the code of its environment."""
+    return repr((task.question, task.answers, sorted(task.info.items()), _source(type(env))))
+
+
+@functools.cache
+def _source(kind: type) -> str:
+    """The text of the file that a class is defined in; empty for one of no file."""
+    try:
+        return pathlib.Path(inspect.getfile(kind)).read_text(encoding="utf-8", errors="replace")
+    except (OSError, TypeError):
+        return ""
 
 
 class TreeBuilder:
@@ -36,6 +54,7 @@ class TreeBuilder:
             raise RunStopped(
                 f"the prompt of task {task.id} cannot be rendered: {one_line(error)}"
             ) from error
+        self._digest = sha256(_content(context.env, task).encode())
         self.nodes: dict[Path, Node] = {
             (): Node(path=(), observation=prompt, stop="prompt", observation_text=task.question)
         }
@@ -71,15 +90,23 @@ class TreeBuilder:
         journal, task_id = self.context.journal, self.task.id
         if journal is None:
             return await self.turn(path)
-        if (node := journal.lookup(self.step, task_id, path)) is not None:
+        seen = self._digest.copy()
+        seen.update(repr(self._context(path)).encode())
+        digest = seen.hexdigest()
+        if (node := journal.lookup(self.step, task_id, path, digest)) is not None:
             return node
         node = await self.turn(path)
-        return node if node.failure else journal.write(self.step, task_id, node)
+        return node if node.failure else journal.write(self.step, task_id, node, digest)
+
+    def _context(self, path: Path) -> tuple[int, ...]:
+        """All tokens before the turn at ``path``."""
+        before = [self.nodes[path[:depth]] for depth in range(len(path))]
+        return tuple(t for n in before for t in (*n.tokens, *n.observation))
 
     async def turn(self, path: Path) -> Node:
         """Sample one turn and have the environment answer it."""
         before = [self.nodes[path[:depth]] for depth in range(len(path))]
-        context = tuple(t for n in before for t in (*n.tokens, *n.observation))
+        context = self._context(path)
         room = self._room(len(context))
         request = Request(
             prompt=context,

@@ -15,6 +15,7 @@ lines are appended whole. Nothing here is ever unpickled.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -31,6 +32,8 @@ SCHEMA = 2
 """Number of the layout and its names; version 0.1 wrote schema 1."""
 
 LOCK = "lock"
+NAMES = ("config.json", "metrics.jsonl", "trees", "checkpoints", "journal", "summary.json")
+"""What a run writes, besides its lock."""
 
 
 class RunError(SpanwiseError):
@@ -57,9 +60,11 @@ class RunFolder:
         """Start a new run folder.
 
         Raises:
-          RunError: if the folder holds a run already, or cannot be written.
+          RunError: if the folder holds a run already, or files of another program by the names
+            of a run's, or cannot be written.
         """
         log = cls(folder)
+        refuse_foreign(folder)
         if log.config_path.exists():
             raise RunError(
                 f"{folder} holds a run already; go on with it: spanwise train --resume {folder}, "
@@ -173,6 +178,60 @@ class RunFolder:
 
     def read_summary(self) -> dict[str, Any]:
         return _read_json(self.summary_path)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a new run where it would write over, or remove, what is no run's.
+
+    Raises:
+      RunError: for the current folder itself, which an empty name means too; and for a folder
+        that has a name of ours in it and no ``config.json`` of a run.
+    """
+    if folder == Path():
+        raise RunError("--folder is empty or the current folder; name a folder of the run's own")
+    lock, config = folder / LOCK, folder / "config.json"
+    with suppress(RunError):
+        if config.is_file() and "schema" in _read_json(config):
+            return
+    found = [name for name in NAMES if os.path.lexists(folder / name)]
+    if os.path.lexists(lock) and (lock.is_symlink() or not lock.is_file() or lock.stat().st_size):
+        found.append(LOCK)
+    if found:
+        raise RunError(
+            f"{folder} holds {', '.join(found)} of another program; give another --folder"
+        )
+
+
+def refuse_links_out(folder: Path) -> None:
+    """Refuse a run folder with links that lead out of it: what is written would land there.
+
+    Raises:
+      RunError: naming the first link.
+    """
+    root = folder.resolve()
+    for parent, folders, files in os.walk(folder):
+        for path in (Path(parent, name) for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
+                raise RunError(
+                    f"{path} is a link that leads out of the run folder; put there what it "
+                    "leads to, or remove it"
+                )
+
+
+def new_folder(path: Path) -> Path:
+    """Make a folder of that name, or of the first ``NAME-2``, ``NAME-3``, … that is free.
+
+    Raises:
+      RunError: if it cannot be made.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            made = path if number == 1 else path.with_name(f"{path.name}-{number}")
+            with suppress(FileExistsError):
+                made.mkdir()
+                return made
+    raise AssertionError
 
 
 def other_schema(config: Mapping[str, Any]) -> str | None:

@@ -20,6 +20,8 @@ import json
 import os
 import re
 import shutil
+import tempfile
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from spanwise.errors import SpanwiseError
+from spanwise.errors import SpanwiseError, one_line
 from spanwise.learn.learner import Learner
 from spanwise.models.critic import CRITIC_FILE
 from spanwise.models.lora import saved_state
@@ -63,7 +65,11 @@ def save_weights(folder: Path, learner: Learner, tokenizer: Any) -> None:
     with _writing_together(folder, ranks):
         if ranks.is_main:
             _begin(folder)
-            weights.save(partial_path(folder), tokenizer)
+            weights.save(partial_path(folder))
+            try:
+                tokenizer.save_pretrained(partial_path(folder))
+            except Exception as error:
+                _warn(f"{folder} has no tokenizer", error)
             _put_in_place(folder)
 
 
@@ -83,7 +89,8 @@ def write_checkpoint(
     with _writing_together(folder, ranks):  # the others write once all of these are hashed
         if ranks.is_main:
             _begin(folder)
-            weights.save(partial, tokenizer)
+            weights.save(partial)
+            tokenizer.save_pretrained(partial)
             skips = {"skips_in_a_row": learner.nonfinite.in_a_row}
             _write(partial / STATE, dataclasses.asdict(state) | skips)
             own = {path.name: fingerprint(path) for path in partial.iterdir() if path.is_file()}
@@ -219,7 +226,7 @@ def remove_old(parent: Path, keep: int) -> None:
     scores = {folder: score for folder in folders if (score := _score(folder)) is not None}
     best = max(scores, key=lambda folder: scores[folder], default=None)
     for folder in folders[keep:]:
-        if folder != best:
+        if folder != best and (folder / MANIFEST).is_file() and not folder.is_symlink():
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -253,8 +260,8 @@ def _writing_together(folder: Path, ranks: Ranks) -> Generator[None]:
     fault, cause = "", None
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        fault, cause = str(error), error
+    except Exception as error:  # a model's or a tokenizer's own code raises what it likes
+        fault, cause = one_line(error), error
     if faults := [found for found in ranks.gather(fault) if found]:
         if ranks.is_main:
             shutil.rmtree(partial_path(folder), ignore_errors=True)
@@ -301,14 +308,46 @@ class _Weights:
         critic = {} if learner.critic is None else learner.critic.model.weights(keep=leads)
         return cls(model=model, policy=gather(saved_state(model), keep=leads), critic=critic)
 
-    def save(self, folder: Path, tokenizer: Any) -> None:
-        self.model.save_pretrained(folder, state_dict=self.policy)
+    def save(self, folder: Path) -> None:
+        """Write the weights; what else the model cannot write costs a warning, not the weights."""
         try:
-            tokenizer.save_pretrained(folder)
-        except Exception as error:  # of no kind of its own: tokenizers has none for a full disk
-            raise OSError(str(error)) from error
+            self.model.save_pretrained(folder, state_dict=self.policy)
+        except (OSError, SafetensorError):
+            raise
+        except Exception as error:
+            name = "adapter_model" if hasattr(self.model, "peft_config") else "model"
+            apart = {key: tensor.clone().contiguous() for key, tensor in self.policy.items()}
+            save_file(apart, folder / f"{name}.safetensors", metadata={"format": "pt"})
+            _warn(f"beside the weights, {folder.name.removesuffix(PARTIAL)} is not whole", error)
         if self.critic:
             save_file(self.critic, folder / CRITIC_FILE)
+
+
+def check_saving(model: Any, tokenizer: Any) -> None:
+    """Write, and throw away, all of a model but its weights, as a checkpoint will.
+
+    Raises:
+      CheckpointError: if it cannot be written.
+    """
+    parts = {
+        "config": model.config,
+        "generation_config": getattr(model, "generation_config", None),
+        "tokenizer": tokenizer,
+    }
+    for name, part in parts.items():
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                if part is not None:
+                    part.save_pretrained(Path(folder))
+        except Exception as error:  # what a library's or the model's own code raises
+            raise CheckpointError(
+                f"the model's {name} can be read and not written again, so no checkpoint could "
+                f"be: {one_line(error)}; mend its file"
+            ) from error
+
+
+def _warn(what: str, error: Exception) -> None:
+    warnings.warn(f"{what}: {one_line(error)}", RuntimeWarning, stacklevel=4)
 
 
 def _score(folder: Path) -> float | None:

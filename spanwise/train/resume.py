@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from spanwise.display import Display
-from spanwise.run.folder import RunError, RunFolder
+from spanwise.run.folder import RunError, RunFolder, refuse_links_out
 from spanwise.run.settings import differing, flat_settings
 from spanwise.runtime.waits import waiting
 from spanwise.train.checkpoint import (
@@ -80,9 +80,11 @@ def open_for_resume(folder: Path, settings: dict[str, Any]) -> RunFolder:
     """The folder of a run that can be resumed.
 
     Raises:
-      RunError: if there is no run, it is finished, or its settings have changed.
+      RunError: if there is no run, it is finished, its settings have changed, or a link in it
+        leads out of it.
     """
     log = RunFolder.open(folder)
+    refuse_links_out(folder)
     if log.summary_path.exists():
         raise RunError(f"{folder} is finished; there is nothing to resume")
     recorded = log.read_config().get("config")

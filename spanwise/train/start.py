@@ -12,9 +12,10 @@ from spanwise.errors import SpanwiseError
 from spanwise.learn.learner import Learner
 from spanwise.models.sampling_copy import sampling_copy
 from spanwise.rollout.journal import StepJournal
-from spanwise.run.folder import RunFolder
+from spanwise.run.folder import RunFolder, refuse_foreign
 from spanwise.run.lock import locked
 from spanwise.runtime.distributed import Ranks
+from spanwise.train.checkpoint import check_saving
 from spanwise.train.config import TrainConfig, to_json
 from spanwise.train.memory_check import check_memory
 from spanwise.train.resume import open_for_resume
@@ -28,6 +29,9 @@ def start(
     """A run with all its parts; what can be refused is refused before the model is read."""
     config.sampler.check()
     ranks = config.processes.join(config.model.device)
+    folder = Path(ranks.gather(str(folder))[0])  # a name made of the time is the main rank's
+    if ranks.is_main and not resume:
+        refuse_foreign(folder)
     if config.max_off_policy_steps and ranks.size > 1:
         raise SpanwiseError(
             f"max_off_policy_steps=1 is for one process, and there are {ranks.size}"
@@ -62,6 +66,7 @@ def start(
                 log = RunFolder.create(folder, record)
                 cleanup.callback(log.discard)
         policy = sampled = config.model.load()
+        check_saving(policy, tokenizer)
         if config.sampler.reads_policy:
             sampled = sampling_copy(policy, ranks.mesh, apart=config.max_off_policy_steps > 0)
         learner = new_learner(bound, policy, ranks)

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import spanwise
-from spanwise.run.folder import RunError, RunFolder, tree_of, tree_record
+from spanwise.run.folder import (
+    RunError,
+    RunFolder,
+    new_folder,
+    refuse_links_out,
+    tree_of,
+    tree_record,
+)
 from tests.trees import RECORDED
 
 
@@ -97,3 +105,52 @@ def test_a_damaged_tree_is_refused_in_one_line() -> None:
     for nodes in (None, 3, [3], [None]):
         with pytest.raises(RunError, match="a tree cannot be read"):
             tree_of({**record, "nodes": nodes})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["checkpoints/step_00001/a", "journal/a.jsonl", "metrics.jsonl", "trees/a", "lock"],
+)
+def test_a_folder_of_another_program_is_refused_and_left_as_it_was(
+    tmp_path: Path, name: str
+) -> None:
+    (file := tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("mine")
+    with pytest.raises(RunError, match="of another program; give another --folder"):
+        RunFolder.create(tmp_path, {"recipe": "r"})
+    assert file.read_text() == "mine" and not (tmp_path / "config.json").exists()
+
+
+def test_a_model_folder_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(RunError, match=r"holds config\.json of another program"):
+        RunFolder.create(tmp_path, {"recipe": "r"})
+
+
+def test_an_empty_name_is_not_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match="--folder is empty"):
+        RunFolder.create(Path(), {"recipe": "r"})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "journal", "metrics.jsonl", "trees/step_1"])
+def test_links_that_lead_out_of_a_run_are_refused(tmp_path: Path, name: str) -> None:
+    RunFolder.create(run := tmp_path / "run", {"recipe": "r"})
+    (outside := tmp_path / "outside").mkdir()
+    if (place := run / name).is_dir():
+        place.rmdir()
+    place.symlink_to(outside)
+    with pytest.raises(RunError, match="leads out of the run folder"):
+        refuse_links_out(run)
+    place.unlink()
+    place.symlink_to(run / "config.json")
+    refuse_links_out(run)
+
+
+def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(5) as pool:
+        made = list(pool.map(new_folder, [tmp_path / "runs" / "r"] * 5))
+    assert sorted(path.name for path in made) == ["r", "r-2", "r-3", "r-4", "r-5"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from bench.left_behind import differing, left_behind
 from spanwise.display import Display
@@ -156,6 +157,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path, shift: float) -> None:
         folder = tmp_path / f"step_{step:05d}"
         folder.mkdir()
         (folder / "state.json").write_text(json.dumps({"held_out": score}))
+        (folder / "manifest.json").write_text("{}")
     remove_old(tmp_path, 2)
     assert [p.name for p in checkpoint_folders(tmp_path)] == [
         "step_00010", "step_00008", "step_00004",
@@ -227,11 +229,11 @@ def test_a_file_that_the_disk_cuts_short_leaves_the_checkpoint_before(
 
 def test_a_journal_that_the_disk_cuts_short_is_named(tmp_path: Path) -> None:
     journal, limit = StepJournal(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
-    journal.lookup(1, "task", (0,))
+    journal.lookup(1, "task", (0,), "")
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
         with pytest.raises(RunError, match=r"cannot write .*00001\.jsonl: File too large"):
-            journal.write(1, "task", Node(path=(0,), stop="end", reward=1.0, text="x" * 10_000))
+            journal.write(1, "task", Node(path=(0,), stop="end", reward=1.0, text="x" * 10_000), "")
         journal.close()  # raises nothing that would hide that
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -243,18 +245,21 @@ def test_a_tokenizer_that_a_full_disk_does_not_take_is_named(
     """The package tokenizers raises a plain ``Exception``."""
 
     def full(self: LetterTokenizer, folder: Path) -> None:
-        raise Exception("No space left on device (os error 28)")
+        if folder.parent.name == "checkpoints":
+            raise Exception("No space left on device (os error 28)")
 
     monkeypatch.setattr(LetterTokenizer, "save_pretrained", full)
-    with pytest.raises(CheckpointError, match=r"cannot write .*step_00002: No space left"):
+    with pytest.raises(CheckpointError, match=r"cannot write .*step_00002: .*No space left"):
         train(plain(), recipe="r", folder=tmp_path, display=Display())
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_a_full_disk_under_the_metrics_is_named(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    with pytest.raises(RunError, match=r"cannot write .*metrics\.jsonl: No space left"):
+def test_a_full_disk_under_the_metrics_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RunFolder, "metrics_path", Path("/dev/full"))
+    with pytest.raises(RunError, match=r"cannot write /dev/full: No space left"):
         train(plain(), recipe="r", folder=tmp_path, display=Display())
 
 
@@ -271,3 +276,43 @@ def test_a_run_folder_that_may_not_be_written_is_named(stopped: Path) -> None:
     (stopped / "lock").chmod(0o444)
     with pytest.raises(RunError, match=r"cannot write .*lock: Permission denied"):
         resumed(stopped)
+
+
+def test_what_cannot_be_saved_is_refused_before_anything_is_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: LetterTokenizer, folder: Path) -> None:
+        raise ValueError("odd settings")
+
+    monkeypatch.setattr(LetterTokenizer, "save_pretrained", refuse)
+    with pytest.raises(CheckpointError, match=r"tokenizer can be read and not written .*odd"):
+        train(plain(), recipe="r", folder=tmp_path / "run", display=Display())
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_outlive_whatever_else_cannot_be_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: LetterTokenizer, folder: Path) -> None:
+        if folder.parent.name == "checkpoints":
+            raise ValueError("odd settings")
+
+    def no_config(self: PreTrainedModel, folder: Path, **_: Any) -> None:
+        raise ValueError("odd config")
+
+    monkeypatch.setattr(LetterTokenizer, "save_pretrained", refuse)
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", no_config)
+    config = replace(plain(), checkpoints=Checkpoints(every=0))
+    with pytest.warns(RuntimeWarning, match="odd"):
+        log = train(config, recipe="r", folder=tmp_path, display=Display())
+    assert (log.checkpoint_path("final") / "model.safetensors").is_file()
+    assert log.summary_path.is_file()
+
+
+def test_a_turn_of_the_journal_is_for_what_the_model_saw_alone(tmp_path: Path) -> None:
+    journal, node = StepJournal(tmp_path), Node(path=(0,), stop="end", reward=1.0)
+    journal.lookup(1, "task", (0,), "old")
+    journal.write(1, "task", node, "old")
+    journal.close()
+    assert journal.lookup(1, "task", (0,), "old") == node
+    assert journal.lookup(1, "task", (0,), "new") is None
