@@ -109,10 +109,10 @@ class Remembered(Journal):
     def __init__(self, nodes: dict[Path, Node]) -> None:
         self.nodes = nodes
 
-    def lookup(self, step: int, task_id: str, path: Path) -> Node | None:
+    def lookup(self, step: int, task_id: str, path: Path, seen: str) -> Node | None:
         return self.nodes.get(path)
 
-    def write(self, step: int, task_id: str, node: Node) -> Node:
+    def write(self, step: int, task_id: str, node: Node, seen: str) -> Node:
         return node
 
 
