@@ -24,13 +24,9 @@ from spanwise.testing import check_environment
 from spanwise.tools.base import ToolError, ToolTimeout
 from spanwise.train.loop import train
 from spanwise.tree import Tree
-from tests.envs.agents.till import Till
+from tests.envs.agents.till import Till, call
 from tests.envs.chat_templates import HERMES, NO_TOOLS, byte_tokenizer
 from tests.tiny import qwen3
-
-
-def call(name: str, **arguments: object) -> str:
-    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
 
 
 def replies(env: Any, *texts: str, task: Task | None = None) -> list[Any]:

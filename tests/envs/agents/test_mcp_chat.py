@@ -19,7 +19,7 @@ from spanwise.samplers.base import Request
 from spanwise.samplers.scripted import ScriptedSampler
 from spanwise.tree import Tree
 from tests.envs.agents import counter_server
-from tests.envs.agents.test_agents import call
+from tests.envs.agents.till import call
 from tests.envs.chat_templates import HERMES, byte_tokenizer
 
 pytestmark = pytest.mark.processes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 
 class Till:
     """Count money."""
@@ -25,3 +27,7 @@ class Till:
 
     def get_reward(self) -> float:
         return float(self.sum == self.wanted)
+
+
+def call(name: str, **arguments: object) -> str:
+    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
