@@ -27,6 +27,7 @@ from rich.table import Table
 
 from bench.left_behind import differing, left_behind
 from bench.record import save
+from spanwise.cli.recorded import code_in
 from spanwise.run.folder import RunFolder
 
 SMALL = (
@@ -100,7 +101,8 @@ def trial(folder: Path, case: str, whole: Path, aim: str, draw: random.Random) -
         redrawn += 1
     flight = in_flight(folder, lines)
     if (folder / "config.json").exists():
-        status = started("--resume", str(folder)).wait()
+        code = code_in(CASES[case][0], CASES[case][1:])
+        status = started("--resume", str(folder), "--allow", *code).wait()
     else:
         status = started(*CASES[case], "--folder", str(folder)).wait()
     differ = differing(left_behind(whole), left_behind(folder)) if status == 0 else ["end"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from spanwise.cli.options import configured, parsed
+from spanwise.cli.recorded import recorded_start, split_allowed
 from spanwise.cli.words import UsageError, asks_for_help, split_target, split_targets
 from spanwise.errors import printable
 
@@ -113,8 +115,10 @@ def study_command(arguments: list[str]) -> None:
     if arguments[:1] != ["correlation"]:
         raise UsageError("use spanwise study correlation RUN [--option value ...]")
     target, rest = split_target(arguments[1:], "study correlation RUN")
+    allowed, rest = split_allowed(rest)
 
     from spanwise.study.command import CorrelationOptions, run_correlation
 
     options = parsed(CorrelationOptions(), rest, "spanwise study correlation RUN")
-    run_correlation(Path(target), options, configured)
+    start_of = partial(recorded_start, allowed=allowed)
+    run_correlation(Path(target), options, start_of, configured)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shlex
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from spanwise import recipes
 from spanwise.cli.options import configured, parsed
+from spanwise.cli.recorded import recorded_start, resume_command, split_allowed
 from spanwise.cli.words import UsageError, split_name, split_target
 from spanwise.envs.base import Split
-from spanwise.errors import SpanwiseError, printable
+from spanwise.errors import SpanwiseError
 
 if TYPE_CHECKING:
     from spanwise.train.config import TrainConfig
@@ -51,7 +51,7 @@ def train_command(arguments: list[str]) -> None:
         )
     except Stopped as stopped:
         if leads:
-            command = f"spanwise train --resume {shlex.quote(printable(folder))}"
+            command = resume_command(folder, spec, rest)
             print(f"spanwise: stopped by {stopped}\ngo on with     {command}")
         leave_group()
         raise SystemExit(128 + stopped.number) from stopped
@@ -66,21 +66,19 @@ def train_command(arguments: list[str]) -> None:
 
 def _to_resume(arguments: list[str]) -> tuple[Path, str, list[str]]:
     """The folder of a run, and the recipe and options it was started with."""
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise UsageError("use spanwise train --resume RUN; a run is resumed as it was started")
-
-    from spanwise.run.folder import RunFolder
-
-    record = RunFolder.open(folder := Path(arguments[0])).read_config()
-    recipe, words = record.get("recipe"), record.get("arguments")
-    if not isinstance(recipe, str) or not isinstance(words, list):
-        raise UsageError(f"{folder}/config.json does not say which recipe it came from")
-    return folder, recipe, words
+    allowed, targets = split_allowed(arguments)
+    if len(targets) != 1 or targets[0].startswith("-"):
+        raise UsageError(
+            "use spanwise train --resume RUN [--allow WORD ...]; a run is resumed as it was started"
+        )
+    return Path(targets[0]), *recorded_start(Path(targets[0]), allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    """Answer held-out questions, sampled and greedily."""
+    """Answer held-out questions, sampled and greedily. Code that a run names is run if it is given
+    again: --allow FILE.py:NAME ...
+    """
 
     recipe: str | None = None
     """Recipe whose tasks and limits a model is measured with, by default at2po_search; not for
@@ -99,12 +97,13 @@ class EvalOptions:
 def eval_command(arguments: list[str]) -> None:
     """Answer the held-out questions of a run or with a model."""
     target, rest = split_target(arguments, "eval RUN_OR_MODEL")
+    allowed, rest = split_allowed(rest)
     options = parsed(EvalOptions(), rest, "spanwise eval RUN_OR_MODEL")
 
     from spanwise.display import Display, scores_table
     from spanwise.train.evaluate import measure
 
-    config = _to_measure(target, options.recipe)
+    config = _to_measure(target, options.recipe, allowed)
     config.sampler.check()
     tokenizer = config.model.load_tokenizer()
     try:
@@ -126,7 +125,7 @@ def eval_command(arguments: list[str]) -> None:
     display.console.print(table)
 
 
-def _to_measure(target: str, recipe: str | None) -> TrainConfig:
+def _to_measure(target: str, recipe: str | None, allowed: list[str]) -> TrainConfig:
     """The configuration of a run with its finished model, or of a recipe with another model."""
     from spanwise.run.folder import RunFolder
 
@@ -136,9 +135,8 @@ def _to_measure(target: str, recipe: str | None) -> TrainConfig:
     elif recipe is not None:
         raise UsageError(f"{target} is a run and has a recipe already; leave out --recipe {recipe}")
     else:
-        log = RunFolder.open(folder)
-        record, path = log.read_config(), str(log.checkpoint_path("final"))
+        path = str(RunFolder.open(folder).checkpoint_path("final"))
         if not Path(path).is_dir():
             raise UsageError(f"{target} has no finished checkpoint yet ({path} is missing)")
-        config = configured(record["recipe"], record["arguments"])
+        config = configured(*recorded_start(folder, allowed))
     return dataclasses.replace(config, model=dataclasses.replace(config.model, path=path))

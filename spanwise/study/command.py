@@ -30,20 +30,24 @@ class CorrelationOptions(CorrelationStudy):
 
 
 def run_correlation(
-    run: Path, options: CorrelationOptions, configured: Callable[[str, Sequence[str]], TrainConfig]
+    run: Path,
+    options: CorrelationOptions,
+    start_of: Callable[[Path], tuple[str, list[str]]],
+    configured: Callable[[str, Sequence[str]], TrainConfig],
 ) -> None:
     """Study a checkpoint of a run: one table, one JSON file.
-    ``run`` is a run folder, for its final checkpoint, or the folder of one of its checkpoints.
+    ``run`` is a run folder, for its final checkpoint, or the folder of one of its checkpoints;
+    ``start_of`` says which recipe and arguments a run folder was started with.
     """
     if run.parent.name == "checkpoints" and not (run / "checkpoints").is_dir():
         log, path = RunFolder.open(run.parent.parent), run
     else:
         log = RunFolder.open(run)
         path = log.checkpoint_path("final")
-    record = log.read_config()
     if not path.is_dir():
         raise ModelError(f"{run} has no finished checkpoint yet ({path} is missing)")
-    config = configured(record["recipe"], record["arguments"])
+    recipe, started_with = start_of(log.folder)
+    config = configured(recipe, started_with)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(path)))
     if not isinstance(config.advantage, SpanAdvantage):
         raise ModelError(f"{run} was trained without a critic; take a run of a PPO recipe")
@@ -71,9 +75,9 @@ def run_correlation(
     result = correlation_study(options, config, context, policy, critic.model, progress)
     sampler.close()
     console.print(correlation_table(result))
-    arguments = without_folder(record["arguments"])
+    arguments = without_folder(started_with)
     figures = correlation_record(
-        result, options, recipe=record["recipe"], arguments=arguments, checkpoint=path.name
+        result, options, recipe=recipe, arguments=arguments, checkpoint=path.name
     )
     write_correlation(folder, figures)
     console.print(f"results  {folder}/correlation.json")

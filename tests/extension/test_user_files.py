@@ -127,10 +127,12 @@ def test_a_recipe_called_random_is_broken_mended_resumed_and_measured(
     assert "^" in underlined and error == "ZeroDivisionError: division by zero"
 
     neighbour.write_text(NEIGHBOUR)
-    assert main(["train", "--resume", "run"]) == 0
+    assert main(["train", "--resume", "run"]) == 2
+    assert "put --allow random.py:mine behind the command" in capsys.readouterr().err
+    assert main(["train", "--resume", "run", "--allow", "random.py:mine"]) == 0
     metrics = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").open()]
     assert [line["own/share"] for line in metrics] == [0.25]
-    assert main(["eval", "run", "--num-tasks", "4"]) == 0
+    assert main(["eval", "run", "--num-tasks", "4", "--allow", "random.py:mine"]) == 0
     assert "run" in capsys.readouterr().out
 
 

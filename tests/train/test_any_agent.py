@@ -140,7 +140,9 @@ def test_a_game_goes_the_whole_way_in_its_own_words(
     assert "task " in said and "answer" not in said and ("a fall" in said or "the top" in said)
     assert "Held-out score (95%" in output(capsys, "compare", *folders)
     assert "env/height" in output(capsys, "compare", *folders, "--score", "env/height")
-    assert "Held-out score" in output(capsys, "eval", folders[0], "--num-tasks", 4)
+    assert "Held-out score" in output(
+        capsys, "eval", folders[0], "--num-tasks", 4, "--allow", recipe
+    )
 
 
 def test_what_is_wrong_in_a_metric_of_ones_own_is_shown_where_it_is(

@@ -308,9 +308,9 @@ def test_killed_at_random_moments_and_resumed(recipe: str, tmp_path: Path) -> No
         process.communicate()
         if (folder / "summary.json").exists():
             break
-        words = ["--resume", str(folder)]
+        words = ["--resume", str(folder), "--allow", spec]
     else:
-        assert main(["train", "--resume", str(folder)]) == 0
+        assert main(["train", "--resume", str(folder), "--allow", spec]) == 0
     assert differing(left_behind(tmp_path / "whole"), left_behind(folder)) == []
 
 
