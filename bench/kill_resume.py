@@ -27,7 +27,6 @@ from rich.table import Table
 
 from bench.left_behind import differing, left_behind
 from bench.record import save
-from spanwise.cli.recorded import code_in
 from spanwise.run.folder import RunFolder
 
 SMALL = (
@@ -101,8 +100,7 @@ def trial(folder: Path, case: str, whole: Path, aim: str, draw: random.Random) -
         redrawn += 1
     flight = in_flight(folder, lines)
     if (folder / "config.json").exists():
-        code = code_in(CASES[case][0], CASES[case][1:])
-        status = started("--resume", str(folder), "--allow", *code).wait()
+        status = started("--resume", str(folder)).wait()
     else:
         status = started(*CASES[case], "--folder", str(folder)).wait()
     differ = differing(left_behind(whole), left_behind(folder)) if status == 0 else ["end"]
