@@ -104,9 +104,29 @@ def decoded(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
 
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """All end-of-sequence tokens that the model or its tokenizer names."""
+    """All tokens that end a turn: those that the model or its tokenizer names, and the template's.
+
+    A base model with a chat template often names the end of a text alone, while its template
+    ends a message with another token.
+    """
     ends: set[int] = set()
     for source in (getattr(model, "generation_config", None), model.config, tokenizer):
         ids = getattr(source, "eos_token_id", None)
         ends |= {ids} if isinstance(ids, int) else set(ids or ())
-    return frozenset(ends)
+    return frozenset(ends | _template_end(tokenizer))
+
+
+def _template_end(tokenizer: Any) -> set[int]:
+    """The special token that the chat template puts behind what an assistant says, if any."""
+    if not getattr(tokenizer, "chat_template", None):
+        return set()
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _SAID}]
+    try:
+        _, said, behind = tokenizer.apply_chat_template(chat, tokenize=False).rpartition(_SAID)
+    except Exception:  # a template may raise anything; whoever needs it says so
+        return set()
+    first = tokenizer.encode(behind.lstrip(), add_special_tokens=False)[:1] if said else []
+    return set(first) & set(getattr(tokenizer, "all_special_ids", ()))
+
+
+_SAID = "It is so."

@@ -8,7 +8,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 HERMES = (
-    "{% if tools %}<|im_start|>system\nTools: {% for tool in tools %}{{ tool | tojson }}"
+    "{% if tools %}<|im_start|>system\nCall a tool by "
+    '<tool_call>{"name": its name, "arguments": {...}}</tool_call>. '
+    "Tools: {% for tool in tools %}{{ tool | tojson }}"
     "{% endfor %}<|im_end|>\n{% endif %}"
     "{% for message in messages %}"
     "{% if message.role == 'tool' %}<|im_start|>user\n<tool_response>\n{{ message.content }}\n"
@@ -74,3 +76,17 @@ def byte_tokenizer(template: str) -> Any:
         chat_template=template,
         clean_up_tokenization_spaces=False,
     )
+
+
+TEACHES_PARAMETERS = HERMES.replace('"arguments"', '"parameters"').replace("tool_call>", "call>")
+"""Bare JSON of another form, as Llama 3.1 writes it."""
+
+TEACHES_PYTHON = HERMES.replace(
+    '<tool_call>{"name": its name, "arguments": {...}}</tool_call>', "<|call|>[name(...)]<|/call|>"
+)
+"""Python calls between markers of their own, as LFM2 writes them."""
+
+TEACHES_TAGS = HERMES.replace(
+    '{"name": its name, "arguments": {...}}', "<function=name><parameter=...></function>"
+)
+"""Tags in tags, as Qwen3-Coder and GLM 4.5 write them."""

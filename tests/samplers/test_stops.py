@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from spanwise.samplers.stops import StopStrings
+from spanwise.samplers.stops import StopStrings, end_tokens
+from tests.envs import chat_templates
+from tests.envs.chat_templates import byte_tokenizer
 
 
 class Words:
@@ -93,3 +95,38 @@ def test_special_tokens_are_text(tokenizer):
 def test_an_empty_stop_string_is_refused():
     with pytest.raises(ValueError, match="must not be empty"):
         StopStrings(Words("a"), 1).finder(("",))
+
+
+class Named:
+    """A model, or a part of one, that names end tokens."""
+
+    def __init__(self, end: int | list[int] | None, **parts: object) -> None:
+        self.eos_token_id = end
+        vars(self).update(parts)
+
+
+MODEL = Named(None, config=Named(7), generation_config=Named([8, 9]))
+
+
+def test_the_end_of_a_message_ends_a_turn_of_a_base_model():
+    tokenizer = byte_tokenizer(chat_templates.HERMES)
+    marker = tokenizer.eos_token_id
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.eos_token = "<|im_start|>"  # stands for another, the end of a text
+    assert end_tokens(MODEL, tokenizer) == {7, 8, 9, tokenizer.eos_token_id, marker}
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        None,
+        "{% for m in messages %}{{ m.content }}\n{% endfor %}",  # ends with no marker
+        "{{ raise_exception('no') }}",
+        "<|im_start|>{{ messages | length }}",  # shows nothing that was said
+        "{% for m in messages %}<|im_start|>{{ m.content | upper }}{% endfor %}",
+    ],
+)
+def test_other_templates_end_nothing(template: str | None):
+    tokenizer = byte_tokenizer(chat_templates.HERMES)
+    tokenizer.chat_template = template
+    assert end_tokens(MODEL, tokenizer) == {7, 8, 9, tokenizer.eos_token_id}

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from spanwise.envs.base import Environment, Reply, Split, Task, Turn
 from spanwise.envs.search.exact_match import exact_match, f1
@@ -42,6 +42,9 @@ class SearchEnvironment(Environment):
     and ``documents`` (titles), or ``answer`` and ``f1``; of a turn with broken format
     ``fault``, and 0 for ``f1``.
     """
+
+    _opens_thought: ClassVar[bool] = False
+    """Whether the prompt ends in ``<think>``, so that the first turn begins within the thought."""
 
     max_calls: int = 6
     """Largest number of tool calls in a trajectory."""
@@ -76,9 +79,12 @@ class SearchEnvironment(Environment):
     def prompt(self, task: Task, tokenizer: Any) -> str:
         """The chat through the template, with the tools that the turn format has."""
         tools = [dict(tool) for tool in self.turn_format.tools]
-        return tokenizer.apply_chat_template(
+        text: str = tokenizer.apply_chat_template(
             self.messages(task), tools=tools or None, add_generation_prompt=True, tokenize=False
         )
+        # A property of the template, and so the same for all tasks of a run.
+        object.__setattr__(self, "_opens_thought", text.rstrip().endswith("<think>"))
+        return text
 
     def rendered(self, observation: str, tokenizer: Any) -> str:
         """The observation as the turn format writes it."""
@@ -89,7 +95,8 @@ class SearchEnvironment(Environment):
         turn = turns[-1]
         if turn.truncated:
             return _broken("length", "the turn was cut by the token limit")
-        parsed = self.turn_format.parsed(turn.text)
+        opened = "<think>" * (self._opens_thought and len(turns) == 1)
+        parsed = self.turn_format.parsed(opened + turn.text)
         if isinstance(parsed, Answer):
             match = exact_match(parsed.text, task.answers)
             return Reply(

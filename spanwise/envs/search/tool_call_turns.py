@@ -138,6 +138,8 @@ def check_template(tokenizer: Any) -> None:
     prompt = _attempt(tokenizer, opening)
     if prompt == bare or SEARCH_TOOL["function"]["description"] not in prompt:
         raise _refusal("does not tell the model of tools")
+    if "<tool_call>" not in prompt or '"arguments"' not in prompt:
+        raise _refusal('teaches another form of calls than <tool_call> {"name", "arguments"}')
     for turns in ((_CALL, _CALL), (_THOUGHT + _CALL, _THOUGHT + _CALL)):
         before, suffix = prompt, None
         for number, turn in enumerate(turns, start=1):

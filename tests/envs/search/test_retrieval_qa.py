@@ -8,6 +8,8 @@ import pytest
 from spanwise.envs.base import Turn
 from spanwise.envs.search.retrieval_qa import INSTRUCTIONS, RetrievalQA
 from spanwise.envs.search.xml_turns import Answer, Call, parsed_turn
+from tests.envs import chat_templates
+from tests.envs.chat_templates import byte_tokenizer
 
 
 class PlainTokenizer:
@@ -124,3 +126,20 @@ def test_an_unreachable_retriever_is_a_failure_and_not_a_reward(tmp_path: Path):
     assert reply.stop == "failure" and reply.reward is None and reply.failure is not None
     assert reply.failure.kind == "tool_error"
     assert "http://127.0.0.1:9/retrieve gives no answer" in reply.failure.message
+
+
+def test_a_thought_that_the_prompt_opened_is_the_first_turns(tmp_path: Path):
+    env = RetrievalQA(train_file=written(tmp_path, {"question": "who ?", "answer": "Ada"}))
+    (task,) = env.tasks("train")
+    closed = r"It was Ada. </think> <answer> \boxed{Ada} </answer>"
+    whole = "<think>" + closed
+
+    def reward(*texts: str) -> float | None:
+        turns = [Turn(text=text) for text in texts]
+        return asyncio.run(env.reply(task, turns)).reward
+
+    env.prompt(task, byte_tokenizer(chat_templates.HERMES))
+    assert (reward(closed), reward(whole)) == (-1.0, 1.0)
+    env.prompt(task, byte_tokenizer(chat_templates.OPENS_THOUGHT))
+    assert (reward(closed), reward(whole)) == (1.0, -1.0)
+    assert (reward("", closed), reward("", whole)) == (-1.0, 1.0)  # it opens no later turn

@@ -161,6 +161,9 @@ def test_templates_that_only_add_are_accepted(template: str) -> None:
         ("OPENS_THOUGHT", "rewrites what came before"),
         ("HIDES_ANSWERS", "does not show the tool's answer"),
         ("COUNTS", "puts something else behind later turns"),
+        ("TEACHES_PARAMETERS", "teaches another form of calls"),
+        ("TEACHES_PYTHON", "teaches another form of calls"),
+        ("TEACHES_TAGS", "teaches another form of calls"),
     ],
 )
 def test_templates_that_do_not_keep_what_was_said_are_refused(template: str, fault: str) -> None:
