@@ -29,13 +29,13 @@ def start(
     """A run with all its parts; what can be refused is refused before the model is read."""
     config.sampler.check()
     ranks = config.processes.join(config.model.device)
-    folder = Path(ranks.gather(str(folder))[0])  # a name made of the time is the main rank's
-    if ranks.is_main and not resume:
-        refuse_foreign(folder)
     if config.max_off_policy_steps and ranks.size > 1:
         raise SpanwiseError(
             f"max_off_policy_steps=1 is for one process, and there are {ranks.size}"
         )
+    folder = Path(ranks.gather(str(folder))[0])  # a name made of the time is the main rank's
+    if ranks.is_main and not resume:
+        refuse_foreign(folder)
     pool = config.env.tasks("train")  # before the tokenizer, which may have to be downloaded
     draw_tasks(pool, config.prompts_per_step, config.seed, 1)  # refuses too small a pool
     config.evaluation.tasks(config.env)  # refuses a split without questions

@@ -82,7 +82,8 @@ def test_two_hundred_calls_that_hang_take_a_limited_number_of_threads() -> None:
         most.append(threading.active_count() - before)
         let_go.wait()
 
-    hangs, quick = Calls(function=hang, deadline_s=0.3), Calls(function=str.upper)
+    # Long enough for all threads to begin before the first is given up.
+    hangs, quick = Calls(function=hang, deadline_s=3.0), Calls(function=str.upper)
 
     async def main() -> Counter[str]:
         outcomes = await asyncio.gather(*(hangs("q") for _ in range(200)), return_exceptions=True)

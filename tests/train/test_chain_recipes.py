@@ -99,8 +99,9 @@ def test_results_that_could_not_be_written_are_refused_before_the_study(
 ) -> None:
     folder = sae.config_path / "study"  # below a file
     assert main(["study", "correlation", str(sae.folder), "--folder", str(folder)]) == 2
-    error = capsys.readouterr().err
-    assert f"cannot write the results to {folder}" in error and error.count("\n") == 1
+    recorded, error = capsys.readouterr().err.splitlines()
+    assert recorded.startswith("as recorded: sae_chain")
+    assert f"cannot write the results to {folder}" in error
 
 
 def test_a_run_without_a_critic_cannot_be_studied(
