@@ -132,6 +132,11 @@ class Environment(ABC):
     stop_strings: tuple[str, ...] = ()
     """The sampler ends a turn at any of these."""
 
+    own_tags: tuple[str, ...] = ()
+    """Added tokens of the tokenizer, such as ``<think>``, that are one token where messages and
+    observations hold them. All others are plain text there: whoever wrote a question or what a
+    tool found can end no message and open no call. Take these out of text that is not yours."""
+
     @abstractmethod
     def tasks(self, split: Split) -> Sequence[Task]:
         """The tasks of a split, always the same ones in the same order."""

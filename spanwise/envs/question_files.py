@@ -18,6 +18,9 @@ from spanwise.errors import SpanwiseError, one_line
 NO_ANSWER = {"", "nan", "NaN", "NaT", "<NA>", "null"}
 """Texts that programs write where there is no value."""
 
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Roles in a chat. Some templates write the role into a marker: others could be any marker."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
@@ -163,8 +166,10 @@ def _question(value: Any, where: str) -> tuple[str, tuple[Mapping[str, str], ...
     for message in messages:
         parts = cast(dict[str, Any], message) if isinstance(message, dict) else {}
         role, content = parts.get("role"), parts.get("content")
-        if not (isinstance(role, str) and isinstance(content, str) and content.strip()):
-            raise SpanwiseError(f"{where}: every message needs a role and a content, both text")
+        if not (role in ROLES and isinstance(content, str) and content.strip()):
+            raise SpanwiseError(
+                f"{where}: every message needs a role ({', '.join(ROLES)}) and a content, both text"
+            )
     if not messages or messages[-1]["role"] != "user":
         raise SpanwiseError(
             f"{where}: must hold a question, or messages of which the last is a user's"

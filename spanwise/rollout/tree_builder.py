@@ -14,7 +14,7 @@ from typing import Any
 
 from spanwise.envs.base import Environment, Reply, Task, Turn
 from spanwise.errors import one_line
-from spanwise.models.tokenizer import Tokenizer
+from spanwise.models.tokenizer import ChatOfPlainText, encoded, plain_text
 from spanwise.rollout.base import Rollout
 from spanwise.rollout.calls import CallRunner
 from spanwise.rollout.context import RolloutContext
@@ -155,7 +155,8 @@ class TreeBuilder:
             return reply, ()
         env, tokenizer = self.context.env, self.context.tokenizer
         try:
-            return reply, encode(tokenizer, env.rendered(reply.observation, tokenizer))
+            shown = plain_text(tokenizer, reply.observation, env.own_tags)
+            return reply, encoded(tokenizer, env.rendered(shown, tokenizer))
         except Exception as error:
             failure = self.context.failed("tool_error", error)
             return Reply(stop="failure", failure=failure, outcome=reply.outcome), ()
@@ -170,12 +171,7 @@ class TreeBuilder:
 
 def prompt_tokens(tokenizer: Any, env: Environment, task: Task) -> tuple[int, ...]:
     """The task's chat, through the tokenizer's own chat template."""
-    return encode(tokenizer, env.prompt(task, tokenizer))
-
-
-def encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """Text that did not come from the model, to tokens, once."""
-    return tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
+    return encoded(tokenizer, env.prompt(task, ChatOfPlainText(tokenizer, env.own_tags)))
 
 
 def _node(

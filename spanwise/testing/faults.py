@@ -156,6 +156,10 @@ class FaultyReward(Environment):
     def stop_strings(self) -> tuple[str, ...]:  # type: ignore[override]
         return self.env.stop_strings
 
+    @cached_property
+    def own_tags(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.env.own_tags
+
     def tasks(self, split: Split) -> Sequence[Task]:
         return self.env.tasks(split)
 

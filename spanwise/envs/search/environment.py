@@ -67,14 +67,26 @@ class SearchEnvironment(Environment):
         return self.turn_format.stop_strings
 
     @property
+    def own_tags(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The turn format's tags; ``asked`` and ``result`` leave none in text from elsewhere."""
+        return self.turn_format.tags
+
+    def asked(self, task: Task) -> str:
+        """The question, with a ``‹`` for the ``<`` of a tag of the turn format."""
+        text = task.question
+        for tag in self.turn_format.tags:
+            text = text.replace(tag, tag.replace("<", "‹"))
+        return text
+
+    @property
     @abstractmethod
     def search_tool(self) -> Tool:
         """Answers a query with a sequence of ``Document``."""
 
     def messages(self, task: Task) -> list[dict[str, str]]:
         """One user message: the instructions, if any, and the question."""
-        content = f"{self.instructions}\n\n{task.question}" if self.instructions else task.question
-        return [{"role": "user", "content": content}]
+        opening = f"{self.instructions}\n\n" if self.instructions else ""
+        return [{"role": "user", "content": opening + self.asked(task)}]
 
     def prompt(self, task: Task, tokenizer: Any) -> str:
         """The chat through the template, with the tools that the turn format has."""

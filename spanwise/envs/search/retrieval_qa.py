@@ -134,7 +134,7 @@ class RetrievalQA(SearchEnvironment):
         """One user message: the instructions, with ``max_calls`` put in, and the question."""
         default = INSTRUCTIONS if self.turns == "xml" else TOOL_CALL_INSTRUCTIONS
         instructions = (self.instructions or default).replace("{max_calls}", str(self.max_calls))
-        content = f"{instructions}\n\nQuestion: {task.question}"
+        content = f"{instructions}\n\nQuestion: {self.asked(task)}"
         return [{"role": "user", "content": content}]
 
 

@@ -29,7 +29,9 @@ TAGS: tuple[str, ...] = (
 )  # fmt: skip
 
 _TAG = re.compile(r"</?(?:think|search|result|answer)>")
-_MARKUP_OPENING = re.compile(r"<(?=[/|!?]|[^\W\d])")
+_MARKUP_OPENING = re.compile(
+    r"<(?=[/|!?｜]|[^\W\d])|\[(?=/?[a-z]?[A-Z][A-Z_0-9]+\])|◁(?=/?\w)"  # [INST], ◁think▷
+)
 _BOX = "\\boxed{"
 
 
@@ -105,7 +107,9 @@ def boxed_answer(text: str) -> Answer | Malformed:
 def harmless_text(text: str) -> str:
     """Tool text that can open no tag, write no chat marker and control no terminal.
 
-    A ``<`` that could begin markup becomes ``‹``; control and format characters
+    A ``<``, ``[`` or ``◁`` that could begin markup becomes ``‹``, for a model may take as a marker
+    what its tokenizer does not; what is a token of the tokenizer never comes to be one, whatever
+    it looks like (``models.tokenizer.plain_text``). Control and format characters
     become a space, and runs of white space one space.
 
     Example:

@@ -194,6 +194,10 @@ def test_the_chat_is_kept_and_the_instructions_go_behind_the_last_message(tmp_pa
         ({"question": "q", "answer": "#### "}, "row 2: no answer can be compared with ''"),
         ({"question": "q", "answer": "}{"}, "row 2: no answer can be compared with '}{'"),
         ({"prompt": [{"role": "user"}], "answer": "a"}, "row 2, column 'prompt': every message"),
+        (
+            {"prompt": [{"role": "endoftext", "content": "x"}], "answer": "a"},
+            "row 2, column 'prompt': every message needs a role .system, developer",
+        ),
         ({"prompt": [], "answer": "a"}, "row 2, column 'prompt': must hold a question"),
         (
             {"prompt": [{"role": "assistant", "content": "x"}], "answer": "a"},
