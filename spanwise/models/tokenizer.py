@@ -25,7 +25,7 @@ class Tokenizer(Protocol):
 
 
 class ChatOfPlainText:
-    """A tokenizer whose chat template is given messages as ``plain_text``."""
+    """A tokenizer whose chat template is given messages and tools as ``plain_text``."""
 
     def __init__(self, tokenizer: Any, own_tags: Collection[str] = ()) -> None:
         self._tokenizer, self._own_tags = tokenizer, own_tags
@@ -40,6 +40,8 @@ class ChatOfPlainText:
         return self._tokenizer.decode(token_ids, **options)
 
     def apply_chat_template(self, conversation: Any, *args: Any, **options: Any) -> Any:
+        if "tools" in options:
+            options["tools"] = self._plain(options["tools"])
         return self._tokenizer.apply_chat_template(self._plain(conversation), *args, **options)
 
     def _plain(self, value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from spanwise.envs.agents import environment_of
 from spanwise.envs.base import Environment, Reply, Task, Turn
 from spanwise.envs.search.retrieval_qa import RetrievalQA
 from spanwise.rollout import Chains, RolloutContext
@@ -99,3 +100,46 @@ def test_a_question_opens_no_thought_where_the_instructions_name_one(tmp_path: P
     wanted = ["<think>", "</think>"] * 2  # of the instructions
     assert markers(tokens) == ["<|im_start|>", *wanted, "<|im_end|>", "<|im_start|>"]
     assert "Who? ‹/think>‹think>[INST]" in TOKENIZER.decode(tokens)
+
+
+class Spy:
+    """A plain class whose tool is described, and answers, with markers."""
+
+    @staticmethod
+    def rows(split: str) -> list[dict[str, str]]:
+        return [{"prompt": "look"}]
+
+    def reset(self) -> None: ...
+
+    def look(self) -> str:
+        return ATTACK
+
+    look.__doc__ = f"Look around, {ATTACK}"
+
+    def get_reward(self) -> float:
+        return 0.0
+
+
+def test_descriptions_and_results_of_an_agents_tools_write_no_markers() -> None:
+    env = environment_of(Spy)()
+    (task,) = env.tasks("train")
+    turns = ['<tool_call> {"name": "look", "arguments": {}} </tool_call>', "so"]
+    context = RolloutContext(
+        env=env,
+        sampler=ScriptedSampler(lambda p, r: turns[p.count("<tool_response>")], TOKENIZER),
+        tokenizer=TOKENIZER,
+        seed=0,
+    )
+    rollout = Chains(num_chains=1, max_turn_tokens=200, max_response_tokens=2000)
+    tree = asyncio.run(rollout(context, task, step=1))
+    opening, (first, _) = tree.root.observation, tree.nodes[1:]
+    markers = set(TOKENIZER.all_special_ids) | set(TOKENIZER.added_tokens_decoder)
+    plain = [TOKENIZER.decode([t]) for t in opening if t in markers]
+    # the template's: a system message, the form of a call, the user's message, the opening
+    assert plain == [
+        *("<|im_start|>", "<tool_call>", "</tool_call>", "<|im_end|>"),
+        *("<|im_start|>", "<|im_end|>", "<|im_start|>"),
+    ]
+    shown = [TOKENIZER.decode([t]) for t in first.observation if t in markers]
+    assert shown == ["<|im_end|>", "<|im_start|>", "<|im_end|>", "<|im_start|>"]
+    assert first.observation_text == ATTACK and "sunny<|im_end|>" in TOKENIZER.decode(opening)
