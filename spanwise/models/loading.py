@@ -126,7 +126,7 @@ class Model:
     def _tokenizer(self) -> Any:
         source = self.resolve()
         with _reading(f"no tokenizer at {self.path}"):
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             known = tokenizer.encode("text", add_special_tokens=False)
         if not known:  # transformers made up one
             raise ModelError(f"no tokenizer at {self.path}: tokenizer.json is missing or empty")
@@ -143,7 +143,7 @@ class Model:
         if self.lora.rank or base != self.resolve():
             require_peft()
         with _reading(f"cannot load {self.path}"):
-            config = AutoConfig.from_pretrained(base)
+            config = AutoConfig.from_pretrained(base, trust_remote_code=False)
         if fault := _not_causal(config):
             raise ModelError(
                 f"{self.path} is {fault}; spanwise trains causal language models, such as "
@@ -155,7 +155,7 @@ class Model:
         """How many weights the model has, without reading them; an adapter is not counted."""
         config = self.config()
         with _reading(f"cannot load {self.path}"), torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config)
+            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         return sum(p.numel() for p in model.parameters())
 
     def load(self, *, head: bool = True) -> torch.nn.Module:
@@ -185,6 +185,7 @@ class Model:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             base,
             config=config,
+            trust_remote_code=False,
             dtype=getattr(torch, self.dtype),
             use_safetensors=True,
             ignore_mismatched_sizes=True,
@@ -244,6 +245,11 @@ def _reading(refusal: str) -> Iterator[None]:
     except ModelError:
         raise
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{refusal}: it needs Python code of its own, which spanwise does not run; choose "
+                "a model of a kind that transformers knows"
+            ) from error
         plain = isinstance(error, OSError | ValueError)
         reason = first_line(error) if plain else one_line(error, limit=300)
         raise ModelError(f"{refusal}: {reason}") from error

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import bm25s
 import httpx2
@@ -22,13 +22,16 @@ K1, B = 0.9, 0.4
 With 1.5 and 0.75 a name that stands twice outweighs the relation that was asked for.
 """
 
+MAX_TITLE = 200
+"""Characters that a title may have."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
     """A passage and the title of the page it stands on."""
 
     title: str
-    """Title of the page."""
+    """Title of the page; empty if it has none."""
 
     text: str
     """The passage itself."""
@@ -122,8 +125,10 @@ class RetrieverClient(Tool):
         POST {"queries": [query], "topk": num_documents, "return_scores": true}
         -> {"result": [[{"document": {"contents": "title\ntext"}, "score": 0.7}, ...]]}
 
-    A document's title is the first line of ``contents``, without quotation marks, unless
-    it has ``title`` and ``text`` of its own.
+    A document's title is its ``title``, else the first of several lines of ``contents``,
+    without quotation marks; else, or if it is longer than ``MAX_TITLE``, there is none and all
+    is text. Hits may also be plain text, ``[document, score]`` pairs, or lists without
+    ``result``, as FlashRAG's server answers.
 
     Args:
       url: Address to post to, such as ``http://127.0.0.1:8000/retrieve``.
@@ -162,11 +167,11 @@ class RetrieverClient(Tool):
         client = self._client
         try:
             response = client.post(self.url, json=wish).raise_for_status()
-            hits = response.json()["result"][0]
-            return tuple(_document(hits[i]) for i in range(min(self.num_documents, len(hits))))
+            hits = _hits(response.json())
+            return tuple(_document(hit) for hit in hits[: self.num_documents])
         except httpx2.HTTPError as error:
             raise ToolError(f"retriever {self.url} gives no answer: {one_line(error)}") from error
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ToolError(
                 f"retriever {self.url} did not answer in JSON of the shape "
                 '{"result": [[{"document": {"contents": "title\\ntext"}}]]}'
@@ -191,12 +196,35 @@ def is_loopback(url: str) -> bool:
     return found.is_loopback or found.is_unspecified
 
 
+def _hits(reply: Any) -> list[Any]:
+    """The list of hits of the one query, however many lists they are wrapped in."""
+    hits = reply["result"] if isinstance(reply, dict) else reply
+    if not isinstance(hits, list) or not hits:
+        raise TypeError
+    while hits and isinstance(hits[0], list) and not _is_scored(hits[0]):
+        hits = cast(list[Any], hits[0])
+    return cast(list[Any], hits)
+
+
+def _is_scored(hit: list[Any]) -> bool:
+    return len(hit) == 2 and isinstance(hit[1], int | float) and not isinstance(hit[0], list)
+
+
 def _document(hit: Any) -> Document:
-    fields = hit.get("document", hit)
-    if "contents" in fields:
-        title, _, text = _string(fields["contents"]).partition("\n")
-        return Document(title=title.strip(' "'), text=text)
-    return Document(title=_string(fields["title"]), text=_string(fields["text"]))
+    if isinstance(hit, list):
+        hit = hit[0]
+    fields = hit.get("document", hit) if isinstance(hit, dict) else hit
+    if isinstance(fields, str):
+        fields = {"contents": fields}
+    text = _string(fields["contents"] if "contents" in fields else fields["text"])
+    title = _string(fields.get("title") or "").strip()
+    first, line_break, rest = text.partition("\n")
+    heading = first.strip(' "\r')
+    if line_break and (heading == title or (not title and "contents" in fields)):
+        title, text = heading, rest
+    if len(title) > MAX_TITLE:  # no title: it is part of the passage
+        title, text = "", f"{title}\n{text}"
+    return Document(title=title, text=text)
 
 
 def _string(value: object) -> str:

@@ -217,3 +217,14 @@ def test_a_template_that_does_not_fit_tool_calls(
     error = capsys.readouterr().err.strip()
     assert message in error and "use --env.turns xml" in error
     assert len(error.splitlines()) == 1 and not run.exists()
+
+
+def test_code_in_a_model_folder_is_neither_run_nor_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings = {"model_type": "foreign", "auto_map": {"AutoConfig": "own.Foreign"}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "own.py").write_text("raise SystemExit('the code was run')")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on stdin"))
+    with pytest.raises(ModelError, match="needs Python code of its own"):
+        Model(path=str(tmp_path)).config()

@@ -83,15 +83,39 @@ def test_no_hits_are_no_documents(serve: Serve):
 @pytest.mark.parametrize(
     "reply",
     [
-        [], {}, None, 3, {"result": []}, {"result": "x"}, {"result": [None]}, {"result": ["ab"]},
+        [], {}, None, 3, {"result": []}, {"result": "x"}, {"result": [None]}, {"result": [[3]]},
         {"result": [[None]]}, {"result": [[{"document": 3}]]}, {"result": [[{"score": 1}]]},
         {"result": [[{"document": {"contents": 5}}]]}, {"result": [[{"document": {"title": "t"}}]]},
-        {"result": [[{"document": {"title": None, "text": "x"}}]]}, {"result": {"0": 1}},
+        {"result": [[{"document": {"title": 3, "text": "x"}}]]}, {"result": {"0": 1}},
     ],
 )  # fmt: skip
 def test_json_of_another_shape(serve: Serve, reply: Any):
     with pytest.raises(ToolError, match="did not answer in JSON of the shape"):
         RetrieverClient(url=serve(in_json(reply))).call("q")
+
+
+PASSAGE = "The mill stands at the river, where two roads meet. " * 6 + "Nora Vale built it."
+TITLED = Document(title="The mill", text=PASSAGE)
+UNTITLED = Document(title="", text=PASSAGE)
+
+
+@pytest.mark.parametrize(
+    ("hit", "document"),
+    [
+        ({"contents": PASSAGE}, UNTITLED),
+        (PASSAGE, UNTITLED),
+        ({"title": None, "text": PASSAGE}, UNTITLED),
+        ({"title": "The mill", "contents": PASSAGE}, TITLED),
+        ({"title": "The mill", "contents": f'"The mill"\n{PASSAGE}'}, TITLED),
+        ({"title": "The mill", "text": PASSAGE}, TITLED),
+        ({"contents": f"The mill\n{PASSAGE}"}, TITLED),
+        ({"contents": f"{PASSAGE}\nEnd."}, Document(title="", text=f"{PASSAGE}\nEnd.")),
+    ],
+)
+def test_documents_with_and_without_titles(serve: Serve, hit: Any, document: Document):
+    hits = [hit, {"document": hit, "score": 0.5}, [hit, 0.5]]
+    for reply in ({"result": [hits]}, {"result": hits}, [hits], hits, [[hits], [[0.5, 0.4, 0.3]]]):
+        assert RetrieverClient(url=serve(in_json(reply))).call("q") == (document,) * 3
 
 
 def test_not_json(serve: Serve):

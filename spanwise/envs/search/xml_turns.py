@@ -19,7 +19,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from spanwise.tools.search import Document
+from spanwise.tools.search import MAX_TITLE, Document
 
 STOP_STRINGS: tuple[str, ...] = ("</search>", "</answer>")
 
@@ -137,6 +137,7 @@ def result_text(documents: Sequence[Document], max_characters: int = 4000) -> st
 def shown_documents(documents: Sequence[Document], max_characters: int) -> list[str]:
     """Each document as its title and the beginning of its text, with tags made harmless."""
     return [
-        f"{harmless_text(document.title[:200])} : {harmless_text(document.text[:max_characters])}"
+        (f"{harmless_text(document.title[:MAX_TITLE])} : " if document.title else "")
+        + harmless_text(document.text[:max_characters])
         for document in documents
     ]
