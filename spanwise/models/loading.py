@@ -75,6 +75,7 @@ class Model:
                 raise ModelError(f"model folder {self.path} has no config.json")
             return str(folder)
         looks_local = self.path.startswith((".", "/", "~")) or self.path.count("/") != 1
+        looks_local |= folder.parent.is_dir()  # a mistyped outputs/model is no owner/name
         if looks_local:
             shipped = ", ".join(sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()))
             raise ModelError(

@@ -53,7 +53,8 @@ class RetrievalQA(SearchEnvironment):
 
     A row has ``question`` and one of ``answers``, ``golden_answers`` or ``answer``: one answer
     or a list of them; one of which nothing is left without punctuation and articles is left
-    out. All files are read by ``check``, before a run loads its model, or by
+    out, and so is a training question that is also in the dev or test file. All files
+    are read by ``check``, before a run loads its model, or by
     ``tasks``; what is missing or wrong in them raises a ``ValueError`` that names the
     file, the row and the column.
     """
@@ -114,7 +115,17 @@ class RetrievalQA(SearchEnvironment):
         files: dict[Split, Path | None] = {
             "train": self.train_file, "dev": self.dev_file, "test": self.test_file
         }  # fmt: skip
-        return {split: _tasks_in(file, split) for split, file in files.items() if file is not None}
+        tasks = {split: _tasks_in(file, split) for split, file in files.items() if file is not None}
+        if "train" in tasks:
+            kept_back = {_words(t) for split in ("dev", "test") for t in tasks.get(split, ())}
+            train = tuple(task for task in tasks["train"] if _words(task) not in kept_back)
+            if not train:
+                raise SpanwiseError(
+                    f"{self.train_file}: every question is also in the dev or test file; "
+                    "train on other questions"
+                )
+            tasks["train"] = train
+        return tasks
 
     def tasks(self, split: Split) -> Sequence[Task]:
         """The rows of the split's file, in its order."""
@@ -136,6 +147,10 @@ class RetrievalQA(SearchEnvironment):
         instructions = (self.instructions or default).replace("{max_calls}", str(self.max_calls))
         content = f"{instructions}\n\nQuestion: {self.asked(task)}"
         return [{"role": "user", "content": content}]
+
+
+def _words(task: Task) -> str:
+    return " ".join(task.question.split())
 
 
 def _tasks_in(file: Path, split: Split) -> tuple[Task, ...]:
