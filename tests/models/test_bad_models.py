@@ -211,7 +211,9 @@ def test_a_template_that_does_not_fit_tool_calls(
     shutil.copy(SHIPPED / "search_base" / "config.json", folder)
     questions.write_text('{"question": "who ?", "answer": "Ada"}\n', encoding="utf-8")
     options = ["--model.path", str(folder), "--env.turns", "tool_call", "--folder", str(run)]
-    files = ["--env.train-file", str(questions), "--env.test-file", str(questions)]
+    others = tmp_path / "test.jsonl"
+    others.write_text('{"question": "where ?", "answer": "Rome"}\n', encoding="utf-8")
+    files = ["--env.train-file", str(questions), "--env.test-file", str(others)]
     files += ["--prompts-per-step", "1"]
     assert main(["train", "at2po_search_paper", *options, *files]) == 2
     error = capsys.readouterr().err.strip()
