@@ -115,9 +115,12 @@ class RetrievalQA(SearchEnvironment):
         files: dict[Split, Path | None] = {
             "train": self.train_file, "dev": self.dev_file, "test": self.test_file
         }  # fmt: skip
-        tasks = {split: _tasks_in(file, split) for split, file in files.items() if file is not None}
+        tasks: dict[Split, tuple[Task, ...]] = {
+            split: _tasks_in(file, split) for split, file in files.items() if file is not None
+        }
         if "train" in tasks:
-            kept_back = {_words(t) for split in ("dev", "test") for t in tasks.get(split, ())}
+            held_out = (*tasks.get("dev", ()), *tasks.get("test", ()))
+            kept_back = {_words(task) for task in held_out}
             train = tuple(task for task in tasks["train"] if _words(task) not in kept_back)
             if not train:
                 raise SpanwiseError(

@@ -86,7 +86,7 @@ def parsed_turn(text: str) -> Call | Answer | Malformed:
 
 
 def has_words(text: str) -> bool:
-    """Whether text behind a stop string has words, which the token that completed it has not.
+    r"""Whether text behind a stop string has words, which the token that completed it has not.
 
     Example:
       >>> has_words("<"), has_words(".\n"), has_words(" and more")
