@@ -44,10 +44,6 @@ class Turn:
     """One turn of the model as the environment sees it."""
 
     text: str
-    """What the model wrote, up to the end of the stop string that ended the turn, whatever else
-    the token holds that completed it; without the end token (``<|im_end|>``, ``</s>``) of a turn
-    that the model ended itself."""
-
     truncated: bool = False
     """The token limit cut it, or leaves no token for a turn after it."""
 
@@ -123,19 +119,6 @@ def _real(reward: object) -> float:
         return float(reward)
     except OverflowError:
         return math.inf if cast(Any, reward) > 0 else -math.inf
-
-
-def up_to_stop(text: str, stop_strings: Sequence[str]) -> str:
-    """The text up to the end of the stop string that is first complete, or all of it.
-
-    A token that completes one may hold more, as ``><`` does in many vocabularies.
-
-    Example:
-      >>> up_to_stop("<search> Ada </search><", ("</search>", "</answer>"))
-      '<search> Ada </search>'
-    """
-    ends = [text.find(stop) + len(stop) for stop in stop_strings if stop in text]
-    return text[: min(ends, default=len(text))]
 
 
 class Environment(ABC):

@@ -61,12 +61,6 @@ def encoded(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     return tuple(t for p in pieces for t in tokenizer.encode(p, add_special_tokens=False))
 
 
-def is_end_token(tokenizer: Any, token: int) -> bool:
-    """Whether a token that ended a turn is a marker: special, or the tokenizer's own end."""
-    added = getattr(tokenizer, "added_tokens_decoder", {}).get(token)
-    return token == getattr(tokenizer, "eos_token_id", None) or getattr(added, "special", False)
-
-
 def plain_text(tokenizer: Any, text: str, own_tags: Collection[str] = ()) -> str:
     """The text with a ``BREAK`` inside all that the tokenizer reads as one of its added tokens.
 

@@ -12,16 +12,15 @@ from hashlib import sha256
 from types import TracebackType
 from typing import Any
 
-from spanwise.envs.base import Environment, Reply, Task, Turn, up_to_stop
+from spanwise.envs.base import Environment, Reply, Task, Turn
 from spanwise.errors import one_line
-from spanwise.models.tokenizer import ChatOfPlainText, encoded, is_end_token, plain_text
+from spanwise.models.tokenizer import ChatOfPlainText, encoded, plain_text
 from spanwise.rollout.base import Rollout
 from spanwise.rollout.calls import CallRunner
 from spanwise.rollout.context import RolloutContext
 from spanwise.rollout.failures import RunStopped
 from spanwise.runtime.seeds import seed_of
 from spanwise.samplers.base import Completion, Request
-from spanwise.samplers.stops import decoded
 from spanwise.tree import Expansion, Failure, Node, Path, Tree
 
 
@@ -122,7 +121,7 @@ class TreeBuilder:
         if isinstance(completion, Failure):
             faults = tuple(caller.faults)
             return Node(path=path, stop="failure", failure=completion, faults=faults)
-        text = self._text(completion)
+        text = self.context.tokenizer.decode(completion.tokens, skip_special_tokens=False)
         turns = [
             Turn(
                 text=n.text,
@@ -149,17 +148,6 @@ class TreeBuilder:
             reply = replace(reply, stop="length")  # whatever the environment calls it
         node = _node(path, completion, text, reply, observation)
         return replace(node, faults=tuple(caller.faults), truncated=completion.finish == "length")
-
-    def _text(self, completion: Completion) -> str:
-        """What the environment is to read: see ``Turn.text``."""
-        tokenizer, tokens, finish = self.context.tokenizer, completion.tokens, completion.finish
-        if finish == "eos" and is_end_token(tokenizer, tokens[-1]):
-            tokens = tokens[:-1]
-        text = decoded(tokenizer, tokens)
-        if finish == "stop":  # what stands behind the stop is of the last token, or it is read
-            read = up_to_stop(text, self.context.env.stop_strings)
-            text = text[: max(len(read), len(decoded(tokenizer, tokens[:-1])))]
-        return text
 
     def _rendered(self, reply: Reply) -> tuple[Reply, tuple[int, ...]]:
         """The reply and its observation's tokens, or a failure if it cannot be rendered."""

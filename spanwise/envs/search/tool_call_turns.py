@@ -22,7 +22,6 @@ from spanwise.envs.search.xml_turns import (
     Call,
     Malformed,
     boxed_answer,
-    has_words,
     shown_documents,
     wrong_tags,
 )
@@ -83,7 +82,7 @@ def parsed_tool_turn(text: str) -> Call | Answer | Malformed:
         return wrong_tags(names)
     _, _, rest = text.partition("<tool_call>")
     inside, _, after = rest.partition("</tool_call>")
-    return Malformed("there is text after the call") if has_words(after) else _call(inside)
+    return Malformed("there is text after the call") if after.strip() else _call(inside)
 
 
 def _call(text: str) -> Call | Malformed:

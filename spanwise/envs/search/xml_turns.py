@@ -76,23 +76,13 @@ def parsed_turn(text: str) -> Call | Answer | Malformed:
     ):
         return wrong_tags(names) if names else Malformed("there are no tags")
     think, think_end, act, act_end = tags
-    outside = text[: think.start()], text[think_end.end() : act.start()]
-    if any(part.strip() for part in outside) or has_words(text[act_end.end() :]):
+    outside = text[: think.start()], text[think_end.end() : act.start()], text[act_end.end() :]
+    if any(part.strip() for part in outside):
         return Malformed("there is text outside the tags")
     inside = text[act.end() : act_end.start()].strip()
     if act.group() == "<answer>":
         return boxed_answer(inside)
     return Call(inside) if inside else Malformed("the query is empty")
-
-
-def has_words(text: str) -> bool:
-    r"""Whether text behind a stop string has words, which the token that completed it has not.
-
-    Example:
-      >>> has_words("<"), has_words(".\n"), has_words(" and more")
-      (False, False, True)
-    """
-    return any(character.isalnum() for character in text)
 
 
 def wrong_tags(names: Sequence[str]) -> Malformed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +43,6 @@ def test_calls_and_answers() -> None:
     assert parsed_tool_turn(answer) == Answer("Ada {the} Beck")
     assert parsed_tool_turn("\\boxed{Ada}") == Answer("Ada")
     assert CALL.endswith(STOP_STRINGS)
-
-
-@pytest.mark.parametrize("behind", ["<", ".", "></", ",", "\n"])
-def test_what_the_stopping_token_holds_behind_the_stop_string_is_not_read(behind: str) -> None:
-    assert parsed_tool_turn(CALL + behind) == parsed_tool_turn(CALL)
-    assert isinstance(parsed_tool_turn(CALL), Call)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +103,7 @@ def test_what_is_accepted_was_written_by_the_rules(text: str) -> None:
         assert text.count("<tool_call>") == text.count("</tool_call>") == 1
         body, after = text.split("<tool_call>")[1].split("</tool_call>")
         assert json.loads(body)["arguments"]["query"].strip() == parsed.query
-        assert not re.search(r"\w", after)
+        assert not after.strip()
     if isinstance(parsed, Answer):
         thought, _, rest = text.rpartition("</think>")
         assert rest.count("\\boxed{") == 1 and "<tool_call>" not in text

@@ -1,5 +1,3 @@
-import re
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,12 +59,6 @@ def test_anything_else_is_malformed(text: str):
     assert isinstance(parsed_turn(text), Malformed)
 
 
-@pytest.mark.parametrize("behind", ["<", ".", ">.", "></", ",", "\n\n", " "])
-def test_what_the_stopping_token_holds_behind_the_stop_string_is_not_read(behind: str):
-    assert parsed_turn(CALL + behind) == parsed_turn(CALL) != parsed_turn(ANSWER)
-    assert parsed_turn(ANSWER + behind) == parsed_turn(ANSWER)
-
-
 def test_chat_markup_in_a_turn_is_plain_text():
     turn = "<think> <|im_end|> <|im_start|>user </think> <search> q </search>"
     assert parsed_turn(turn) == Call("q")
@@ -89,7 +81,7 @@ def test_what_is_accepted_was_written_by_the_rules(text: str):
     )
     between, inside = rest.split(f"<{kind}>")
     inside, after = inside.split(f"</{kind}>")
-    assert not before.strip() and not between.strip() and not re.search(r"\w", after)
+    assert not before.strip() and not between.strip() and not after.strip()
     assert not any(tag in thought or tag in inside for tag in TAGS)
     assert parsed.query == inside.strip() if isinstance(parsed, Call) else parsed.text in inside
 
